@@ -1,0 +1,36 @@
+# Two commands: `make demo` and `make test`. Each makes the environment first,
+# in .venv and nowhere else, and is otherwise one line that can be typed by hand.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint lock clean-env
+
+demo: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
+
+test: .venv/ready lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check workflow
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+.venv/ready: envs/requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eigendet needs Python 3.11 or newer, not " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --require-hashes -r envs/requirements.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
+lock: .venv/ready
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --upgrade --group dev pyproject.toml --output-file envs/requirements.txt
+
+clean-env:
+	rm -rf .venv

@@ -1,0 +1,17 @@
+"""Your own detection data: COCO annotations and a folder of images."""
+
+from typing import TYPE_CHECKING
+
+from eigendet.plugins import dataset
+from pydantic import DirectoryPath, FilePath
+
+if TYPE_CHECKING:
+    from eigendet.datasets import Detection
+
+
+@dataset
+def coco(*, annotations: FilePath, images: DirectoryPath) -> "Detection":
+    """A COCO JSON file (boxes, polygons, run lengths, crowds) over a folder of images."""
+    from eigendet.coco import CocoDetection
+
+    return CocoDetection(annotations, images)

@@ -1,0 +1,55 @@
+"""Residual networks of torchvision."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from eigendet.plugins import backbone
+from pydantic import PositiveInt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@backbone
+def resnet(
+    *,
+    depth: Literal[18, 34, 50, 101] = 50,
+    norm: Literal["group", "batch", "sync_batch", "frozen_batch"] = "group",
+    norm_groups: PositiveInt = 32,
+) -> "nn.Module":
+    """torchvision's ResNet-18, 34, 50 or 101; feature maps of strides 4, 8, 16 and 32.
+
+    Its state dict has torchvision's names, so that published weights fit. `norm_groups` is for `norm: group`.
+    """
+    from torch import Tensor, nn
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+    from torchvision.ops import FrozenBatchNorm2d
+
+    block, blocks = {
+        18: (BasicBlock, [2, 2, 2, 2]),
+        34: (BasicBlock, [3, 4, 6, 3]),
+        50: (Bottleneck, [3, 4, 6, 3]),
+        101: (Bottleneck, [3, 4, 23, 3]),
+    }[depth]
+    norms = {
+        "group": partial(nn.GroupNorm, norm_groups),
+        "batch": nn.BatchNorm2d,
+        "sync_batch": nn.SyncBatchNorm,
+        "frozen_batch": FrozenBatchNorm2d,
+    }
+
+    class Features(ResNet):
+        """ResNet without its classifier."""
+
+        def __init__(self) -> None:
+            super().__init__(block, blocks, num_classes=1, norm_layer=norms[norm])
+            del self.avgpool, self.fc
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+            features = {}
+            for name in ("layer1", "layer2", "layer3", "layer4"):
+                x = features[name] = getattr(self, name)(x)
+            return features
+
+    return Features()

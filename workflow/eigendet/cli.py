@@ -1,0 +1,212 @@
+"""The command line: a verb for each stage, each usable without Snakemake."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from eigendet import __version__
+from eigendet.config import Arm, Experiment, load
+from eigendet.errors import UserError
+
+# Imports of torch stand inside the commands, so that help and errors come at once.
+
+EXISTING = click.Path(exists=True, path_type=Path)
+NEW = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__)
+def main() -> None:
+    """What pre-training changes inside an object detector, and how wide each layer must be.
+
+    The stages in order: pretrain, train, evaluate, dump, spectrum, widths, report. `snakemake` runs them all for an
+    experiment; each can also be run by hand, from a configuration file such as config.yaml.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose `UserError` is one message and exit status 1, not a traceback."""
+
+    @main.command()
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        try:
+            function(**arguments)
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
+
+    return run
+
+
+config_option = click.option(
+    "--config", "-c", "configs", type=EXISTING, multiple=True, default=["config.yaml"],
+    help="The experiment's YAML file. Given several times, later files override earlier ones.",
+)  # fmt: skip
+backbone_option = click.option("--backbone", help="Which entry of `backbones`. [default: the only one]")
+detector_option = click.option("--detector", help="Which entry of `detectors`. [default: the only one]")
+
+
+def output_option(what: str) -> Callable[..., Any]:
+    return click.option("--output", "-o", type=NEW, required=True, help=what)
+
+
+@command
+@config_option
+@click.argument("task", type=click.Choice(["classification", "detection"]))
+@click.argument("split", type=click.Choice(["train", "val"]))
+@output_option("JSON file for the summary.")
+def check(configs: tuple[Path, ...], task: str, split: str, output: Path) -> None:
+    """Check a data set: annotations, files, and every image."""
+    from eigendet import datasets, files
+
+    summary = datasets.check(_experiment(configs), task, split)
+    click.echo(f"{task} {split}: {summary['images']} images, {len(summary['classes'])} classes")
+    for note in summary["notes"]:
+        click.echo(note)
+    files.write_json(output, summary)
+
+
+@command
+@config_option
+@backbone_option
+@output_option("Folder of the run; backbone.pt in it is the result.")
+def pretrain(configs: tuple[Path, ...], backbone: str | None, output: Path) -> None:
+    """Pre-train a backbone as a classifier, or fetch the weights that the configuration names.
+
+    Stopped at any moment, the same command goes on from the last checkpoint.
+    """
+    from eigendet import runs
+
+    experiment = _experiment(configs)
+    runs.pretrain(experiment, _only(experiment.backbones, backbone, "backbone"), output)
+
+
+@command
+@config_option
+@click.option(
+    "--arm", type=click.Choice(get_args(Arm)), default="scratch", help="How the run starts and with which widths."
+)
+@backbone_option
+@detector_option
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Fixes weights, order and augmentation.")
+@click.option("--init", type=EXISTING, help="Weights that the backbone starts from, for the arm finetune.")
+@click.option(
+    "--widths", type=EXISTING, help="File of widths, for the arms derived and uniform; may be edited by hand."
+)
+@output_option("Folder of the run.")
+def train(
+    configs: tuple[Path, ...],
+    arm: Arm,
+    backbone: str | None,
+    detector: str | None,
+    seed: int,
+    init: Path | None,
+    widths: Path | None,
+    output: Path,
+) -> None:
+    """Train a detector, keeping snapshots of its weights.
+
+    Stopped at any moment, the same command goes on from the last checkpoint.
+    """
+    from eigendet import runs
+
+    experiment = _experiment(configs)
+    backbone = _only(experiment.backbones, backbone, "backbone")
+    detector = _only(experiment.detectors, detector, "detector")
+    runs.train(experiment, arm, backbone, detector, seed, output, init, widths)
+
+
+@command
+@config_option
+@click.argument("run", type=EXISTING)
+@output_option("JSON file for the result.")
+def evaluate(configs: tuple[Path, ...], run: Path, output: Path) -> None:
+    """Test a run's last snapshot on the validation split: COCO average precision, or top-1 accuracy.
+
+    RUN is the folder of a complete run.
+    """
+    from eigendet import files, runs
+
+    result = runs.evaluate(_experiment(configs), run)
+    files.write_json(output, result)
+    scores = result.get("boxes", {"top1": result.get("top1")})
+    click.echo(", ".join(f"{name} {value:.4f}" for name, value in scores.items() if value is not None))
+
+
+@command
+@config_option
+@click.argument("run", type=EXISTING)
+@output_option("HDF5 file for the covariances.")
+def dump(configs: tuple[Path, ...], run: Path, output: Path) -> None:
+    """Dump the covariance of every chosen feature map, at every snapshot of a run.
+
+    RUN is the folder of a complete run of a detector.
+    """
+    from eigendet import dump as stage
+
+    stage.dump(_experiment(configs), run, output)
+
+
+@command
+@click.argument("covariance", type=EXISTING)
+@click.option("--eigenvalues", type=NEW, required=True, help="Parquet file for the eigenvalues.")
+@click.option("--metrics", type=NEW, required=True, help="CSV file for what is read from them.")
+def spectrum(covariance: Path, eigenvalues: Path, metrics: Path) -> None:
+    """Eigenvalues, effective ranks and intrinsic dimensions of a dump.
+
+    COVARIANCE is a file that `eigendet dump` wrote.
+    """
+    from eigendet import spectrum as stage
+
+    stage.write(covariance, eigenvalues, metrics)
+
+
+@command
+@config_option
+@backbone_option
+@click.argument("eigenvalues", type=EXISTING, nargs=-1, required=True)
+@output_option("Folder for derived.json and its control, uniform.json.")
+def widths(configs: tuple[Path, ...], backbone: str | None, eigenvalues: tuple[Path, ...], output: Path) -> None:
+    """Derive the widths of a backbone from spectra, at the reference's multiply-accumulates.
+
+    EIGENVALUES are tables that `eigendet spectrum` wrote, of one arm, a table for each seed.
+    """
+    from eigendet import files
+    from eigendet import widths as stage
+
+    experiment = _experiment(configs)
+    name = _only(experiment.backbones, backbone, "backbone")
+    for arm, content in stage.from_spectra(experiment, name, eigenvalues).items():
+        files.write_json(output / f"{arm}.json", content)
+        change = {cost: content[cost]["result"] / content[cost]["reference"] for cost in ("parameters", "macs")}
+        click.echo(f"{arm}: {change['parameters']:.3f} of the parameters, {change['macs']:.3f} of the MACs")
+
+
+@command
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def report(results: Path) -> None:
+    """Write summary.csv and report.html, one self-contained page, from an experiment's results.
+
+    RESULTS is the folder results/EXPERIMENT.
+    """
+    from eigendet import report as stage
+
+    click.echo(stage.write(results))
+
+
+def _experiment(configs: tuple[Path, ...]) -> Experiment:
+    return load([Path(config) for config in configs])
+
+
+def _only(choices: dict[str, Any], name: str | None, kind: str) -> str:
+    if name is None and len(choices) > 1:
+        raise UserError(f"--{kind}: there are several, {', '.join(choices)}; name one.")
+    return name if name is not None else next(iter(choices))

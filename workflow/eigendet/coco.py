@@ -1,0 +1,173 @@
+"""Detection data in COCO format: one JSON file and a folder of images, checked in full before use."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from eigendet.datasets import RLE, Target, decode
+from eigendet.errors import UserError
+from eigendet.files import file_digest, read_json
+
+EXPECTED = "a COCO file: an object with the lists 'images', 'annotations' and 'categories'"
+
+
+class CocoDetection:
+    """COCO annotations over an image folder; see `eigendet.datasets.Detection`.
+
+    Boxes of no area are dropped and boxes that overhang the image are clipped; `notes` counts both.
+
+    Raises:
+        UserError: the file is not COCO, or names images, categories or boxes that cannot be; the message names the file
+            and the id.
+    """
+
+    def __init__(self, annotations: Path, images: Path) -> None:
+        self.folder = images
+        self._file = annotations
+        content = read_json(annotations, EXPECTED)
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content, dict) or not isinstance(content.get(key), list):
+                raise UserError(f"{annotations}: no list '{key}'; expected {EXPECTED}.")
+        categories = sorted(self._by_id(content["categories"], "categories", {"name": str}).items())
+        self.classes = [category["name"] for _, category in categories]
+        self._labels = {identity: label for label, (identity, _) in enumerate(categories, start=1)}
+        by_id = self._by_id(content["images"], "images", {"file_name": str, "width": int, "height": int})
+        self._images = [by_id[identity] for identity in sorted(by_id)]
+        self._check_files()
+        self._objects: dict[int, list[dict[str, Any]]] = {identity: [] for identity in by_id}
+        self._dropped: Counter[str] = Counter()
+        for annotation in self._by_id(
+            content["annotations"], "annotations", {"image_id": int, "category_id": int}
+        ).values():
+            self._add(annotation, by_id)
+        if not any(self._objects.values()):
+            raise UserError(f"{annotations}: no annotations with a box of any area; expected at least one.")
+        self.notes = [f"{annotations}: {count} {what}" for what, count in sorted(self._dropped.items())]
+        self.digest = file_digest(annotations)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return str(self.folder / self._images[index]["file_name"])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._images[index]["height"], self._images[index]["width"]
+
+    def objects(self, index: int) -> int:
+        return sum(not annotation["crowd"] for annotation in self._objects[self._images[index]["id"]])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        found = self._objects[self._images[index]["id"]]
+        masks = [_rle(item["segmentation"], self.size(index)) for item in found] if self.has_masks else None
+        target = Target(
+            boxes=torch.tensor([item["box"] for item in found], dtype=torch.float32).reshape(-1, 4),
+            labels=torch.tensor([item["label"] for item in found], dtype=torch.int64),
+            crowd=torch.tensor([item["crowd"] for item in found], dtype=torch.bool),
+            area=torch.tensor([item["area"] for item in found], dtype=torch.float32),
+            masks=masks,
+        )
+        return decode(self.folder / self._images[index]["file_name"]), target
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has a segmentation."""
+        return not self._dropped["objects without a segmentation, so masks are not used"]
+
+    def _by_id(self, entries: list[Any], key: str, fields: dict[str, type]) -> dict[int, dict[str, Any]]:
+        """Entries of a list by their ids, after a check of the fields that everything rests on."""
+        found: dict[int, dict[str, Any]] = {}
+        for position, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
+                raise UserError(f"{self._file}: {key}[{position}] has no integer 'id'; expected {EXPECTED}.")
+            for field, kind in fields.items():
+                if not isinstance(entry.get(field), kind):
+                    where = f"{self._file}: {key} id {entry['id']}"
+                    raise UserError(f"{where}: '{field}' is {entry.get(field)!r}; expected {kind.__name__}.")
+            if entry["id"] in found:
+                raise UserError(f"{self._file}: {key} id {entry['id']} occurs twice; expected it once.")
+            found[entry["id"]] = entry
+        if not found:
+            raise UserError(f"{self._file}: '{key}' is empty; expected at least one entry.")
+        return found
+
+    def _check_files(self) -> None:
+        present = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
+        missing = [image for image in self._images if image["file_name"] not in present]
+        if missing:
+            raise UserError(
+                f"{self._file}: {len(missing)} of {len(self._images)} images are not in {self.folder}; the first is "
+                f"'{missing[0]['file_name']}' (image id {missing[0]['id']})."
+            )
+
+    def _add(self, annotation: dict[str, Any], images: dict[int, dict[str, Any]]) -> None:
+        where = f"{self._file}: annotations id {annotation['id']}"
+        if annotation["image_id"] not in images:
+            raise UserError(f"{where}: image_id {annotation['image_id']} is not the id of any image.")
+        if annotation["category_id"] not in self._labels:
+            known = ", ".join(map(str, self._labels))
+            raise UserError(f"{where}: unknown category_id {annotation['category_id']}; the categories are {known}.")
+        box = annotation.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+            raise UserError(f"{where}: bbox is {box!r}; expected [left, top, width, height] in pixels.")
+        left, top, width, height = box
+        if width <= 0 or height <= 0:
+            self._dropped["boxes of no area dropped"] += 1
+            return
+        image = images[annotation["image_id"]]
+        right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+        if left >= image["width"] or top >= image["height"] or right <= 0 or bottom <= 0:
+            raise UserError(
+                f"{where}: bbox {box} lies outside image id {image['id']} ({image['width']}x{image['height']} pixels); "
+                "expected [left, top, width, height] in pixels."
+            )
+        # Half a pixel is how tools round; more is worth a count.
+        if min(left, top) < -0.5 or left + width > right + 0.5 or top + height > bottom + 0.5:
+            self._dropped["boxes clipped to their image"] += 1
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            self._dropped["objects without a segmentation, so masks are not used"] += 1
+        elif not _is_segmentation(segmentation):
+            raise UserError(f"{where}: segmentation is not valid; expected polygons [[x, y, …], …] or run lengths.")
+        box = [max(left, 0.0), max(top, 0.0), right, bottom]
+        self._objects[image["id"]].append(
+            {
+                "box": box,
+                "label": self._labels[annotation["category_id"]],
+                "crowd": bool(annotation.get("iscrowd", 0)),
+                "area": float(annotation.get("area", width * height)),
+                "segmentation": segmentation,
+            }
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_segmentation(value: Any) -> bool:
+    if isinstance(value, dict):
+        return isinstance(value.get("counts"), list | str) and isinstance(value.get("size"), list)
+    return isinstance(value, list) and all(
+        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(_is_number, polygon))
+        for polygon in value
+    )
+
+
+def _rle(segmentation: Any, size: tuple[int, int]) -> RLE:
+    """Polygons or run lengths, compressed or not, as compressed run lengths."""
+    height, width = size
+    if isinstance(segmentation, list):
+        rle: RLE = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        rle = {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
+    return rle

@@ -1,0 +1,308 @@
+"""The experiment as typed, validated values.
+
+One YAML file describes one experiment. What it leaves out takes the default given here. `load` reads files (later ones
+override earlier ones, key by key), `parse` takes a dictionary; both raise `UserError` with one line for each wrong key.
+Nothing here imports torch, so the Snakefile can use it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from eigendet.errors import UserError
+
+Arm = Literal["finetune", "scratch", "derived", "uniform"]
+Point = Literal["conv", "norm", "act", "block", "fpn"]
+Rule = Literal["ratio", "energy", "dof", "effective_rank", "participation"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+# Arms that take the widths of `widths.json`, against arms that keep the reference's.
+RESIZED_ARMS: tuple[Arm, ...] = ("derived", "uniform")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PluginChoice(BaseModel):
+    """A plugin by name; every further key is one of its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    plugin: str = Field(description="name of the plugin")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class BackboneChoice(PluginChoice):
+    width: PositiveFloat = Field(1.0, description="factor on every width of the network, to multiples of 8")
+    pretrained: str = Field(
+        "workflow",
+        description="start of the finetune arm: 'workflow' (pre-train here), a state-dict file, or published weights "
+        "as torchvision names them, for example 'torchvision:ResNet50_Weights.IMAGENET1K_V2'",
+    )
+
+
+class Splits(Section):
+    train: PluginChoice
+    val: PluginChoice
+
+
+class Data(Section):
+    classification: Splits | None = Field(None, description="for pre-training; not needed with other weights")
+    detection: Splits
+
+
+class Optimisation(Section):
+    """What both training loops share. Steps are optimizer updates."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; AdamW keeps its own betas")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="on weights; not on biases and normalisation")
+    warmup_steps: NonNegativeInt = Field(0, description="linear rise of the learning rate from 0")
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.67, 0.89], description="of the step schedule: shares of all steps after which the rate falls to a tenth"
+    )
+    clip_norm: PositiveFloat | None = Field(None, description="largest norm of the gradient; null: no clipping")
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of the forward pass on a GPU; a CPU always computes in float32"
+    )
+    snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
+        8, description="how many (first, then spaced logarithmically, then last), or the steps themselves"
+    )
+    log_every: PositiveInt = Field(20, description="steps between rows of the log")
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints for resuming")
+    workers: NonNegativeInt = Field(0, description="processes that load data; 0: the training process itself")
+
+    @model_validator(mode="after")
+    def _within_steps(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be below steps, {self.steps}")
+        if isinstance(self.snapshots, list):
+            outside = [step for step in self.snapshots if step > self.steps]
+            if outside:
+                raise ValueError(
+                    f"snapshots holds {outside[0]}; no snapshot can come after the last step, {self.steps}"
+                )
+        return self
+
+
+class Pretraining(Optimisation):
+    image_size: PositiveInt = Field(224, description="side of the square crop, pixels")
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.35, 1.0), description="share of the image in a crop")
+    flip: bool = Field(True, description="mirror half of the images")
+    seed: NonNegativeInt = 0
+
+
+class DetectorTraining(Optimisation):
+    min_size: PositiveInt = Field(800, description="shorter side after resizing, pixels")
+    max_size: PositiveInt = Field(1333, description="longest side allowed, pixels")
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] = Field((0.8, 1.25), description="range of the random factor")
+    flip: bool = Field(True, description="mirror half of the images")
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> Self:
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size is {self.min_size}; it must not exceed max_size, {self.max_size}")
+        return self
+
+
+class CovarianceSettings(Section):
+    """Which feature maps are observed, in which runs, on which images."""
+
+    arms: list[Arm] = Field(["finetune", "scratch"], min_length=1)
+    points: list[Point] = Field(["act"], min_length=1)
+    images: PositiveInt = Field(200, description="images of the probe set, the same for every run and snapshot")
+    split: Literal["train", "val"] = Field(
+        "train", description="where the probe images come from; widths read from 'val' would have seen the test"
+    )
+
+
+class WidthSettings(Section):
+    """How spectra become widths. The paper leaves all of this open; see README for the reasons of the defaults."""
+
+    arm: Literal["finetune", "scratch"] = Field("scratch", description="whose last spectra are read")
+    point: Literal["conv", "norm", "act", "block"] = "act"
+    centred: bool = Field(True, description="covariance; false: raw second moments")
+    rule: Rule = "dof"
+    parameter: PositiveFloat | None = Field(
+        None,
+        description="of the rule: ratio to the largest eigenvalue (default 0.001), share of energy (0.99), "
+        "or lambda in mean eigenvalues for dof (0.1)",
+    )
+    tie: Literal["max", "mean"] = Field("max", description="over the taps of one channel group")
+    round_to: PositiveInt = Field(8, description="widths are multiples of this")
+
+    @model_validator(mode="after")
+    def _parameter_fits_rule(self) -> Self:
+        if self.rule in ("ratio", "energy") and self.parameter is not None and self.parameter > 1:
+            raise ValueError(
+                f"parameter is {self.parameter}; the rule '{self.rule}' takes a share, above 0 and up to 1"
+            )
+        if self.rule in ("effective_rank", "participation") and self.parameter is not None:
+            raise ValueError(f"parameter is {self.parameter}; the rule '{self.rule}' has none, so leave it out")
+        return self
+
+
+class Experiment(Section):
+    experiment: Name = Field(description="results go to results/<experiment>/")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once with each")
+    data: Data
+    backbones: dict[Name, BackboneChoice] = Field(min_length=1)
+    detectors: dict[Name, PluginChoice] = Field(min_length=1)
+    arms: dict[Arm, dict[str, Any]] = Field(
+        {"finetune": {}, "scratch": {}, "derived": {}, "uniform": {}},
+        min_length=1,
+        description="which arms to run, and what each changes in `training`",
+    )
+    pretraining: Pretraining | None = None
+    training: DetectorTraining
+    covariance: CovarianceSettings = CovarianceSettings()
+    widths: WidthSettings = WidthSettings()
+
+    def training_of(self, arm: Arm) -> DetectorTraining:
+        """`training` with the changes of one arm."""
+        return DetectorTraining.model_validate(self.training.model_dump() | self.arms.get(arm, {}))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}; each may occur once")
+        if "finetune" in self.arms:
+            for name, backbone in self.backbones.items():
+                if backbone.pretrained == "workflow" and not (self.data.classification and self.pretraining):
+                    raise ValueError(
+                        f"backbones.{name}.pretrained is 'workflow', which needs the sections data.classification and "
+                        "pretraining; give these, name a weights file, or leave the arm finetune out"
+                    )
+        observed = [arm for arm in self.covariance.arms if arm in self.arms]
+        if not observed:
+            raise ValueError(f"covariance.arms is {self.covariance.arms}; none of these is in arms, {list(self.arms)}")
+        if any(arm in RESIZED_ARMS for arm in self.arms):
+            if self.widths.arm not in observed:
+                raise ValueError(
+                    f"widths.arm is '{self.widths.arm}', whose covariance is not dumped; add it to arms and "
+                    "covariance.arms, or leave the arms derived and uniform out"
+                )
+            if self.widths.point not in self.covariance.points:
+                raise ValueError(
+                    f"widths.point is '{self.widths.point}'; it must be one of covariance.points, "
+                    f"{self.covariance.points}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _arms_change_training(self) -> Self:
+        for arm in self.arms:
+            try:
+                self.training_of(arm)
+            except ValidationError as error:
+                raise ValueError("; ".join(_lines(error, DetectorTraining, f"arms.{arm}"))) from None
+        return self
+
+
+def load(paths: Sequence[Path]) -> Experiment:
+    """Read and merge YAML files: mappings key by key, anything else replaced by the later file.
+
+    Raises:
+        UserError: a file is missing or not YAML, or a key is wrong.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            content = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); expected a configuration file.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds {type(content).__name__}; expected a mapping of keys to values.")
+        merged = _merge(merged, content)
+    return parse(merged, ", ".join(map(str, paths)))
+
+
+def parse(values: Mapping[str, Any], source: str = "configuration") -> Experiment:
+    """Validate a dictionary; `source` opens every line of the error."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{source}: {line}" for line in _lines(error, Experiment))) from None
+
+
+def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options of a plugin, checked and completed by `model`; `where` is the key they stand under."""
+    try:
+        checked = model.model_validate(options)
+    except ValidationError as error:
+        raise UserError("\n".join(_lines(error, model, where))) from None
+    return {name: getattr(checked, name) for name in model.model_fields}
+
+
+def dump_yaml(experiment: Experiment) -> str:
+    """The experiment with every default written out, readable by `load`."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """One line for each fault: the key, the value, what would be accepted."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join([prefix] * bool(prefix) + [str(part) for part in fault["loc"]])
+        if fault["type"] == "extra_forbidden":
+            accepted = _keys_at(model, fault["loc"][:-1])
+            near = difflib.get_close_matches(str(fault["loc"][-1]), accepted, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            lines.append(f"{key}: unknown key; {hint}accepted here: {', '.join(accepted) or 'none'}")
+        elif fault["type"] == "missing":
+            lines.append(f"{key}: missing; a value is required")
+        elif fault["type"] == "value_error":
+            lines.append(": ".join([key] * bool(key) + [str(fault["ctx"]["error"])]))
+        else:
+            lines.append(f"{key}: got {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}")
+    return lines
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section that `location` leads to."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        elif typing.get_origin(current) is dict:
+            current = typing.get_args(current)[1]
+        if isinstance(current, types.UnionType):
+            current = next((arm for arm in typing.get_args(current) if isinstance(arm, type)), None)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

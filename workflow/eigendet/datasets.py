@@ -1,0 +1,130 @@
+"""What a data set is, how images are decoded, and the check that a data set can be used at all.
+
+Both kinds are map-style, know their classes and a digest before any image is decoded, and give images as uint8 tensors
+(3, H, W). The digest identifies the samples: equal digests, equal data.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from eigendet import plugins
+from eigendet.config import Experiment, Splits
+from eigendet.errors import UserError
+
+RLE = dict[str, Any]  # COCO's compressed run lengths: {"size": [height, width], "counts": bytes}
+
+
+class Target(TypedDict):
+    """The objects of one image, crowds included."""
+
+    boxes: Tensor  # (N, 4) float32: left, top, right, bottom in pixels
+    labels: Tensor  # (N,) int64, from 1
+    crowd: Tensor  # (N,) bool: groups, left out of training and ignored in evaluation
+    area: Tensor  # (N,) float32, pixels; of the mask where there is one
+    masks: list[RLE] | None
+
+
+class Detection(Protocol):
+    """Images with boxes. `classes[k - 1]` names label k; `notes` says what was dropped or clipped."""
+
+    classes: list[str]
+    digest: str
+    notes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, without decoding it."""
+
+    def objects(self, index: int) -> int:
+        """Number of objects that training uses, crowds left out, without decoding the image."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]: ...
+
+
+class Classification(Protocol):
+    """Images with one class each; labels count from 0."""
+
+    classes: list[str]
+    digest: str
+    notes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+def decode(path: Path) -> Tensor:
+    """An image file as uint8 (3, H, W), RGB.
+
+    Raises:
+        UserError: the file is missing, truncated, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image file.") from None
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable image, perhaps truncated ({error}); expected JPEG, PNG or the like."
+        ) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def open_splits(experiment: Experiment, task: str) -> dict[str, Any]:
+    """The data sets `train` and `val` of a task, 'classification' or 'detection'.
+
+    Raises:
+        UserError: a data set is not usable, or the two have different classes.
+    """
+    splits: Splits | None = getattr(experiment.data, task)
+    if splits is None:
+        raise UserError(f"data.{task}: missing; this stage needs it.")
+    opened = {
+        name: plugins.bind("dataset", getattr(splits, name), f"data.{task}.{name}")() for name in ("train", "val")
+    }
+    if opened["train"].classes != opened["val"].classes:
+        first, second = (set(opened[name].classes) for name in ("train", "val"))
+        apart = ", ".join(sorted(first ^ second)) or "the same names in another order"
+        raise UserError(f"data.{task}: train and val have different classes ({apart}); expected the same in both.")
+    return opened
+
+
+def check(experiment: Experiment, task: str, split: str) -> dict[str, Any]:
+    """Decode every image of a split once, so that a bad one is known before training starts.
+
+    Returns:
+        A summary: images, classes, objects (of detection), notes and digest.
+
+    Raises:
+        UserError: an image cannot be read or is not of the annotated size, or the data set is not usable at all.
+    """
+    dataset = open_splits(experiment, task)[split]
+
+    def sizes_agree(index: int) -> None:
+        image, _ = dataset[index]
+        if hasattr(dataset, "size") and tuple(image.shape[1:]) != tuple(dataset.size(index)):
+            found, said = tuple(image.shape[1:]), tuple(dataset.size(index))
+            raise UserError(
+                f"{dataset.name(index)}: the image is {found[1]}x{found[0]} pixels; its annotations say "
+                f"{said[1]}x{said[0]}."
+            )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in tqdm(pool.map(sizes_agree, range(len(dataset))), f"{task} {split}", len(dataset), disable=None):
+            pass
+    summary = {"images": len(dataset), "classes": dataset.classes, "notes": dataset.notes, "digest": dataset.digest}
+    if hasattr(dataset, "objects"):
+        summary["objects"] = sum(dataset.objects(index) for index in range(len(dataset)))
+    return summary

@@ -1,0 +1,150 @@
+"""From data sets to batches: augmentation, the same in every arm, and an order that depends on nothing but the seed.
+
+Sample number p of a training run is fixed by (seed, p): which image, and every random choice of its augmentation. So it
+does not matter how many processes load data, or where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from eigendet.config import DetectorTraining, Optimisation, Pretraining
+from eigendet.datasets import Classification, Detection, Target
+from eigendet.errors import UserError
+
+Sample = Any
+Batch = Any
+
+
+class _TrainingSamples(Dataset[Sample]):
+    """Augmented samples by their number in the training run; every epoch is a permutation of `indices`."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int], augment: Callable[[Any, Any], Sample], seed: int) -> None:
+        self.dataset, self.indices, self.augment, self.seed = dataset, indices, augment, seed
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def __getitem__(self, number: int) -> Sample:
+        epoch, position = divmod(number, len(self.indices))
+        image, target = self.dataset[self.indices[self._order(epoch)[position]]]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(self.seed, "sample", number))
+            return self.augment(image, target)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        seed = stream_seed(self.seed, "order", epoch)
+        return np.random.default_rng(seed).permutation(len(self.indices))
+
+
+def stream_seed(seed: int, stream: str, number: int) -> int:
+    """A 63-bit seed for the random stream of that name and number."""
+    entropy = [seed, number, *stream.encode()]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+def classification_batches(dataset: Classification, settings: Pretraining, seed: int, start: int) -> DataLoader[Batch]:
+    """Batches (images (N, 3, S, S) float in [0, 1], labels (N,)) for the steps from `start` to the last."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(settings.image_size, settings.crop_scale, antialias=True),
+            v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    samples = _TrainingSamples(dataset, range(len(dataset)), lambda image, label: (transform(image), label), seed)
+    return _loader(samples, settings, start, collate=torch.utils.data.default_collate)
+
+
+def detection_batches(
+    dataset: Detection, settings: DetectorTraining, seed: int, start: int, masks: bool
+) -> DataLoader[Batch]:
+    """Batches (list of images (3, H, W) float in [0, 1], list of targets) for the steps from `start` to the last.
+
+    Crowds are left out, and images without any object. Images come resized, with scale jitter.
+
+    Raises:
+        UserError: no image has an object, or `masks` is asked of a data set that has none.
+    """
+    used = [index for index in range(len(dataset)) if dataset.objects(index)]
+    if not used:
+        raise UserError("the training images hold no objects other than crowds; expected at least one.")
+    low, high = (max(1, round(settings.min_size * factor)) for factor in settings.scale_jitter)
+    transform = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
+            v2.RandomShortestSize(
+                list(range(low, high + 1)),
+                max(low, round(settings.max_size * settings.scale_jitter[1])),
+                antialias=True,
+            ),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+        ]
+    )
+
+    def augment(image: Tensor, target: Target) -> Sample:
+        kept = ~target["crowd"]
+        objects: dict[str, Tensor] = {
+            "boxes": tv_tensors.BoundingBoxes(target["boxes"][kept], format="XYXY", canvas_size=tuple(image.shape[1:])),
+            "labels": target["labels"][kept],
+        }
+        if masks:
+            objects["masks"] = tv_tensors.Mask(_masks(target, kept))
+        image, objects = transform(tv_tensors.Image(image), objects)
+        return image.as_subclass(Tensor), {key: value.as_subclass(Tensor) for key, value in objects.items()}
+
+    samples = _TrainingSamples(dataset, used, augment, seed)
+    return _loader(samples, settings, start, collate=_lists)
+
+
+def evaluation_crop(settings: Pretraining) -> Callable[[Tensor], Tensor]:
+    """The central crop that a classifier is tested on, as float in [0, 1]."""
+    return v2.Compose(
+        [
+            v2.Resize(round(settings.image_size * 256 / 224), antialias=True),
+            v2.CenterCrop(settings.image_size),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+
+
+def as_float(image: Tensor) -> Tensor:
+    """uint8 image as float32 in [0, 1]."""
+    return image.float() / 255
+
+
+def _masks(target: Target, kept: Tensor) -> Tensor:
+    if target["masks"] is None:
+        raise UserError(
+            "the detector learns masks, but not every object of the training data has a segmentation; "
+            "use a detector without masks, or data with 'segmentation' for each annotation."
+        )
+    decoded = [coco_mask.decode(rle) for rle, keep in zip(target["masks"], kept.tolist(), strict=True) if keep]
+    return torch.from_numpy(np.stack(decoded))
+
+
+def _loader(
+    samples: Dataset[Sample], settings: Optimisation, start: int, collate: Callable[[list[Sample]], Batch]
+) -> DataLoader[Batch]:
+    size = settings.batch_size
+    numbers: Any = [range(step * size, (step + 1) * size) for step in range(start, settings.steps)]
+    return DataLoader(
+        samples,
+        batch_sampler=numbers,
+        num_workers=settings.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _lists(samples: list[Sample]) -> Batch:
+    images, targets = zip(*samples, strict=True)
+    return list(images), list(targets)

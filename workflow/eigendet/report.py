@@ -1,0 +1,222 @@
+"""One self-contained page, and one table, of everything that an experiment found.
+
+Everything is read from the experiment's folder, so a page can be made of whatever is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+from eigendet import config as configuration
+from eigendet.config import Experiment
+from eigendet.errors import UserError
+from eigendet.files import read_json, write_text
+
+# Okabe and Ito's colours, told apart by colour-blind readers; one an arm, in every figure.
+COLOURS: dict[str, str] = {"finetune": "#D55E00", "scratch": "#0072B2", "derived": "#009E73", "uniform": "#CC79A7"}
+ARMS: dict[str, str] = {
+    "finetune": "from the pre-trained backbone",
+    "scratch": "from random weights",
+    "derived": "from random weights, with the widths derived from the spectra",
+    "uniform": "control: from random weights, all widths scaled alike to the parameters of derived",
+}
+POINTS_A_SPECTRUM = 64  # drawn of each spectrum; the tables hold all
+
+
+def write(folder: Path) -> str:
+    """Write `summary.csv` and `report.html` in an experiment's folder; returns a line that says where."""
+    experiment = configuration.load([folder / "config.yaml"])
+    runs = summary(folder, experiment)
+    write_text(folder / "summary.csv", runs.to_csv(index=False))
+    page = _page(folder, experiment, runs)
+    write_text(folder / "report.html", page)
+    return f"{folder / 'report.html'}: {len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB"
+
+
+def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
+    """A row a run: arm, backbone, detector, seed; AP in percent; parameters; multiply-accumulates; time.
+
+    Raises:
+        UserError: no run has been evaluated.
+    """
+    rows = []
+    for file in sorted((folder / "evaluation").rglob("*.json")):
+        scores = read_json(file, "an evaluation")
+        run = scores["run"]
+        path = Path(run["arm"]) / run["backbone"] / run["detector"] / f"seed_{run['seed']}"
+        if run["arm"] not in experiment.arms or run["seed"] not in experiment.seeds:
+            continue  # left from an earlier configuration
+        record = read_json(folder / "runs" / path / "run.json", "the record of a run")
+        row = {**run}
+        for kind in ("boxes", "masks"):
+            prefix = "" if kind == "boxes" else "mask_"
+            row |= {prefix + name: value for name, value in scores.get(kind, {}).items()}
+        row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
+        rows.append(row)
+    if not rows:
+        raise UserError(
+            f"{folder / 'evaluation'}: holds no evaluation of this experiment; run 'eigendet evaluate' first."
+        )
+    table = pd.DataFrame(rows)
+    table["arm"] = pd.Categorical(table["arm"], list(ARMS), ordered=True)
+    return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
+
+
+def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each arm: mean and standard deviation over seeds, costs relative to the arm scratch."""
+    rows = []
+    for (backbone, detector), group in runs.groupby(["backbone", "detector"], sort=False):
+        usual = group[group["arm"].isin(["scratch", "finetune"])]
+        for arm, seeds in group.groupby("arm", sort=False):
+            row: dict[str, Any] = {"backbone": backbone, "detector": detector, "arm": arm, "seeds": len(seeds)}
+            for score in [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in seeds]:
+                values = 100 * seeds[score].astype(float)
+                spread = f" ± {values.std():.1f}" if len(seeds) > 1 else ""
+                row[score] = f"{values.mean():.1f}{spread}" if values.notna().all() else ""
+            for cost in ("parameters", "backbone_parameters", "backbone_macs"):
+                row[cost] = int(seeds[cost].iloc[0])
+                row[f"{cost}_ratio"] = row[cost] / int(usual[cost].iloc[0]) if len(usual) else None
+            rows.append(row)
+    return rows
+
+
+def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("eigendet", ""), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
+    widths = _widths(folder)
+    data = {
+        file.stem.replace("_", " "): read_json(file, "a summary") for file in sorted((folder / "data").glob("*.json"))
+    }
+    pretrained = [read_json(file, "a record") for file in sorted((folder / "pretrained").glob("*/run.json"))]
+    record = read_json(next((folder / "runs").rglob("run.json")), "the record of a run")
+    return environment.get_template("report.html.j2").render(
+        experiment=experiment,
+        arms={arm: text for arm, text in ARMS.items() if arm in set(runs["arm"])},
+        differences=_differences(experiment),
+        averages=averages(runs),
+        seeds=sorted(set(runs["seed"])),
+        scores=_div(_score_figure(runs)),
+        widths=[entry | {"figure": _div(_width_figure(entry))} for entry in widths],
+        data=data,
+        pretrained=pretrained,
+        record=record,
+        configuration=configuration.dump_yaml(experiment),
+        plotly=get_plotlyjs(),
+        spectra=_script_json(_spectra(folder, experiment)),
+        colours=_script_json(COLOURS),
+    )
+
+
+def _differences(experiment: Experiment) -> list[str]:
+    """What the arms do not have in common, besides start and widths."""
+    usual = experiment.training.model_dump()
+    lines = []
+    for arm in experiment.arms:
+        changed = {key: value for key, value in experiment.training_of(arm).model_dump().items() if usual[key] != value}
+        lines += [f"{arm}: {key} is {value} instead of {usual[key]}" for key, value in changed.items()]
+    return lines
+
+
+def _score_figure(runs: pd.DataFrame) -> go.Figure:
+    """AP of every run against parameters and multiply-accumulates of its backbone."""
+    costs = {"backbone_parameters": "backbone parameters", "backbone_macs": "backbone multiply-accumulates"}
+    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.05)
+    networks = runs.groupby(["backbone", "detector"]).groups
+    symbols = dict(zip(networks, itertools.cycle(["circle", "square", "diamond", "cross", "x"]), strict=False))
+    for (arm, backbone, detector), group in runs.groupby(["arm", "backbone", "detector"], sort=False):
+        several = len(symbols) > 1
+        name = f"{arm}, {detector} on {backbone}" if several else str(arm)
+        for column, cost in enumerate(costs, start=1):
+            marker = {"color": COLOURS[str(arm)], "size": 11, "symbol": symbols[backbone, detector]}
+            figure.add_scatter(
+                x=group[cost], y=100 * group["AP"], mode="markers", name=name, legendgroup=name, marker=marker,
+                showlegend=column == 1, customdata=group["seed"], row=1, col=column,
+                hovertemplate=f"{name}, seed %{{customdata}}<br>AP %{{y:.2f}}<br>%{{x:.3s}} {costs[cost]}<extra></extra>",
+            )  # fmt: skip
+    for column, title in enumerate(costs.values(), start=1):
+        figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
+    figure.update_yaxes(title_text="box AP, percent", row=1, col=1)
+    return _styled(figure, 380)
+
+
+def _widths(folder: Path) -> list[dict[str, Any]]:
+    """Contents of the widths files, a dict for each backbone and detector: their names, and the file of each arm."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for file in sorted((folder / "widths").glob("*/*/*.json")):
+        backbone, detector = file.parts[-3:-1]
+        found.setdefault((backbone, detector), {})[file.stem] = read_json(file, "widths")
+    return [
+        {"backbone": names[0], "detector": names[1], "files": files}
+        for names, files in found.items()
+        if "derived" in files
+    ]
+
+
+def _width_figure(entry: dict[str, Any]) -> go.Figure:
+    derived = entry["files"]["derived"]
+    groups = list(derived["widths"])
+    figure = go.Figure()
+    figure.add_bar(
+        x=groups, y=[derived["reference"][group] for group in groups], name="reference", marker_color="#999999"
+    )
+    for arm, content in entry["files"].items():
+        figure.add_bar(x=groups, y=[content["widths"][group] for group in groups], name=arm, marker_color=COLOURS[arm])
+    figure.update_layout(
+        barmode="group", xaxis_title="channel group, named after its first layer", yaxis_title="channels"
+    )
+    return _styled(figure, 420)
+
+
+def _spectra(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
+    """Centred spectra of every run for the page: relative to the largest eigenvalue, thinned on a logarithmic scale."""
+    found: list[dict[str, Any]] = []
+    for run in [(arm, seed) for arm in experiment.covariance.arms for seed in experiment.seeds]:
+        for file in sorted((folder / "spectra" / run[0]).glob(f"*/*/seed_{run[1]}/eigenvalues.parquet")):
+            table = pd.read_parquet(file)
+            backbone, detector = file.parts[-4:-2]
+            taps: dict[str, list[dict[str, Any]]] = {}
+            steps = sorted(table["step"].unique().tolist())
+            centred = table[table["centred"]]
+            for (module, call, point, _), spectrum in centred.groupby(["module", "call", "point", "step"], sort=False):
+                values = np.clip(spectrum["value"].to_numpy(), 0, None)
+                largest = values.max() or 1.0
+                index = np.unique(np.geomspace(1, values.size, POINTS_A_SPECTRUM).round().astype(int))
+                shares = [float(f"{value:.3g}") for value in values[index - 1] / largest]
+                label = f"{module}, call {call}, {point}" if call else f"{module}, {point}"
+                taps.setdefault(label, []).append({"index": index.tolist(), "width": values.size, "value": shares})
+            found.append(
+                {"arm": run[0], "seed": run[1], "network": f"{detector} on {backbone}", "steps": steps, "taps": taps}
+            )
+    return found
+
+
+def _styled(figure: go.Figure, height: int) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 20, "b": 60},
+        legend={"orientation": "h", "y": 1.12}, font={"family": "system-ui, sans-serif", "size": 13},
+    )  # fmt: skip
+    return figure
+
+
+def _div(figure: go.Figure) -> str:
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+    )
+    return html
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end the script element that holds it."""
+    return json.dumps(value, separators=(",", ":")).replace("</", "<\\/")

@@ -1,0 +1,192 @@
+"""The two kinds of runs, pre-training a backbone and training a detector, from an experiment to a folder."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eigendet import __version__, models, training
+from eigendet.config import RESIZED_ARMS, Arm, BackboneChoice, Experiment, Optimisation, PluginChoice
+from eigendet.datasets import open_splits
+from eigendet.errors import UserError, unknown
+from eigendet.evaluation import average_precision, top1
+from eigendet.files import file_digest, read_json, replacing
+from eigendet.loading import classification_batches, detection_batches, evaluation_crop, stream_seed
+from eigendet.models import Definition
+
+logger = logging.getLogger(__name__)
+
+# Settings that change how a run proceeds but not what comes of it.
+IMMATERIAL = {"workers", "log_every", "checkpoint_every"}
+
+
+def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
+    """Fill `folder` with a pre-trained backbone, `backbone.pt`: trained here, or taken from where the choice says."""
+    choice = choose(experiment.backbones, name, "backbones")
+    if choice.pretrained != "workflow":
+        backbone = models.build_backbone(choice)
+        models.load_backbone(backbone, models.read_weights(choice.pretrained), choice.pretrained)
+        _save_backbone(folder, backbone)
+        training.finish(folder, {"run": {"backbone": name}, "source": choice.pretrained, "versions": versions()})
+        return
+    settings = experiment.pretraining
+    if settings is None:
+        raise UserError("pretraining: missing; it is needed to pre-train a backbone.")
+    data = open_splits(experiment, "classification")
+    definition = Definition(_plain(choice), data["train"].classes, (settings.image_size, settings.image_size))
+    identity = {
+        "pretraining": _material(settings),
+        "backbone": definition.backbone,
+        "data": data["train"].digest,
+    }
+    if training.is_complete(folder, identity):
+        logger.info("%s: complete already, nothing to do", folder)
+        return
+    training.seed_everything(stream_seed(settings.seed, "weights", 0))
+    model = definition.build()
+    task = training.Task(
+        partial(classification_batches, data["train"], settings, settings.seed), training.classification_losses
+    )
+    device = models.device_of(experiment.device)
+    result = training.fit(folder, model, definition, task, settings, settings.seed, identity, device)
+    accuracy = top1(model, data["val"], evaluation_crop(settings), device)
+    logger.info("top-1 accuracy %.4f on %d images", accuracy, len(data["val"]))
+    _save_backbone(folder, models.backbone_of(model))
+    run = {"backbone": name, "seed": settings.seed}
+    training.finish(folder, {"run": run, "top1": accuracy, "costs": _costs(definition, model)} | result | versions())
+
+
+def train(
+    experiment: Experiment,
+    arm: Arm,
+    backbone: str,
+    detector: str,
+    seed: int,
+    folder: Path,
+    init: Path | None = None,
+    widths: Path | None = None,
+) -> None:
+    """Fill `folder` with a detector trained in one arm.
+
+    Args:
+        init: weights that the backbone starts from (arm finetune, and no other).
+        widths: file of the backbone's widths (arms derived and uniform, and no other).
+    """
+    if init is None and arm == "finetune":
+        raise UserError("arm finetune starts from pre-trained weights: give --init FILE.")
+    if init is not None and arm != "finetune":
+        raise UserError(f"arm {arm} starts from random weights: leave --init out, or use --arm finetune.")
+    if widths is None and arm in RESIZED_ARMS:
+        raise UserError(f"arm {arm} has widths of its own: give --widths FILE.")
+    if widths is not None and arm not in RESIZED_ARMS:
+        raise UserError(f"arm {arm} has the reference's widths: leave --widths out, or use --arm derived.")
+    settings = experiment.training_of(arm)
+    data = open_splits(experiment, "detection")
+    definition = Definition(
+        _plain(choose(experiment.backbones, backbone, "backbones")),
+        data["train"].classes,
+        (settings.min_size, settings.max_size),
+        _plain(choose(experiment.detectors, detector, "detectors")),
+        models.read_widths(widths) if widths else None,
+    )
+    identity = {
+        "training": _material(settings),
+        "seed": seed,
+        "backbone": definition.backbone,
+        "detector": definition.detector,
+        "widths": definition.widths,
+        "init": file_digest(init) if init else None,
+        "data": data["train"].digest,
+    }
+    if training.is_complete(folder, identity):
+        logger.info("%s: complete already, nothing to do", folder)
+        return
+    training.seed_everything(stream_seed(seed, "weights", 0))
+    model = definition.build()
+    if init is not None:
+        models.load_backbone(models.backbone_of(model), models.read_weights(str(init)), str(init))
+    for note in data["train"].notes:
+        logger.info(note)
+    batches = partial(
+        detection_batches, data["train"], settings, seed, masks=bool(getattr(model, "learns_masks", False))
+    )
+    task = training.Task(batches, training.detection_losses)
+    device = models.device_of(experiment.device)
+    result = training.fit(folder, model, definition, task, settings, seed, identity, device)
+    run = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
+    training.finish(folder, {"run": run, "costs": _costs(definition, model)} | result | versions())
+
+
+def evaluate(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """Accuracy of a complete run's last snapshot on the validation split."""
+    record = read_run(folder)
+    step, model, definition = models.read_snapshot(training.snapshot_path(folder, record["snapshots"][-1]))
+    task = "classification" if definition.detector is None else "detection"
+    dataset = open_splits(experiment, task)["val"]
+    if dataset.classes != definition.classes:
+        raise UserError(
+            f"{folder}: trained on the classes {definition.classes}; data.{task}.val has {dataset.classes}."
+        )
+    device = models.device_of(experiment.device)
+    result = {"run": record["run"], "step": step, "images": len(dataset), "data": dataset.digest}
+    if definition.detector is None:
+        assert experiment.pretraining is not None
+        return result | {"top1": top1(model, dataset, evaluation_crop(experiment.pretraining), device)}
+    return result | average_precision(model, dataset, device)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The record of a complete run."""
+    record = read_json(folder / "run.json", "the record of a complete run, written when training ends")
+    if not isinstance(record, dict) or "snapshots" not in record:
+        raise UserError(f"{folder / 'run.json'}: names no snapshots; expected the record of a run trained here.")
+    return record
+
+
+def choose(choices: dict[str, Any], name: str, key: str) -> Any:
+    """The entry of a section by its name."""
+    if name not in choices:
+        raise UserError(unknown(f"entry of {key}", name, choices))
+    return choices[name]
+
+
+def versions() -> dict[str, Any]:
+    """What the code was: version of the library, revision of the checkout ('+' where it was changed), torch."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent)]
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision, changed = "unknown", ""
+    return {"eigendet": __version__, "revision": revision + "+" * bool(changed), "torch": torch.__version__}
+
+
+def _costs(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
+    """Parameters, and the backbone's multiply-accumulates for a square image of the shorter side."""
+    channels, usual = models.reference(BackboneChoice(**definition.backbone), (definition.size[0], definition.size[0]))
+    return {
+        "parameters": models.parameter_count(model),
+        "backbone_parameters": models.parameter_count(models.backbone_of(model)),
+        "backbone_macs": channels.macs(definition.widths or usual),
+    }
+
+
+def _plain(choice: PluginChoice) -> dict[str, Any]:
+    plain: dict[str, Any] = choice.model_dump(mode="json")
+    return plain
+
+
+def _material(settings: Optimisation) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=IMMATERIAL)
+
+
+def _save_backbone(folder: Path, backbone: torch.nn.Module) -> None:
+    with replacing(folder / "backbone.pt") as temporary:
+        torch.save({name: tensor.cpu() for name, tensor in backbone.state_dict().items()}, temporary)

@@ -1,0 +1,42 @@
+# Scores of every run, and the page.
+rule evaluate:
+    input:
+        run=f"<results>/runs/{RUN}/run.json",
+        data="<results>/data/detection_val.json",
+    output:
+        f"<results>/evaluation/{RUN}.json",
+    log:
+        f"<logs>/evaluate/{RUN}.log",
+    benchmark:
+        f"<benchmarks>/evaluate/{RUN}.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    resources:
+        gpu=gpus(),
+    params:
+        config=CONFIG,
+        folder=subpath(input.run, parent=True),
+    shell:
+        "eigendet evaluate {params.folder} --config {params.config} --output {output} > {log} 2>&1"
+
+
+rule report:
+    input:
+        scores=expand("<results>/evaluation/{run}.json", run=runs(EXPERIMENT.arms)),
+        spectra=expand(
+            "<results>/spectra/{run}/eigenvalues.parquet",
+            run=runs(EXPERIMENT.covariance.arms),
+        ),
+    output:
+        page="<results>/report.html",
+        summary="<results>/summary.csv",
+    log:
+        "<logs>/report.log",
+    benchmark:
+        "<benchmarks>/report.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    params:
+        folder=subpath(output.page, parent=True),
+    shell:
+        "eigendet report {params.folder} > {log} 2>&1"
