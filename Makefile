@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint lock clean-env
+.PHONY: demo test lint lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -32,5 +32,5 @@ lock: .venv/ready
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --upgrade --group dev pyproject.toml --output-file envs/requirements.txt
 
-clean-env:
-	rm -rf .venv
+schema: .venv/ready
+	$(BIN)/python -m eigendet.config > workflow/schemas/experiment.schema.json

@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.errors import UserError, unknown
@@ -212,7 +213,7 @@ class _Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         operation = function.overloadpacket
-        tensors = [argument for argument in args if isinstance(argument, Tensor)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self.alive += tensors
         if not self.groups:  # the first operation reads the image
             self.groups[id(tensors[0])] = None
@@ -247,6 +248,8 @@ class _Tracer(TorchDispatchMode):
         path = self.owners.get(id(weight))
         if path is None:
             raise ChannelError(f"{self._where()}: a convolution whose weight is not a parameter of a layer")
+        if id(image) not in self.groups:
+            raise ChannelError(f"{path}: a convolution of something that is not a feature map")
         if transposed or groups != 1:
             kind = "transposed" if transposed else f"grouped (groups={groups})"
             raise ChannelError(f"{path}: a {kind} convolution cannot be resized")

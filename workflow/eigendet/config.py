@@ -8,6 +8,7 @@ Nothing here imports torch, so the Snakefile can use it.
 from __future__ import annotations
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -262,6 +263,11 @@ def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: 
     return {name: getattr(checked, name) for name in model.model_fields}
 
 
+def schema_text() -> str:
+    """JSON schema of an experiment, for editors: `workflow/schemas/experiment.schema.json`."""
+    return json.dumps(Experiment.model_json_schema(), indent=2) + "\n"
+
+
 def dump_yaml(experiment: Experiment) -> str:
     """The experiment with every default written out, readable by `load`."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
@@ -306,3 +312,7 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
         if isinstance(current, types.UnionType):
             current = next((arm for arm in typing.get_args(current) if isinstance(arm, type)), None)
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")

@@ -138,12 +138,12 @@ def _score_figure(runs: pd.DataFrame) -> go.Figure:
     for (arm, backbone, detector), group in runs.groupby(["arm", "backbone", "detector"], sort=False):
         several = len(symbols) > 1
         name = f"{arm}, {detector} on {backbone}" if several else str(arm)
-        for column, cost in enumerate(costs, start=1):
+        for column, (cost, title) in enumerate(costs.items(), start=1):
+            hover = f"{name}, seed %{{customdata}}<br>AP %{{y:.2f}}<br>{title} %{{x:.3s}}<extra></extra>"
             marker = {"color": COLOURS[str(arm)], "size": 11, "symbol": symbols[backbone, detector]}
             figure.add_scatter(
                 x=group[cost], y=100 * group["AP"], mode="markers", name=name, legendgroup=name, marker=marker,
-                showlegend=column == 1, customdata=group["seed"], row=1, col=column,
-                hovertemplate=f"{name}, seed %{{customdata}}<br>AP %{{y:.2f}}<br>%{{x:.3s}} {costs[cost]}<extra></extra>",
+                showlegend=column == 1, customdata=group["seed"], hovertemplate=hover, row=1, col=column,
             )  # fmt: skip
     for column, title in enumerate(costs.values(), start=1):
         figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)

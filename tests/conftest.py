@@ -1,0 +1,107 @@
+"""Fixtures that several tests share: small experiments, small COCO files, and where the real data would be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def real_data(name: str) -> Any:
+    """Mark for tests on real images that a checkout does not hold."""
+    return pytest.mark.skipif(not (SHARED / name).is_dir(), reason=f"real data {name} is not on this machine")
+
+
+@pytest.fixture(autouse=True)
+def _in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def values() -> dict[str, Any]:
+    """A valid experiment that trains in seconds, as plain values."""
+    detection = {"plugin": "digit_scenes", "size": 64, "digits": 3}
+    optimisation = {"optimizer": "adamw", "learning_rate": 1e-3, "snapshots": 3, "log_every": 2, "checkpoint_every": 2}
+    return {
+        "experiment": "minimal",
+        "device": "cpu",
+        "seeds": [0],
+        "data": {
+            "classification": {
+                "train": {"plugin": "digit_crops", "split": "train", "images": 64},
+                "val": {"plugin": "digit_crops", "split": "val", "images": 16},
+            },
+            "detection": {
+                "train": detection | {"split": "train", "images": 12},
+                "val": detection | {"split": "val", "images": 4},
+            },
+        },
+        "backbones": {"tiny": {"plugin": "resnet", "depth": 18, "width": 0.125, "norm_groups": 4}},
+        "detectors": {
+            "rcnn": {
+                "plugin": "faster_rcnn",
+                "fpn_channels": 16,
+                "head_channels": 32,
+                "anchor_sizes": [8, 16, 32, 48, 64],
+                "proposals": 20,
+                "box_samples": 16,
+            }
+        },
+        "pretraining": optimisation | {"steps": 4, "batch_size": 8, "image_size": 32, "flip": False},
+        "training": optimisation | {"steps": 4, "batch_size": 2, "min_size": 64, "max_size": 64},
+        "covariance": {"images": 3},
+        "widths": {"round_to": 4},
+    }
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Write a COCO file over two images, changed by `edit(content)`; returns the file and the image folder."""
+
+    def write(edit: Callable[[dict[str, Any]], Any] = lambda content: None) -> tuple[Path, Path]:
+        folder = tmp_path / "images"
+        folder.mkdir(exist_ok=True)
+        random = np.random.default_rng(0)
+        for name in ("a.png", "b.png"):
+            Image.fromarray(random.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / name)
+        content = {
+            "images": [
+                {"id": 7, "file_name": "a.png", "width": 60, "height": 40},
+                {"id": 9, "file_name": "b.png", "width": 60, "height": 40},
+            ],
+            "categories": [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}],
+            "annotations": [
+                _annotation(1, 7, 3, [5, 5, 20, 10]),
+                _annotation(2, 7, 18, [30, 10, 20, 20]),
+                _annotation(3, 9, 18, [0, 0, 30, 30]),
+            ],
+        }
+        edit(content)
+        file = tmp_path / "annotations.json"
+        file.write_text(json.dumps(content))
+        return file, folder
+
+    return write
+
+
+def _annotation(identity: int, image: int, category: int, box: list[float]) -> dict[str, Any]:
+    x, y, w, h = box
+    return {
+        "id": identity,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "area": w * h,
+        "iscrowd": 0,
+        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+    }

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eigendet import config
+from eigendet.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The experiment with the value at a dotted key replaced."""
+    *path, last = key.split(".")
+    section = values
+    for part in path:
+        section = section[part]
+    section[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("training.stepz", 5, "training.stepz: unknown key; did you mean 'steps'? accepted here: steps, batch_size"),
+        ("trainin", {}, "trainin: unknown key; did you mean 'training'? accepted here: experiment"),
+        ("training.steps", "many", "training.steps: got 'many'; input should be a valid integer"),
+        ("training.steps", 0, "training.steps: got 0; input should be greater than 0"),
+        ("training.optimizer", "adam", "training.optimizer: got 'adam'; input should be 'sgd' or 'adamw'"),
+        ("training.warmup_steps", 4, "training: warmup_steps is 4; it must be below steps, 4"),
+        ("training.snapshots", [0, 99], "no snapshot can come after the last step, 4"),
+        ("training.max_size", 32, "training: min_size is 64; it must not exceed max_size, 32"),
+        ("arms", {"scratc": {}}, "arms.scratc"),
+        ("arms", {"scratch": {"stepz": 9}}, "arms.scratch.stepz: unknown key; did you mean 'steps'?"),
+        ("seeds", [], "seeds: got []"),
+        ("seeds", [1, 1], "seeds is [1, 1]; each may occur once"),
+        ("covariance.points", ["relu"], "covariance.points.0: got 'relu'; input should be 'conv', 'norm', 'act'"),
+        ("covariance.arms", ["finetune"], "widths.arm is 'scratch', whose covariance is not dumped"),
+        ("widths.point", "norm", "widths.point is 'norm'; it must be one of covariance.points, ['act']"),
+        ("widths.parameter", -1, "widths.parameter: got -1; input should be greater than 0"),
+        ("data.classification", None, "which needs the sections data.classification and pretraining"),
+        ("experiment", "a/b", "experiment: got 'a/b'"),
+        ("detectors", {}, "detectors: got {}"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_accepted(
+    values: dict[str, Any], key: str, value: Any, message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        config.parse(changed(values, key, value), "my.yaml")
+    assert message in str(error.value)
+    assert str(error.value).startswith("my.yaml: ")
+
+
+def test_every_fault_has_its_line(values: dict[str, Any]) -> None:
+    values["training"]["steps"] = -1
+    values["seeds"] = "none"
+    with pytest.raises(UserError) as error:
+        config.parse(values)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_later_files_override_key_by_key(values: dict[str, Any], tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(yaml.safe_dump(values))
+    second.write_text("training: {steps: 9}\nseeds: [4, 5]\n")
+    loaded = config.load([first, second])
+    assert (loaded.training.steps, loaded.training.batch_size, loaded.seeds) == (9, 2, [4, 5])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("a: [", "not YAML"), ("- 1", "holds list; expected a mapping"), (None, "cannot be read")]
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str | None, message: str) -> None:
+    file = tmp_path / "x.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        config.load([file])
+
+
+def test_an_arm_may_change_its_training_alone(values: dict[str, Any]) -> None:
+    values["arms"] = {"finetune": {}, "scratch": {"steps": 12}, "derived": {}}
+    experiment = config.parse(values)
+    assert [experiment.training_of(arm).steps for arm in experiment.arms] == [4, 12, 4]
+
+
+def test_the_written_configuration_reads_back_to_the_same(values: dict[str, Any]) -> None:
+    experiment = config.parse(values)
+    assert config.parse(yaml.safe_load(config.dump_yaml(experiment))) == experiment
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "workflow/experiments").glob("*.yaml")), ids=lambda file: file.name)
+def test_the_shipped_experiments_are_valid(file: Path) -> None:
+    base = file.with_name(file.name.replace("_full", ""))
+    assert config.load([base, file]).experiment == file.stem
+
+
+def test_the_schema_file_is_up_to_date() -> None:
+    committed = (ROOT / "workflow/schemas/experiment.schema.json").read_text()
+    assert committed == config.schema_text(), "run `make schema`"

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+
+from eigendet import evaluation
+from eigendet.coco import CocoDetection
+from tests.conftest import SHARED, real_data
+
+CPU = torch.device("cpu")
+
+
+class Noisy(nn.Module):
+    """Detects the true objects, displaced, some with a wrong class, some not at all, crowds too."""
+
+    def __init__(self, dataset: CocoDetection, noise: float, masks: bool) -> None:
+        super().__init__()
+        self.answers = []
+        random = np.random.default_rng(0)
+        for index in range(len(dataset)):
+            target = dataset[index][1]
+            kept = torch.from_numpy(random.random(len(target["boxes"])) >= noise / 2)
+            wrong = torch.from_numpy(random.random(int(kept.sum())) < noise)
+            boxes = target["boxes"][kept]
+            labels = torch.where(wrong, target["labels"][kept] % len(dataset.classes) + 1, target["labels"][kept])
+            answer = {
+                "boxes": boxes + torch.from_numpy(random.normal(0, 10 * noise, boxes.shape)).float(),
+                "labels": labels,
+                "scores": torch.from_numpy(random.random(len(boxes))).float(),
+            }
+            if masks and target["masks"] is not None:
+                decoded = [coco_mask.decode(rle) for rle, keep in zip(target["masks"], kept, strict=True) if keep]
+                answer["masks"] = torch.from_numpy(np.stack(decoded)[:, None]).float() * 0.9
+            self.answers.append(answer)
+        self.calls = 0
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        self.calls += 1
+        return [self.answers[self.calls - 1]]
+
+
+def test_perfect_detections_score_one(coco: Callable[..., tuple[Path, Path]]) -> None:
+    dataset = CocoDetection(*coco())
+    scores = evaluation.average_precision(Noisy(dataset, 0, masks=True), dataset, CPU)
+    assert scores["boxes"]["AP"] == scores["masks"]["AP"] == pytest.approx(1)
+    assert scores["boxes"]["AP_large"] is None
+
+
+def test_masks_are_scored_only_where_the_detector_has_them(coco: Callable[..., tuple[Path, Path]]) -> None:
+    dataset = CocoDetection(*coco())
+    assert set(evaluation.average_precision(Noisy(dataset, 0, masks=False), dataset, CPU)) == {"boxes"}
+
+
+def test_no_detection_scores_zero(coco: Callable[..., tuple[Path, Path]]) -> None:
+    dataset = CocoDetection(*coco())
+    model = Noisy(dataset, 0, masks=False)
+    for answer in model.answers:
+        for name in answer:
+            answer[name] = answer[name][:0]
+    assert evaluation.average_precision(model, dataset, CPU)["boxes"]["AP"] == 0
+
+
+def reference_scores(file: Path, model: Noisy, kind: str, tmp_path: Path) -> list[float]:
+    """What pycocotools says of the same detections, from the annotation file itself and a results file."""
+    truth = COCO(str(file))
+    categories = sorted(truth.cats)
+    results: list[dict[str, Any]] = []
+    for identity, answer in zip(sorted(truth.imgs), model.answers, strict=True):
+        for number, (left, top, right, bottom) in enumerate(answer["boxes"].tolist()):
+            result = {
+                "image_id": identity,
+                "category_id": categories[int(answer["labels"][number]) - 1],
+                "score": float(answer["scores"][number]),
+            }
+            if kind == "bbox":
+                result["bbox"] = [left, top, right - left, bottom - top]
+            else:
+                pixels = np.asfortranarray(answer["masks"][number, 0].numpy() > 0.5).astype(np.uint8, order="F")
+                rle = coco_mask.encode(pixels)
+                result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+            results.append(result)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    evaluator = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), kind)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return [float(value) for value in evaluator.stats[:6]]
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_crowds_count_as_pycocotools_counts_them(
+    coco: Callable[..., tuple[Path, Path]], tmp_path: Path, kind: str
+) -> None:
+    file, folder = coco(lambda content: content["annotations"][2].update(iscrowd=1))
+    dataset = CocoDetection(file, folder)
+    model = Noisy(dataset, 0.2, masks=True)
+    scores = evaluation.average_precision(model, dataset, CPU)["boxes" if kind == "bbox" else "masks"]
+    exact = [None if value < 0 else pytest.approx(value) for value in reference_scores(file, model, kind, tmp_path)]
+    assert list(scores.values()) == exact
+
+
+@real_data("bccd")
+def test_real_annotations_score_as_pycocotools_scores_them(tmp_path: Path) -> None:
+    file = SHARED / "bccd/annotations/val.json"
+    dataset = CocoDetection(file, SHARED / "bccd/val")
+    model = Noisy(dataset, 0.3, masks=False)
+    scores = evaluation.average_precision(model, dataset, CPU)["boxes"]
+    assert 0.05 < scores["AP"] < 0.95  # type: ignore[operator]
+    exact = [None if value < 0 else value for value in reference_scores(file, model, "bbox", tmp_path)]
+    assert list(scores.values()) == pytest.approx(exact, abs=1e-6)
+
+
+def test_top1_is_the_share_of_right_answers() -> None:
+    class Parity(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.one_hot(images[:, 0, 0, 0].long() % 2, 2).float()
+
+    class Numbers:
+        classes = ["even", "odd"]
+        digest, notes = "", []  # type: ignore[var-annotated]
+
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.full((3, 2, 2), index, dtype=torch.uint8), int(index < 25) if index % 4 == 0 else index % 2
+
+    assert evaluation.top1(Parity(), Numbers(), lambda image: image.float(), CPU) == 0.93

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eigendet import plugins
+from eigendet.config import PluginChoice
+from eigendet.errors import UserError
+
+DATASET = '''
+from eigendet.plugins import dataset
+{extra}
+
+@dataset
+def {name}(*, path: str, images: int = 4):
+    """{summary}
+
+    More words.
+    """
+    return path, images
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a plugin folder of its own."""
+    (tmp_path / "plugins").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "plugins"
+
+
+def test_a_file_dropped_into_the_folder_is_found_and_called(folder: Path) -> None:
+    (folder / "mine.py").write_text(DATASET.format(name="mine", summary="My data.", extra=""))
+    found = plugins.find("dataset", "mine")
+    assert (found.summary, found.file) == ("My data.", folder / "mine.py")
+    assert plugins.bind("dataset", PluginChoice(plugin="mine", path="here"))() == ("here", 4)  # type: ignore[call-arg]
+
+
+def test_discovery_does_not_run_the_file(folder: Path) -> None:
+    (folder / "mine.py").write_text(DATASET.format(name="mine", summary="", extra="import surely_not_installed"))
+    assert "mine" in plugins.discover("dataset")
+    with pytest.raises(UserError, match=r"dataset plugin 'mine' \(.*mine.py\) cannot be loaded: No module named"):
+        plugins.bind("dataset", PluginChoice(plugin="mine"))
+
+
+def test_the_shipped_plugins_are_found_from_anywhere(folder: Path) -> None:
+    assert {"coco", "image_folder", "digit_scenes", "digit_crops"} <= plugins.discover("dataset").keys()
+    assert {"faster_rcnn", "mask_rcnn", "retinanet"} <= plugins.discover("detector").keys()
+    assert "resnet" in plugins.discover("backbone")
+
+
+def test_an_unknown_name_lists_the_near_and_the_known() -> None:
+    with pytest.raises(UserError, match=r"unknown detector plugin 'fastr_rcnn'\. Did you mean 'faster_rcnn'\? Known: "):
+        plugins.find("detector", "fastr_rcnn")
+
+
+def test_two_plugins_of_one_name_are_refused_naming_both(folder: Path) -> None:
+    for file in ("one.py", "two.py"):
+        (folder / file).write_text(DATASET.format(name="same", summary="", extra=""))
+    with pytest.raises(UserError, match=r"two dataset plugins are named 'same': .*one.py and .*two.py"):
+        plugins.discover("dataset")
+
+
+def test_a_file_that_is_not_python_is_named(folder: Path) -> None:
+    (folder / "broken.py").write_text("def (:\n")
+    with pytest.raises(UserError, match=r"broken.py, line 1: not Python"):
+        plugins.discover("dataset")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "data.x.path: missing"),
+        ({"path": "p", "imagez": 3}, "data.x.imagez: unknown key; did you mean 'images'? accepted here: path, images"),
+        ({"path": "p", "images": "lots"}, "data.x.images: got 'lots'; input should be a valid integer"),
+    ],
+)
+def test_options_are_checked_under_the_key_they_stand_at(folder: Path, options: dict[str, str], message: str) -> None:
+    (folder / "mine.py").write_text(DATASET.format(name="mine", summary="", extra=""))
+    with pytest.raises(UserError) as error:
+        plugins.bind("dataset", PluginChoice(plugin="mine", **options), "data.x")  # type: ignore[arg-type]
+    assert message in str(error.value)
+
+
+def test_a_missing_path_is_a_fault_unless_only_a_plan_is_made() -> None:
+    choice = PluginChoice(plugin="image_folder", path="no/such/folder")  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="got 'no/such/folder'; path does not point to a directory"):
+        plugins.bind("dataset", choice)
+    plugins.bind("dataset", choice, paths=False)
+
+
+def test_checking_the_default_experiment_does_not_import_torch() -> None:
+    code = (
+        "import sys; from pathlib import Path; from eigendet import config, plugins;"
+        "plugins.validate(config.load([Path('config.yaml')])); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from eigendet import config, runs, training
+from eigendet.config import DetectorTraining, Experiment
+from eigendet.errors import UserError
+
+
+class Interrupted(Exception):
+    pass
+
+
+def train(experiment: Experiment, folder: Path, **changes: Any) -> None:
+    arguments: dict[str, Any] = {"arm": "scratch", "backbone": "tiny", "detector": "rcnn", "seed": 0} | changes
+    runs.train(experiment, folder=folder, **arguments)
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    content: dict[str, Any] = torch.load(training.snapshot_path(folder, step), weights_only=True)
+    return content["model"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the loop die after some more steps, wherever that is."""
+    calls = iter(range(10**6))
+
+    def failing(model: nn.Module, batch: Any, device: torch.device) -> training.Losses:
+        if next(calls) == steps:
+            raise Interrupted
+        return original(model, batch, device)
+
+    original = training.detection_losses
+    monkeypatch.setattr(training, "detection_losses", failing)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    values["training"] |= {"steps": 7, "optimizer": optimizer, "learning_rate": 1e-3, "log_every": 3}
+    experiment = config.parse(values)
+    train(experiment, tmp_path / "whole")
+    for stop in (3, 1, 2):  # at steps 3, 3 (from 2), 4 (from 2): in the middle of an interval of the log
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            interrupt_after(patch, stop)
+            train(experiment, tmp_path / "broken")
+        assert not (tmp_path / "broken" / "run.json").exists()
+    train(experiment, tmp_path / "broken")
+    for step in training.snapshot_steps(experiment.training):
+        assert same(weights(tmp_path / "whole", step), weights(tmp_path / "broken", step))
+    logs = [pd.read_csv(tmp_path / name / "log.csv").drop(columns="images_per_second") for name in ("whole", "broken")]
+    pd.testing.assert_frame_equal(*logs)
+    assert logs[0]["step"].tolist() == [3, 6, 7]
+    assert not (tmp_path / "broken" / "last.ckpt").exists()
+
+
+def test_seeds_fix_the_weights(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(experiment, tmp_path / name, seed=seed)
+    assert same(weights(tmp_path / "a", 4), weights(tmp_path / "b", 4))
+    assert not same(weights(tmp_path / "a", 0), weights(tmp_path / "c", 0))
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 3)
+        train(config.parse(values), tmp_path / "run")
+    values["training"]["learning_rate"] = 0.5
+    values["training"]["log_every"] = 1  # immaterial
+    with pytest.raises(UserError, match=r"last.ckpt: .* training.learning_rate is 0.001 there and 0.5 now. Delete it"):
+        train(config.parse(values), tmp_path / "run")
+
+
+def test_a_complete_run_is_kept(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values)
+    train(experiment, tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").stat().st_mtime_ns
+    train(experiment, tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"run.json: belongs to another run: seed is 0 there and 3 now"):
+        train(experiment, tmp_path / "run", seed=3)
+
+
+def test_a_run_says_what_it_was(values: dict[str, Any], tmp_path: Path) -> None:
+    train(config.parse(values), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["run"] == {"arm": "scratch", "backbone": "tiny", "detector": "rcnn", "seed": 0}
+    assert record["snapshots"] == [0, 1, 4]
+    assert record["definition"]["classes"] == [str(digit) for digit in range(10)]
+    snapshot = torch.load(training.snapshot_path(tmp_path / "run", 4), weights_only=True)
+    assert snapshot["step"] == 4 and snapshot["definition"] == record["definition"]
+    assert record["costs"]["parameters"] == sum(
+        tensor.numel() for name, tensor in snapshot["model"].items() if "anchor" not in name
+    )
+    log = pd.read_csv(tmp_path / "run" / "log.csv")
+    terms = ["loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"]
+    assert set(log) == {"step", "learning_rate", "loss", *terms, "images_per_second"}
+    assert log["loss"].to_numpy() == pytest.approx(log[terms].sum(axis=1).to_numpy())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_term(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training.detection_losses
+    calls = iter(range(10))
+
+    def diverging(model: nn.Module, batch: Any, device: torch.device) -> training.Losses:
+        losses = original(model, batch, device)
+        return losses | {"loss_box_reg": losses["loss_box_reg"] * (float("nan") if next(calls) == 2 else 1.0)}
+
+    monkeypatch.setattr(training, "detection_losses", diverging)
+    with pytest.raises(UserError, match=r"diverged at step 2: loss_box_reg is nan. Earlier snapshots are kept"):
+        train(config.parse(values), tmp_path / "run")
+    assert training.snapshot_path(tmp_path / "run", 1).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arm": "finetune"}, "arm finetune starts from pre-trained weights: give --init"),
+        ({"init": Path("x")}, "arm scratch starts from random weights: leave --init out"),
+        ({"arm": "derived"}, "arm derived has widths of its own: give --widths"),
+        ({"widths": Path("x")}, "arm scratch has the reference's widths: leave --widths out"),
+        ({"backbone": "tin"}, "unknown entry of backbones 'tin'. Did you mean 'tiny'"),
+        ({"detector": "yolo"}, "unknown entry of detectors 'yolo'"),
+    ],
+)
+def test_arms_take_what_they_need_and_nothing_else(
+    values: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(config.parse(values), tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def settings(**changes: Any) -> DetectorTraining:
+    return DetectorTraining(**({"steps": 100, "learning_rate": 1.0} | changes))  # type: ignore[arg-type]
+
+
+def test_learning_rate_warms_up_then_decays() -> None:
+    cosine = settings(warmup_steps=10)
+    assert [training.learning_rate(cosine, step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert training.learning_rate(cosine, 55) == pytest.approx(0.5)
+    assert training.learning_rate(cosine, 99) < 1e-3
+    step = settings(schedule="step", milestones=[0.5, 0.9])
+    assert [training.learning_rate(step, at) for at in (0, 49, 50, 90)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def test_snapshots_are_first_logarithmic_last_or_as_listed() -> None:
+    assert training.snapshot_steps(settings(steps=1000, snapshots=5)) == [0, 1, 10, 100, 1000]
+    assert training.snapshot_steps(settings(steps=1000, snapshots=2)) == [0, 1000]
+    assert training.snapshot_steps(settings(snapshots=[0, 7])) == [0, 7, 100]
+
+
+def test_weight_decay_spares_biases_and_normalisation() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
+    decayed, spared = training._optimizer(model, settings(weight_decay=0.1)).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3)] and decayed["weight_decay"] == 0.1
+    assert len(spared["params"]) == 3 and spared["weight_decay"] == 0
+
+
+def test_pretraining_gives_a_backbone_and_its_accuracy(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values)
+    runs.pretrain(experiment, "tiny", tmp_path / "pre")
+    record = json.loads((tmp_path / "pre" / "run.json").read_text())
+    assert 0 <= record["top1"] <= 1
+    train(experiment, tmp_path / "run", arm="finetune", init=tmp_path / "pre" / "backbone.pt")
+    start = weights(tmp_path / "run", 0)
+    for name, tensor in torch.load(tmp_path / "pre" / "backbone.pt", weights_only=True).items():
+        assert torch.equal(start[f"backbone.body.{name}"], tensor)
+    assert runs.evaluate(experiment, tmp_path / "pre")["top1"] == record["top1"]
+
+
+def test_an_undisturbed_backbone_is_trained_whole(values: dict[str, Any], tmp_path: Path) -> None:
+    train(config.parse(values), tmp_path / "run")
+    before, after = weights(tmp_path / "run", 0), weights(tmp_path / "run", 4)
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert still == []

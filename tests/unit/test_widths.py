@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eigendet import channels, config, models, plugins, widths
+from eigendet.channels import Channels
+from eigendet.config import PluginChoice, WidthSettings
+from eigendet.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def traced() -> Channels:
+    return channels.trace(plugins.bind("backbone", PluginChoice(plugin="resnet")), (128, 128))
+
+
+def planted(traced: Channels, rank: dict[str, int], seed: int = 0) -> pd.DataFrame:
+    """An eigenvalue table in which every tap of a group has the group's rank, or 1 beyond the group's first tap."""
+    rows = []
+    seen: set[str] = set()
+    for (module, call), group in traced.outputs.items():
+        if "relu" in module:
+            values = np.zeros(traced.widths[group])
+            values[: rank[group] if group not in seen else 1] = 1.0
+            seen.add(group)
+            rows += [
+                {"arm": "scratch", "backbone": "b", "seed": seed, "step": step, "module": module, "call": call,
+                 "point": "act", "centred": True, "value": value}
+                for step in (0, 5) for value in (values if step else np.ones_like(values))
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_dimensions_take_the_last_step_and_tie_over_taps_and_seeds(traced: Channels) -> None:
+    rank = {group: 4 + position for position, group in enumerate(traced.widths)}
+    more = {group: value + 2 for group, value in rank.items()}
+    settings = WidthSettings(rule="ratio")
+    table = pd.concat([planted(traced, rank, 0), planted(traced, more, 1)])
+    assert widths.dimensions(table, traced, settings) == {group: value + 1 for group, value in rank.items()}
+    tied = widths.dimensions(planted(traced, rank), traced, WidthSettings(rule="ratio", tie="mean"))
+    residual = "layer2.0.conv3"  # four blocks, so four taps: its rank once and three times 1
+    assert tied[residual] == (rank[residual] + 3) / 4
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 8, 32])
+def test_derived_widths_move_without_more_macs(traced: Channels, multiple: int) -> None:
+    dimension = {group: width ** (0.5) for group, width in traced.widths.items()}
+    derived = widths.derive(traced, traced.widths, dimension, multiple)
+    assert traced.macs(derived) <= traced.macs(traced.widths)
+    assert all(width % multiple == 0 for width in derived.values())
+    change = {group: derived[group] / traced.widths[group] for group in derived}
+    assert min(change.values()) < 1 < max(change.values())
+    if multiple <= 8:
+        assert traced.macs(derived) > 0.95 * traced.macs(traced.widths)
+    assert derived == widths.derive(traced, traced.widths, dimension, multiple)
+
+
+def test_dimensions_proportional_to_the_reference_give_the_reference(traced: Channels) -> None:
+    dimension = {group: 0.3 * width for group, width in traced.widths.items()}
+    assert widths.derive(traced, traced.widths, dimension, 8) == traced.widths
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.73, 1.0, 1.5])
+def test_the_uniform_control_has_the_parameters_asked_for(traced: Channels, share: float) -> None:
+    wanted = int(share * traced.parameters(traced.widths))
+    control = widths.uniform(traced, traced.widths, wanted, 8)
+    assert traced.parameters(control) == pytest.approx(wanted, rel=0.03)
+    factors = [control[group] / width for group, width in traced.widths.items()]
+    assert max(factors) - min(factors) <= 8 / min(traced.widths.values())
+
+
+def test_constant_feature_maps_are_refused(traced: Channels) -> None:
+    with pytest.raises(UserError, match="every feature map is constant"):
+        widths.derive(traced, traced.widths, dict.fromkeys(traced.widths, 0.0), 8)
+
+
+def test_a_point_without_taps_is_named(traced: Channels) -> None:
+    table = planted(traced, dict.fromkeys(traced.widths, 3))
+    with pytest.raises(UserError, match="widths.point is 'norm', and no feature map of that kind belongs to"):
+        widths.dimensions(table, traced, WidthSettings(point="norm"))
+
+
+def test_tables_of_another_arm_or_backbone_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values)
+    table = pd.DataFrame({"arm": ["finetune"], "backbone": ["tiny"]})
+    table.to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(UserError, match="the eigenvalue tables are of arm finetune; expected scratch alone"):
+        widths.from_spectra(experiment, "tiny", [tmp_path / "e.parquet"])
+    (tmp_path / "no.parquet").write_text("no")
+    with pytest.raises(UserError, match="not an eigenvalue table"):
+        widths.from_spectra(experiment, "tiny", [tmp_path / "no.parquet"])
+
+
+def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"widths": {"conv1": 8}}))
+    assert models.read_widths(file) == {"conv1": 8}
+    for content, message in [("[]", "no object 'widths'"), ("{", "not JSON"), ('{"widths": 3}', "no object 'widths'")]:
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            models.read_widths(file)
