@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from eigendet.plugins import dataset
 from pydantic import DirectoryPath, FilePath
+
+from eigendet.plugins import dataset
 
 if TYPE_CHECKING:
     from eigendet.datasets import Detection

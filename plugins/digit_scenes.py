@@ -8,10 +8,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from eigendet.files import value_digest
-from eigendet.plugins import dataset
 from PIL import Image
 from pydantic import PositiveInt
+
+from eigendet.files import value_digest
+from eigendet.plugins import dataset
 
 if TYPE_CHECKING:
     from eigendet.datasets import Classification, Detection

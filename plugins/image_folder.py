@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import DirectoryPath
+
 from eigendet.errors import UserError
 from eigendet.files import value_digest
 from eigendet.plugins import dataset
-from pydantic import DirectoryPath
 
 if TYPE_CHECKING:
     from eigendet.datasets import Classification

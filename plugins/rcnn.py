@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from eigendet.plugins import detector
 from pydantic import PositiveInt
+
+from eigendet.plugins import detector
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,11 +71,12 @@ def _parts(
     box_samples: int,
 ) -> dict[str, Any]:
     """Arguments that the two have in common. Nothing is frozen and no normalisation is changed."""
-    from eigendet.models import PyramidBackbone, check_levels
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.ops import MultiScaleRoIAlign
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+    from eigendet.models import PyramidBackbone, check_levels
 
     pyramid = PyramidBackbone(backbone, fpn_channels, LastLevelMaxPool())
     check_levels("anchor_sizes", anchor_sizes, pyramid)

@@ -3,8 +3,9 @@
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from eigendet.plugins import backbone
 from pydantic import PositiveInt
+
+from eigendet.plugins import backbone
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from eigendet.plugins import detector
 from pydantic import PositiveInt
+
+from eigendet.plugins import detector
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,10 +25,11 @@ def retinanet(
 
     Anchor sizes in pixels, one for each level; each comes in three steps of a third of an octave.
     """
-    from eigendet.models import PyramidBackbone, check_levels
     from torchvision.models.detection import RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+    from eigendet.models import PyramidBackbone, check_levels
 
     pyramid = PyramidBackbone(backbone, fpn_channels, LastLevelP6P7(fpn_channels, fpn_channels), skip=1)
     check_levels("anchor_sizes", anchor_sizes, pyramid)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def real_data(name: str) -> Any:
+def real_data(name: str) -> pytest.MarkDecorator:
     """Mark for tests on real images that a checkout does not hold."""
     return pytest.mark.skipif(not (SHARED / name).is_dir(), reason=f"real data {name} is not on this machine")
 
@@ -29,6 +29,10 @@ def _in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def values() -> dict[str, Any]:
+    return minimal_experiment()
+
+
+def minimal_experiment() -> dict[str, Any]:
     """A valid experiment that trains in seconds, as plain values."""
     detection = {"plugin": "digit_scenes", "size": 64, "digits": 3}
     optimisation = {"optimizer": "adamw", "learning_rate": 1e-3, "snapshots": 3, "log_every": 2, "checkpoint_every": 2}

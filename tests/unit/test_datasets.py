@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_scenes_have_tight_boxes_around_disjoint_masks_and_every_class_occurs() 
 
 
 def test_no_digit_and_no_pixel_of_a_photograph_is_in_two_uses() -> None:
-    material = plugins._import(find("dataset", "digit_scenes").file)._Material  # type: ignore[arg-type]
+    material = plugins._import(find("dataset", "digit_scenes").file)._Material
     uses = [material(task, split, 0) for task in ("detection", "classification") for split in ("train", "val")]
     digits = [{image.tobytes() for image in use._images} for use in uses]
     assert len(set.union(*digits)) == sum(map(len, digits))
@@ -66,7 +67,7 @@ def test_no_digit_and_no_pixel_of_a_photograph_is_in_two_uses() -> None:
     ]  # the first row of each strip
     for photograph in range(2):
         bounds = sorted(strips[photograph] for strips in addresses)
-        assert all(before[1] <= after[0] for before, after in zip(bounds, bounds[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(bounds))
 
 
 def test_crops_are_classified_images() -> None:

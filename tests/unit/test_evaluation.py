@@ -126,8 +126,10 @@ def test_top1_is_the_share_of_right_answers() -> None:
             return nn.functional.one_hot(images[:, 0, 0, 0].long() % 2, 2).float()
 
     class Numbers:
-        classes = ["even", "odd"]
-        digest, notes = "", []  # type: ignore[var-annotated]
+        def __init__(self) -> None:
+            self.classes = ["even", "odd"]
+            self.digest = ""
+            self.notes: list[str] = []
 
         def __len__(self) -> int:
             return 100

@@ -68,7 +68,7 @@ def test_mirrored_boxes_and_masks_stay_on_their_objects(values: dict[str, Any]) 
     for images, targets in loading.detection_batches(data, experiment.training, 0, 0, masks=True):
         for image, target in zip(images, targets, strict=True):
             sizes.add(tuple(image.shape[1:]))
-            assert image.dtype == torch.float32 and 0 <= image.min() and image.max() <= 1
+            assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
             assert type(image) is torch.Tensor and type(target["boxes"]) is torch.Tensor
             for box, mask in zip(target["boxes"], target["masks"], strict=True):
                 ys, xs = torch.nonzero(mask, as_tuple=True)

@@ -36,7 +36,7 @@ def test_a_file_dropped_into_the_folder_is_found_and_called(folder: Path) -> Non
     (folder / "mine.py").write_text(DATASET.format(name="mine", summary="My data.", extra=""))
     found = plugins.find("dataset", "mine")
     assert (found.summary, found.file) == ("My data.", folder / "mine.py")
-    assert plugins.bind("dataset", PluginChoice(plugin="mine", path="here"))() == ("here", 4)  # type: ignore[call-arg]
+    assert plugins.bind("dataset", PluginChoice(plugin="mine", path="here"))() == ("here", 4)
 
 
 def test_discovery_does_not_run_the_file(folder: Path) -> None:
@@ -81,12 +81,12 @@ def test_a_file_that_is_not_python_is_named(folder: Path) -> None:
 def test_options_are_checked_under_the_key_they_stand_at(folder: Path, options: dict[str, str], message: str) -> None:
     (folder / "mine.py").write_text(DATASET.format(name="mine", summary="", extra=""))
     with pytest.raises(UserError) as error:
-        plugins.bind("dataset", PluginChoice(plugin="mine", **options), "data.x")  # type: ignore[arg-type]
+        plugins.bind("dataset", PluginChoice(plugin="mine", **options), "data.x")
     assert message in str(error.value)
 
 
 def test_a_missing_path_is_a_fault_unless_only_a_plan_is_made() -> None:
-    choice = PluginChoice(plugin="image_folder", path="no/such/folder")  # type: ignore[call-arg]
+    choice = PluginChoice(plugin="image_folder", path="no/such/folder")
     with pytest.raises(UserError, match="got 'no/such/folder'; path does not point to a directory"):
         plugins.bind("dataset", choice)
     plugins.bind("dataset", choice, paths=False)

@@ -81,7 +81,7 @@ def test_constant_feature_maps_are_refused(traced: Channels) -> None:
 
 def test_a_point_without_taps_is_named(traced: Channels) -> None:
     table = planted(traced, dict.fromkeys(traced.widths, 3))
-    with pytest.raises(UserError, match="widths.point is 'norm', and no feature map of that kind belongs to"):
+    with pytest.raises(UserError, match=r"widths\.point is 'norm', and no feature map of that kind belongs to"):
         widths.dimensions(table, traced, WidthSettings(point="norm"))
 
 

@@ -18,7 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -32,6 +32,7 @@ from eigendet.taps import each_call
 
 Build = Callable[[], nn.Module]
 Widths = dict[str, int]
+Number = TypeVar("Number", int, float)
 
 aten = torch.ops.aten
 CONVOLUTION = aten.convolution.default
@@ -87,7 +88,7 @@ class Channels:
                 total += 2 * out * layer.affine
         return total
 
-    def macs(self, widths: Mapping[str, int]) -> int:
+    def macs(self, widths: Mapping[str, Number]) -> Number:
         """Multiply-accumulate operations of all convolutions for one image of the traced size."""
         return sum(
             layer.kernel * self._source_width(layer, widths) * widths[layer.group] * layer.positions
@@ -95,7 +96,7 @@ class Channels:
             if layer.kind == "conv"
         )
 
-    def _source_width(self, layer: Layer, widths: Mapping[str, int]) -> int:
+    def _source_width(self, layer: Layer, widths: Mapping[str, Number]) -> Number:
         return 3 if layer.source is None else widths[layer.source]
 
 

@@ -21,7 +21,14 @@ EXISTING = click.Path(exists=True, path_type=Path)
 NEW = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class InOrder(click.Group):
+    """Lists commands in the order of the stages, not of the alphabet."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__)
 def main() -> None:
     """What pre-training changes inside an object detector, and how wide each layer must be.

@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from eigendet.errors import UserError
+from eigendet.files import value_digest
 
 Arm = Literal["finetune", "scratch", "derived", "uniform"]
 Point = Literal["conv", "norm", "act", "block", "fpn"]
@@ -52,6 +53,11 @@ class PluginChoice(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    @property
+    def digest(self) -> str:
+        """Eight characters that stand for the plugin and its options in file names."""
+        return value_digest(self.model_dump(mode="json"))[:8]
 
 
 class BackboneChoice(PluginChoice):

@@ -121,9 +121,10 @@ def check(experiment: Experiment, task: str, split: str) -> dict[str, Any]:
                 f"{said[1]}x{said[0]}."
             )
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(sizes_agree, range(len(dataset))), f"{task} {split}", len(dataset), disable=None):
-            pass
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(None, f"{task} {split}", len(dataset), disable=None) as bar:
+        for start in range(0, len(dataset), 1000):  # an executor holds all that it was given
+            for _ in pool.map(sizes_agree, range(start, min(start + 1000, len(dataset)))):
+                bar.update()
     summary = {"images": len(dataset), "classes": dataset.classes, "notes": dataset.notes, "digest": dataset.digest}
     if hasattr(dataset, "objects"):
         summary["objects"] = sum(dataset.objects(index) for index in range(len(dataset)))

@@ -96,9 +96,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     )
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
     widths = _widths(folder)
-    data = {
-        file.stem.replace("_", " "): read_json(file, "a summary") for file in sorted((folder / "data").glob("*.json"))
-    }
+    data = _data(folder, experiment)
     pretrained = [read_json(file, "a record") for file in sorted((folder / "pretrained").glob("*/run.json"))]
     record = read_json(next((folder / "runs").rglob("run.json")), "the record of a run")
     return environment.get_template("report.html.j2").render(
@@ -106,6 +104,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         arms={arm: text for arm, text in ARMS.items() if arm in set(runs["arm"])},
         differences=_differences(experiment),
         averages=averages(runs),
+        has_masks="mask_AP" in runs,
         seeds=sorted(set(runs["seed"])),
         scores=_div(_score_figure(runs)),
         widths=[entry | {"figure": _div(_width_figure(entry))} for entry in widths],
@@ -117,6 +116,17 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         spectra=_script_json(_spectra(folder, experiment)),
         colours=_script_json(COLOURS),
     )
+
+
+def _data(folder: Path, experiment: Experiment) -> dict[str, Any]:
+    """Summaries of the data sets that this experiment names, those that were checked."""
+    found = {}
+    for task, splits in (("classification", experiment.data.classification), ("detection", experiment.data.detection)):
+        for split in ("train", "val") if splits else ():
+            file = folder / "data" / f"{task}_{split}_{getattr(splits, split).digest}.json"
+            if file.is_file():
+                found[f"{task} {split}"] = read_json(file, "a summary")
+    return found
 
 
 def _differences(experiment: Experiment) -> list[str]:

@@ -32,7 +32,7 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
         backbone = models.build_backbone(choice)
         models.load_backbone(backbone, models.read_weights(choice.pretrained), choice.pretrained)
         _save_backbone(folder, backbone)
-        training.finish(folder, {"run": {"backbone": name}, "source": choice.pretrained, "versions": versions()})
+        training.finish(folder, {"run": {"backbone": name}, "source": choice.pretrained} | versions())
         return
     settings = experiment.pretraining
     if settings is None:

@@ -42,14 +42,6 @@ class TapKey:
     def __str__(self) -> str:
         return f"{self.module}#{self.call}:{self.point}"
 
-    @classmethod
-    def parse(cls, text: str) -> TapKey:
-        """Inverse of `str`. Raises ValueError for any other text."""
-        match = re.fullmatch(r"(.*)#(\d+):(\w+)", text)
-        if match is None:
-            raise ValueError(f"'{text}' is not a tap key; expected module#call:point, such as layer1.0.relu#1:act")
-        return cls(match[1], int(match[2]), match[3])
-
 
 def point_of(module: nn.Module) -> Point | None:
     """The point that a module's output stands for, or None if it is none of them."""

@@ -1,8 +1,8 @@
 """From spectra to widths: a dimension for each channel group, scaled by one factor to the cost of the reference.
 
 A group's dimension is the largest (or mean) intrinsic dimension over its taps, averaged over seeds. Widths are
-proportional to it; the factor is the largest for which the network, after rounding, takes no more multiply-accumulate
-operations than the reference. So some groups grow where others shrink.
+proportional to it, with one factor for all, so that the network takes no more multiply-accumulate operations than the
+reference. So some groups grow where others shrink.
 """
 
 from __future__ import annotations
@@ -86,20 +86,33 @@ def dimensions(spectra: pd.DataFrame, channels: Channels, settings: WidthSetting
 
 
 def derive(channels: Channels, reference: Widths, dimension: Mapping[str, float], multiple: int) -> Widths:
-    """Widths proportional to the dimensions, with at most the reference's MACs."""
+    """Multiples nearest to widths proportional to the dimensions, with at most the reference's MACs.
+
+    The factor is the one at which the unrounded widths would take exactly these MACs. Widths are rounded down, then
+    up to the next multiple where that still fits, in order of what rounding down took away.
+
+    Raises:
+        UserError: every dimension is zero, or the least widths, one multiple each, take more than the reference.
+    """
     cap = channels.macs(reference)
+    if not any(dimension.values()):
+        raise UserError("every feature map is constant, so no width can be derived; train longer, or look at the loss.")
+
+    def target(factor: float) -> dict[str, float]:
+        return {group: max(factor * value, multiple) for group, value in dimension.items()}
 
     def affordable(factor: float) -> bool:
-        return channels.macs(scaled(dimension, factor, multiple)) <= cap
+        return channels.macs(target(factor)) <= cap
 
-    high = 1.0
-    while affordable(high):
-        high *= 2
-        if high > 1e12:
-            raise UserError(
-                "every feature map is constant, so no width can be derived; train longer, or look at the loss."
-            )
-    return scaled(dimension, _last(affordable, 0.0, high), multiple)
+    if not affordable(0.0):
+        raise UserError(f"widths.round_to is {multiple}; with {multiple} channels everywhere the MACs exceed the cap.")
+    wanted = target(_last(affordable))
+    widths = {group: int(value / multiple + 1e-6) * multiple for group, value in wanted.items()}
+    for group in sorted(widths, key=lambda group: widths[group] - wanted[group]):
+        wider = widths | {group: widths[group] + multiple}
+        if wanted[group] > widths[group] and channels.macs(wider) <= cap:
+            widths = wider
+    return widths
 
 
 def uniform(channels: Channels, reference: Widths, parameters: int, multiple: int) -> Widths:
@@ -108,12 +121,8 @@ def uniform(channels: Channels, reference: Widths, parameters: int, multiple: in
     def below(factor: float) -> bool:
         return channels.parameters(scaled(reference, factor, multiple)) <= parameters
 
-    high = 1.0
-    while below(high):
-        high *= 2
-    factor = _last(below, 0.0, high)
-    step = 1e-9 * high
-    candidates = [scaled(reference, factor, multiple), scaled(reference, factor + step, multiple)]
+    factor = _last(below)
+    candidates = [scaled(reference, factor, multiple), scaled(reference, factor * (1 + 1e-6), multiple)]
     return min(candidates, key=lambda widths: abs(channels.parameters(widths) - parameters))
 
 
@@ -146,10 +155,13 @@ def rule_text(settings: WidthSettings) -> str:
     return settings.rule if parameter is None else f"{settings.rule} at {parameter:g}"
 
 
-def _last(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The largest factor for which `holds`, to 1e-9 of `high`; it holds at `low`, not at `high`."""
-    resolution = 1e-9 * high
-    while high - low > resolution:
+def _last(holds: Callable[[float], bool]) -> float:
+    """The largest factor for which `holds`, to a relative 1e-9; it holds at 0 and fails somewhere."""
+    high = 1.0
+    while holds(high):
+        high *= 2
+    low = 0.0
+    while high - low > 1e-9 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low

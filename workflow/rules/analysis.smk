@@ -2,7 +2,7 @@
 rule dump_covariance:
     input:
         run=f"<results>/runs/{RUN}/run.json",
-        data=f"<results>/data/detection_{EXPERIMENT.covariance.split}.json",
+        data=check("detection", EXPERIMENT.covariance.split),
     output:
         f"<results>/covariance/{RUN}.h5",
     log:

@@ -39,6 +39,7 @@ pathvars:
 wildcard_constraints:
     task="classification|detection",
     split="train|val",
+    digest="[0-9a-f]{8}",
     arm="finetune|scratch|derived|uniform",
     backbone="[^/]+",
     detector="[^/]+",
@@ -67,22 +68,28 @@ def runs(arms):
     )
 
 
-def dataset_choice(wildcards):
-    return getattr(getattr(EXPERIMENT.data, wildcards.task), wildcards.split)
+def dataset_choice(task, split):
+    return getattr(getattr(EXPERIMENT.data, task), split)
 
 
-def dataset_settings(wildcards):
-    return dataset_choice(wildcards).model_dump(mode="json")
-
-
-def dataset_inputs(wildcards):
+def dataset_files(task, split):
     """The plugin's file, and every file (not folder) among its options."""
-    choice = dataset_choice(wildcards)
+    choice = dataset_choice(task, split)
     named = [value for value in choice.options.values() if isinstance(value, str)]
     return [
         *plugins.files("dataset", [choice]),
         *(path for path in named if Path(path).is_file()),
     ]
+
+
+def check(task, split):
+    """The summary of a data set that was found usable. Its name changes with the data set's settings."""
+    digest = dataset_choice(task, split).digest
+    return f"<results>/data/{task}_{split}_{digest}.json"
+
+
+def checked_files(wildcards):
+    return dataset_files(wildcards.task, wildcards.split)
 
 
 def backbone_plugin(wildcards):
@@ -96,19 +103,20 @@ def detector_plugins(wildcards):
     ]
 
 
+def pretrains(wildcards):
+    """Whether a backbone's weights come from pre-training here."""
+    return EXPERIMENT.backbones[wildcards.backbone].pretrained == "workflow"
+
+
 def pretrain_data(wildcards):
-    """Nothing to check where the backbone's weights come from elsewhere."""
-    own = EXPERIMENT.backbones[wildcards.backbone].pretrained == "workflow"
-    return ["<results>/data/classification_train.json"] if own else []
+    splits = ["train", "val"] if pretrains(wildcards) else []
+    return [check("classification", split) for split in splits]
 
 
 def pretrain_settings(wildcards):
     choice = EXPERIMENT.backbones[wildcards.backbone]
-    own = choice.pretrained == "workflow"
-    return [
-        choice.model_dump(mode="json"),
-        EXPERIMENT.pretraining.model_dump(mode="json") if own else None,
-    ]
+    settings = [choice, EXPERIMENT.pretraining] if pretrains(wildcards) else [choice]
+    return [section.model_dump(mode="json") for section in settings]
 
 
 def training_settings(arm):

@@ -1,17 +1,16 @@
 # Every image is decoded and every annotation checked before anything is trained.
 rule check_data:
     input:
-        dataset_inputs,
+        checked_files,
     output:
-        "<results>/data/{task}_{split}.json",
+        "<results>/data/{task}_{split}_{digest}.json",
     log:
-        "<logs>/data/{task}_{split}.log",
+        "<logs>/data/{task}_{split}_{digest}.log",
     benchmark:
-        "<benchmarks>/data/{task}_{split}.tsv"
+        "<benchmarks>/data/{task}_{split}_{digest}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     params:
         config=CONFIG,
-        settings=dataset_settings,
     shell:
         "eigendet check {wildcards.task} {wildcards.split} --config {params.config} --output {output} > {log} 2>&1"

@@ -2,7 +2,7 @@
 rule evaluate:
     input:
         run=f"<results>/runs/{RUN}/run.json",
-        data="<results>/data/detection_val.json",
+        data=check("detection", "val"),
     output:
         f"<results>/evaluation/{RUN}.json",
     log:
@@ -23,6 +23,7 @@ rule evaluate:
 rule report:
     input:
         scores=expand("<results>/evaluation/{run}.json", run=runs(EXPERIMENT.arms)),
+        data=[check("detection", split) for split in ("train", "val")],
         spectra=expand(
             "<results>/spectra/{run}/eigenvalues.parquet",
             run=runs(EXPERIMENT.covariance.arms),

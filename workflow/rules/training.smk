@@ -26,7 +26,7 @@ rule pretrain:
 
 rule scratch:
     input:
-        data="<results>/data/detection_train.json",
+        data=check("detection", "train"),
         plugin=detector_plugins,
     output:
         run="<results>/runs/scratch/{backbone}/{detector}/seed_{seed}/run.json",
@@ -52,7 +52,7 @@ rule scratch:
 
 use rule scratch as finetune with:
     input:
-        data="<results>/data/detection_train.json",
+        data=check("detection", "train"),
         plugin=detector_plugins,
         init="<results>/pretrained/{backbone}/backbone.pt",
     output:
@@ -71,7 +71,7 @@ use rule scratch as finetune with:
 
 use rule scratch as retrain with:
     input:
-        data="<results>/data/detection_train.json",
+        data=check("detection", "train"),
         plugin=detector_plugins,
         widths="<results>/widths/{backbone}/{detector}/{arm}.json",
     output:

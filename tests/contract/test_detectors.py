@@ -1,0 +1,114 @@
+"""Every shipped detector over every kind of norm keeps the contract: it trains, detects, is resized and learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eigendet import config, dump, loading, models, plugins, runs, training
+from eigendet.datasets import open_splits
+from eigendet.errors import UserError
+from eigendet.models import Definition
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "faster_rcnn": {"fpn_channels": 16, "head_channels": 32, "anchor_sizes": [8, 16, 32, 48, 64], "box_samples": 16},
+    "mask_rcnn": {"fpn_channels": 16, "head_channels": 32, "mask_channels": 16, "anchor_sizes": [8, 16, 32, 48, 64]},
+    "retinanet": {"fpn_channels": 16, "anchor_sizes": [8, 16, 32, 48, 64]},
+}
+LOSSES = {
+    "faster_rcnn": {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"},
+    "mask_rcnn": {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg", "loss_mask"},
+    "retinanet": {"classification", "bbox_regression"},
+}
+
+
+def definition(name: str, widths: dict[str, int] | None = None, **backbone: Any) -> Definition:
+    choice = {"plugin": "resnet", "depth": 18, "width": 0.125, "norm": "group", "norm_groups": 4} | backbone
+    return Definition(choice, [str(d) for d in range(10)], (64, 64), {"plugin": name} | OPTIONS[name], widths)
+
+
+def test_every_shipped_detector_is_under_this_contract() -> None:
+    assert plugins.discover("detector").keys() == OPTIONS.keys()
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "sync_batch", "frozen_batch"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, norm: str, values: dict[str, Any]) -> None:
+    experiment = config.parse(values)
+    data = open_splits(experiment, "detection")["train"]
+    torch.manual_seed(0)
+    model = definition(name, norm=norm).build()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    masks = bool(getattr(model, "learns_masks", False))
+    batch = next(iter(loading.detection_batches(data, experiment.training, 0, 0, masks)))
+    losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
+    assert losses.keys() == LOSSES[name]
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in models.backbone_of(model).parameters())
+    with torch.no_grad():
+        (answer,) = model.eval()([torch.rand(3, 48, 80)])
+    assert {"boxes", "labels", "scores"} <= answer.keys()
+    assert ("masks" in answer) == masks
+    if len(answer["boxes"]):
+        assert answer["boxes"][:, 2].max() <= 80 and answer["boxes"][:, 3].max() <= 48
+        assert answer["labels"].min() >= 1 and answer["labels"].max() <= 10
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_same_seed_gives_the_same_weights(name: str) -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        states.append(definition(name).build().state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, Any]) -> None:
+    experiment = config.parse(values)
+    data = open_splits(experiment, "detection")["train"]
+    groups = models.reference(config.BackboneChoice(**definition(name).backbone))[1]
+    for widths in (dict.fromkeys(groups, 4), {group: width + 12 for group, width in groups.items()}):
+        model = definition(name, widths).build()
+        assert list(models.feature_channels(models.backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
+        found = dump.covariances(model.eval(), ["act", "fpn"], data, [0], torch.device("cpu"))
+        assert (
+            found[next(key for key in found if key.module == "layer4.1.relu" and key.call == 1)].channels
+            == (widths["layer4.0.conv2"])
+        )
+        assert sum(key.point == "fpn" for key in found) == 5
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_snapshot_alone_gives_the_network_back(name: str, tmp_path: Path) -> None:
+    model = definition(name).build().eval()
+    training._snapshot(tmp_path, 3, model, definition(name))
+    step, restored, described = models.read_snapshot(training.snapshot_path(tmp_path, 3))
+    assert (step, described) == (3, definition(name))
+    image = torch.rand(3, 64, 64)
+    with torch.no_grad():
+        first, second = model([image])[0], restored([image])[0]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_it_learns_a_tiny_set(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+    values["detectors"] = {"it": {"plugin": name} | OPTIONS[name]}
+    values["training"] |= {"steps": 60, "learning_rate": 3e-3, "log_every": 5, "clip_norm": 5.0, "batch_size": 4}
+    values["data"]["detection"]["train"]["images"] = 4
+    runs.train(config.parse(values), "scratch", "tiny", "it", 0, tmp_path / "run")
+    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    losses = [float(row.split(",")[2]) for row in rows[1:]]
+    assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_anchor_sizes_that_do_not_match_the_levels_are_refused(name: str) -> None:
+    wrong = definition(name)
+    assert wrong.detector is not None
+    wrong.detector["anchor_sizes"] = [8, 16]
+    with pytest.raises(UserError, match=r"anchor_sizes is \[8, 16\]; this pyramid has 5 levels, so expected 5 sizes"):
+        wrong.build()

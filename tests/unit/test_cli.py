@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from eigendet.cli import main
+
+VERBS = ["check", "pretrain", "train", "evaluate", "dump", "spectrum", "widths", "report"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_without_importing_torch(verb: str) -> None:
+    code = (
+        f"import sys; from eigendet.cli import main; main(['{verb}', '--help'], standalone_mode=False);"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"Usage: main {verb}" in result.stdout or f"{verb} [OPTIONS]" in result.stdout
+    assert result.stdout.strip().endswith("False")
+
+
+def test_help_names_the_stages_in_order() -> None:
+    lines = CliRunner().invoke(main, ["--help"]).output.splitlines()
+    assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == VERBS
+
+
+def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_path: Path) -> None:
+    configuration = tmp_path / "config.yaml"
+    configuration.write_text(yaml.safe_dump(values))
+    results = tmp_path / "out"
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    run("pretrain", "-c", configuration, "-o", results / "pre")
+    run(
+        "train",
+        "-c",
+        configuration,
+        "--arm",
+        "finetune",
+        "--init",
+        results / "pre/backbone.pt",
+        "-o",
+        results / "tuned",
+    )
+    run("train", "-c", configuration, "-o", results / "scratch")
+    assert "AP50 " in run("evaluate", "-c", configuration, results / "tuned", "-o", results / "tuned.json")
+    assert "top1 " in run("evaluate", "-c", configuration, results / "pre", "-o", results / "pre.json")
+    run("dump", "-c", configuration, results / "scratch", "-o", results / "c.h5")
+    tables = ["--eigenvalues", results / "e.parquet", "--metrics", results / "m.csv"]
+    run("spectrum", results / "c.h5", *tables)
+    assert "of the parameters" in run("widths", "-c", configuration, results / "e.parquet", "-o", results / "widths")
+    run(
+        "train", "-c", configuration, "--arm", "derived", "--widths", results / "widths/derived.json",
+        "-o", results / "derived",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "-o", "x", "--arm", "scrach"], "'scrach' is not one of 'finetune', 'scratch', 'derived', 'uniform'"),
+        (["train", "-c", "no.yaml", "-o", "x"], "Path 'no.yaml' does not exist"),
+        (["train", "-o", "x", "--backbone", "vgg"], "unknown entry of backbones 'vgg'"),
+        (["evaluate", "README.md", "-o", "x"], "README.md/run.json: cannot be read"),
+        (["dump", "plugins", "-o", "x"], "plugins/run.json: cannot be read"),
+        (["spectrum", "README.md", "--eigenvalues", "x", "--metrics", "y"], "README.md: not HDF5, or truncated"),
+        (["widths", "README.md", "-o", "x"], "README.md: not an eigenvalue table"),
+        (["report", "plugins"], "plugins/config.yaml: cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_message_and_no_traceback(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code in (1, 2)
+    assert message in " ".join(result.output.split())
+    assert isinstance(result.exception, SystemExit)
+    assert not Path("x").exists()
