@@ -218,15 +218,13 @@ def device_of(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def _published(name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_weight, list_models
+    from torchvision.models import get_model_weights, get_weight, list_models
 
     try:
         weights = get_weight(name)
     except (ValueError, AttributeError, KeyError):
-        models = [model for model in list_models() if model.startswith(("resnet", "wide", "resnext"))]
-        raise UserError(
-            unknown("weights of torchvision", name, [f"{model}: see its documentation" for model in models])
-        ) from None
+        known = [str(entry) for model in list_models(include="resnet*") for entry in get_model_weights(model)]
+        raise UserError(unknown("weights of torchvision", name, known)) from None
     try:
         state: dict[str, Tensor] = dict(weights.get_state_dict(progress=False, check_hash=True))
     except OSError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from eigendet import config as configuration
-from eigendet.config import Experiment
+from eigendet.config import Arm, Experiment
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_text
+from eigendet.spectrum import RUN_COLUMNS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one an arm, in every figure.
 COLOURS: dict[str, str] = {"finetune": "#D55E00", "scratch": "#0072B2", "derived": "#009E73", "uniform": "#CC79A7"}
@@ -50,16 +52,14 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
         UserError: no run has been evaluated.
     """
     rows = []
-    for file in sorted((folder / "evaluation").rglob("*.json")):
+    for path in _runs(experiment, experiment.arms):
+        file = folder / "evaluation" / f"{path}.json"
+        if not file.is_file():
+            continue
         scores = read_json(file, "an evaluation")
-        run = scores["run"]
-        path = Path(run["arm"]) / run["backbone"] / run["detector"] / f"seed_{run['seed']}"
-        if run["arm"] not in experiment.arms or run["seed"] not in experiment.seeds:
-            continue  # left from an earlier configuration
         record = read_json(folder / "runs" / path / "run.json", "the record of a run")
-        row = {**run}
-        for kind in ("boxes", "masks"):
-            prefix = "" if kind == "boxes" else "mask_"
+        row = {**scores["run"]}
+        for kind, prefix in (("boxes", ""), ("masks", "mask_")):
             row |= {prefix + name: value for name, value in scores.get(kind, {}).items()}
         row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
         rows.append(row)
@@ -95,10 +95,12 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         loader=jinja2.PackageLoader("eigendet", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
-    widths = _widths(folder)
+    widths = _widths(folder, experiment)
     data = _data(folder, experiment)
     pretrained = [read_json(file, "a record") for file in sorted((folder / "pretrained").glob("*/run.json"))]
-    record = read_json(next((folder / "runs").rglob("run.json")), "the record of a run")
+    first = runs.iloc[0]
+    path = Path(first["arm"]) / first["backbone"] / first["detector"] / f"seed_{first['seed']}"
+    record = read_json(folder / "runs" / path / "run.json", "the record of a run")
     return environment.get_template("report.html.j2").render(
         experiment=experiment,
         arms={arm: text for arm, text in ARMS.items() if arm in set(runs["arm"])},
@@ -116,6 +118,14 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         spectra=_script_json(_spectra(folder, experiment)),
         colours=_script_json(COLOURS),
     )
+
+
+def _runs(experiment: Experiment, arms: Iterable[Arm]) -> Iterator[Path]:
+    """Paths of an experiment's runs below `runs/`, `evaluation/` and `spectra/`; others are from earlier settings."""
+    chosen = [arm for arm in arms if arm in experiment.arms]
+    for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
+        for arm, seed in itertools.product(chosen, experiment.seeds):
+            yield Path(arm) / backbone / detector / f"seed_{seed}"
 
 
 def _data(folder: Path, experiment: Experiment) -> dict[str, Any]:
@@ -161,17 +171,15 @@ def _score_figure(runs: pd.DataFrame) -> go.Figure:
     return _styled(figure, 380)
 
 
-def _widths(folder: Path) -> list[dict[str, Any]]:
+def _widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
     """Contents of the widths files, a dict for each backbone and detector: their names, and the file of each arm."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for file in sorted((folder / "widths").glob("*/*/*.json")):
-        backbone, detector = file.parts[-3:-1]
-        found.setdefault((backbone, detector), {})[file.stem] = read_json(file, "widths")
-    return [
-        {"backbone": names[0], "detector": names[1], "files": files}
-        for names, files in found.items()
-        if "derived" in files
-    ]
+    found = []
+    for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
+        files = sorted((folder / "widths" / backbone / detector).glob("*.json"))
+        contents = {file.stem: read_json(file, "widths") for file in files if file.stem in experiment.arms}
+        if "derived" in contents:
+            found.append({"backbone": backbone, "detector": detector, "files": contents})
+    return found
 
 
 def _width_figure(entry: dict[str, Any]) -> go.Figure:
@@ -192,23 +200,25 @@ def _width_figure(entry: dict[str, Any]) -> go.Figure:
 def _spectra(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
     """Centred spectra of every run for the page: relative to the largest eigenvalue, thinned on a logarithmic scale."""
     found: list[dict[str, Any]] = []
-    for run in [(arm, seed) for arm in experiment.covariance.arms for seed in experiment.seeds]:
-        for file in sorted((folder / "spectra" / run[0]).glob(f"*/*/seed_{run[1]}/eigenvalues.parquet")):
-            table = pd.read_parquet(file)
-            backbone, detector = file.parts[-4:-2]
-            taps: dict[str, list[dict[str, Any]]] = {}
-            steps = sorted(table["step"].unique().tolist())
-            centred = table[table["centred"]]
-            for (module, call, point, _), spectrum in centred.groupby(["module", "call", "point", "step"], sort=False):
-                values = np.clip(spectrum["value"].to_numpy(), 0, None)
-                largest = values.max() or 1.0
-                index = np.unique(np.geomspace(1, values.size, POINTS_A_SPECTRUM).round().astype(int))
-                shares = [float(f"{value:.3g}") for value in values[index - 1] / largest]
-                label = f"{module}, call {call}, {point}" if call else f"{module}, {point}"
-                taps.setdefault(label, []).append({"index": index.tolist(), "width": values.size, "value": shares})
-            found.append(
-                {"arm": run[0], "seed": run[1], "network": f"{detector} on {backbone}", "steps": steps, "taps": taps}
-            )
+    for path in _runs(experiment, experiment.covariance.arms):
+        file = folder / "spectra" / path / "eigenvalues.parquet"
+        if not file.is_file():
+            continue
+        table = pd.read_parquet(file)
+        taps: dict[str, list[dict[str, Any]]] = {}
+        centred = table[table["centred"]]
+        for (module, call, point, _), spectrum in centred.groupby(["module", "call", "point", "step"], sort=False):
+            values = np.clip(spectrum["value"].to_numpy(), 0, None)
+            largest = values.max() or 1.0
+            index = np.unique(np.geomspace(1, values.size, POINTS_A_SPECTRUM).round().astype(int))
+            shares = [float(f"{value:.3g}") for value in values[index - 1] / largest]
+            label = f"{module}, call {call}, {point}" if call else f"{module}, {point}"
+            taps.setdefault(label, []).append({"index": index.tolist(), "width": values.size, "value": shares})
+        arm, backbone, detector, seed = (table[column].iloc[0] for column in RUN_COLUMNS)
+        steps = sorted(table["step"].unique().tolist())
+        found.append(
+            {"arm": arm, "seed": int(seed), "network": f"{detector} on {backbone}", "steps": steps, "taps": taps}
+        )
     return found
 
 
