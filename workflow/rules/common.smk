@@ -17,9 +17,9 @@ def validated():
             config, ", ".join(map(str, workflow.configfiles)) or "--config"
         )
         if workflow.is_main_process:
-            plugins.validate(found, paths=not workflow.dryrun)  # a plan needs no data
+            plugins.validate(found, paths=not workflow.output_settings.dryrun)  # a plan needs no data
     except UserError as error:
-        sys.tracebacklimit = 0
+        sys.tracebacklimit = 0  # the message says where the mistake is; this file is not the place
         raise WorkflowError(str(error)) from None
     return found
 
