@@ -85,6 +85,7 @@ def test_an_object_without_segmentation_turns_masks_off(coco: Coco) -> None:
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, float("nan")]), "annotations id 2: bbox is"),
         (lambda c: c["annotations"][1].update(bbox=[60, 0, 5, 5]), r"id 2: bbox .* outside image id 7 \(60x40"),
         (lambda c: c["annotations"][1].update(bbox=[-9, 0, 5, 5]), "lies outside image id 7"),
+        (lambda c: c["annotations"][1].update(area=None), "annotations id 2: area is None; expected a number"),
         (lambda c: c["annotations"][1].update(segmentation=[[1, 2]]), "annotations id 2: segmentation is not valid"),
         (lambda c: [a.update(bbox=[0, 0, 0, 0]) for a in c["annotations"]], "no annotations with a box of any area"),
     ],

@@ -42,7 +42,9 @@ def test_a_file_dropped_into_the_folder_is_found_and_called(folder: Path) -> Non
 def test_discovery_does_not_run_the_file(folder: Path) -> None:
     (folder / "mine.py").write_text(DATASET.format(name="mine", summary="", extra="import surely_not_installed"))
     assert "mine" in plugins.discover("dataset")
-    with pytest.raises(UserError, match=r"dataset plugin 'mine' \(.*mine.py\) cannot be loaded: No module named"):
+    with pytest.raises(
+        UserError, match=r"dataset plugin 'mine' \(.*mine.py\) cannot be loaded: ModuleNotFoundError: No module"
+    ):
         plugins.bind("dataset", PluginChoice(plugin="mine"))
 
 

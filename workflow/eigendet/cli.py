@@ -49,6 +49,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             function(**arguments)
         except UserError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:  # a folder that cannot be written, a full disk
+            if error.filename is None:
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
     return run
 

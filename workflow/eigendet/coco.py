@@ -121,6 +121,9 @@ class CocoDetection:
         if width <= 0 or height <= 0:
             self._dropped["boxes of no area dropped"] += 1
             return
+        area = annotation.get("area", width * height)
+        if not _is_number(area):
+            raise UserError(f"{where}: area is {area!r}; expected a number of pixels, or none at all.")
         image = images[annotation["image_id"]]
         right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
         if left >= image["width"] or top >= image["height"] or right <= 0 or bottom <= 0:
@@ -142,7 +145,7 @@ class CocoDetection:
                 "box": box,
                 "label": self._labels[annotation["category_id"]],
                 "crowd": bool(annotation.get("iscrowd", 0)),
-                "area": float(annotation.get("area", width * height)),
+                "area": float(area),
                 "segmentation": segmentation,
             }
         )

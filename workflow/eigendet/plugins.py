@@ -189,8 +189,9 @@ def _load(plugin: Plugin) -> Callable[..., Any]:
         else:
             assert plugin.file is not None
             loaded = getattr(_import(plugin.file), plugin.name)
-    except ImportError as error:
-        raise UserError(f"{plugin.kind} plugin '{plugin.name}' ({plugin.origin}) cannot be loaded: {error}.") from None
+    except Exception as error:  # whatever a plugin's own code raises
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{plugin.kind} plugin '{plugin.name}' ({plugin.origin}) cannot be loaded: {reason}") from None
     return loaded
 
 

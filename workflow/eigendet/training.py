@@ -132,7 +132,6 @@ def fit(
         if progress.step % settings.checkpoint_every == 0 and progress.step < settings.steps:
             _checkpoint(folder, identity, model, optimizer, scaler, progress)
     bar.close()
-    write_text(folder / "log.csv", _csv(progress.rows))
     return {
         "identity": identity,
         "definition": definition.plain(),
@@ -309,7 +308,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _csv(rows: list[dict[str, float]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0] if rows else ["step"], lineterminator="\n")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
