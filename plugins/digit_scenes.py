@@ -5,11 +5,11 @@ and validation, each have digits of their own and a strip of each photograph of 
 """
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from eigendet.files import value_digest
 from eigendet.plugins import dataset
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eigendet.datasets import Classification, Detection
 
 Split = Literal["train", "val"]
+Size = Annotated[int, Field(ge=16)]  # pixels
 CLASSES = [str(digit) for digit in range(10)]
 # Share of the digits, and of the width of each photograph, that each use has to itself.
 SHARES = {
@@ -30,14 +31,16 @@ SHARES = {
 
 @dataset
 def digit_scenes(
-    *, split: Split, images: PositiveInt = 400, size: PositiveInt = 128, digits: PositiveInt = 6, seed: int = 0
+    *, split: Split, images: PositiveInt = 400, size: Size = 128, digits: PositiveInt = 6, seed: NonNegativeInt = 0
 ) -> "Detection":
     """Scenes of at most `digits` handwritten digits, of varying size and colour, partly overlapping, with masks."""
     return DigitScenes(split, images, size, digits, seed)
 
 
 @dataset
-def digit_crops(*, split: Split, images: PositiveInt = 4000, size: PositiveInt = 32, seed: int = 0) -> "Classification":
+def digit_crops(
+    *, split: Split, images: PositiveInt = 4000, size: Size = 32, seed: NonNegativeInt = 0
+) -> "Classification":
     """Single handwritten digits on photographs, to pre-train on; other digits than those in `digit_scenes`."""
     return DigitCrops(split, images, size, seed)
 

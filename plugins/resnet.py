@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
+from eigendet.errors import UserError
 from eigendet.plugins import backbone
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def resnet(
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
     from torchvision.ops import FrozenBatchNorm2d
 
+    if norm == "group" and 64 % norm_groups:
+        raise UserError(f"norm_groups is {norm_groups}; it must divide 64, the narrowest width before scaling.")
     block, blocks = {
         18: (BasicBlock, [2, 2, 2, 2]),
         34: (BasicBlock, [3, 4, 6, 3]),

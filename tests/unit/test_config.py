@@ -40,6 +40,7 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("covariance.points", ["relu"], "covariance.points.0: got 'relu'; input should be 'conv', 'norm', 'act'"),
         ("covariance.arms", ["finetune"], "widths.arm is 'scratch', whose covariance is not dumped"),
         ("widths.point", "norm", "widths.point is 'norm'; it must be one of covariance.points, ['act']"),
+        ("training.scale_jitter", [1.25, 0.8], "scale_jitter is [1.25, 0.8]; the lower end comes first"),
         ("widths.parameter", -1, "widths.parameter: got -1; input should be greater than 0"),
         ("data.classification", None, "which needs the sections data.classification and pretraining"),
         ("experiment", "a/b", "experiment: got 'a/b'"),

@@ -48,6 +48,14 @@ def test_discovery_does_not_run_the_file(folder: Path) -> None:
         plugins.bind("dataset", PluginChoice(plugin="mine"))
 
 
+def test_an_option_without_a_type_is_named(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from eigendet.plugins import dataset\n\n@dataset\ndef mine(*, a: 'Nothing' = 3): ...\n"
+    )
+    with pytest.raises(UserError, match=r"dataset plugin 'mine' .*: an option has no usable type: name 'Nothing'"):
+        plugins.bind("dataset", PluginChoice(plugin="mine"))
+
+
 def test_the_shipped_plugins_are_found_from_anywhere(folder: Path) -> None:
     assert {"coco", "image_folder", "digit_scenes", "digit_crops"} <= plugins.discover("dataset").keys()
     assert {"faster_rcnn", "mask_rcnn", "retinanet"} <= plugins.discover("detector").keys()

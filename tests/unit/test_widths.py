@@ -87,8 +87,13 @@ def test_a_point_without_taps_is_named(traced: Channels) -> None:
 
 def test_tables_of_another_arm_or_backbone_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     experiment = config.parse(values)
-    table = pd.DataFrame({"arm": ["finetune"], "backbone": ["tiny"]})
-    table.to_parquet(tmp_path / "e.parquet")
+    row = dict.fromkeys(widths.COLUMNS, 0) | {"arm": "finetune", "backbone": "tiny", "detector": "rcnn"}
+    pd.DataFrame([row]).to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(UserError, match="two of the eigenvalue tables are of the same run"):
+        widths.from_spectra(experiment, "tiny", [tmp_path / "e.parquet"] * 2)
+    pd.DataFrame([row | {"detector": "other"}]).to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(UserError, match="of the detectors other, rcnn; expected one"):
+        widths.from_spectra(experiment, "tiny", [tmp_path / "e.parquet", tmp_path / "f.parquet"])
     with pytest.raises(UserError, match="the eigenvalue tables are of arm finetune; expected scratch alone"):
         widths.from_spectra(experiment, "tiny", [tmp_path / "e.parquet"])
     (tmp_path / "no.parquet").write_text("no")

@@ -114,6 +114,7 @@ def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, dict[str, Any]])
 @pytest.mark.parametrize(
     ("change", "rules"),
     [
+        ({"training": minimal_experiment()["training"] | {"workers": 1, "log_every": 1}}, set()),
         ({"widths": {"round_to": 4, "rule": "energy"}}, {"derive_widths", "retrain", "evaluate", "report"}),
         (
             {"covariance": {"images": 2}},

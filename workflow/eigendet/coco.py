@@ -99,8 +99,7 @@ class CocoDetection:
         return found
 
     def _check_files(self) -> None:
-        present = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
-        missing = [image for image in self._images if image["file_name"] not in present]
+        missing = [image for image in self._images if not (self.folder / image["file_name"]).is_file()]
         if missing:
             raise UserError(
                 f"{self._file}: {len(missing)} of {len(self._images)} images are not in {self.folder}; the first is "
@@ -118,9 +117,11 @@ class CocoDetection:
         if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
             raise UserError(f"{where}: bbox is {box!r}; expected [left, top, width, height] in pixels.")
         left, top, width, height = box
-        if width <= 0 or height <= 0:
+        if min(width, height) < 1e-3:  # thinner ones vanish in single precision
             self._dropped["boxes of no area dropped"] += 1
             return
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            raise UserError(f"{where}: iscrowd is {annotation['iscrowd']!r}; expected 0 or 1.")
         area = annotation.get("area", width * height)
         if not _is_number(area):
             raise UserError(f"{where}: area is {area!r}; expected a number of pixels, or none at all.")
@@ -137,8 +138,11 @@ class CocoDetection:
         segmentation = annotation.get("segmentation")
         if not segmentation:
             self._dropped["objects without a segmentation, so masks are not used"] += 1
-        elif not _is_segmentation(segmentation):
-            raise UserError(f"{where}: segmentation is not valid; expected polygons [[x, y, …], …] or run lengths.")
+        elif not _is_segmentation(segmentation, [image["height"], image["width"]]):
+            raise UserError(
+                f"{where}: segmentation is not valid; expected polygons [[x, y, …], …], or run lengths that fill "
+                f"the size [{image['height']}, {image['width']}] of the image."
+            )
         box = [max(left, 0.0), max(top, 0.0), right, bottom]
         self._objects[image["id"]].append(
             {
@@ -155,13 +159,34 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_segmentation(value: Any) -> bool:
+def _is_segmentation(value: Any, size: list[int]) -> bool:
     if isinstance(value, dict):
-        return isinstance(value.get("counts"), list | str) and isinstance(value.get("size"), list)
+        counts = value.get("counts")
+        counts = _run_lengths(counts) if isinstance(counts, str) else counts
+        if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
+            return False
+        return value.get("size") == size and sum(counts) == size[0] * size[1]
     return isinstance(value, list) and all(
         isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(_is_number, polygon))
         for polygon in value
     )
+
+
+def _run_lengths(text: str) -> list[int] | None:
+    """Counts of COCO's compressed run lengths: six bits a character, differences from the last but one; None if bad."""
+    counts: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        number |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            number -= (1 << shift) if bits & 0x10 else 0
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = shift = 0
+    return None if shift else counts
 
 
 def _rle(segmentation: Any, size: tuple[int, int]) -> RLE:

@@ -40,6 +40,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 RESIZED_ARMS: tuple[Arm, ...] = ("derived", "uniform")
 
 
+# Settings that change how a run proceeds but not what comes of it.
+IMMATERIAL = {"workers", "log_every", "checkpoint_every"}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -123,6 +127,11 @@ class Pretraining(Optimisation):
     flip: bool = Field(True, description="mirror half of the images")
     seed: NonNegativeInt = 0
 
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> Self:
+        _in_order("crop_scale", self.crop_scale)
+        return self
+
 
 class DetectorTraining(Optimisation):
     min_size: PositiveInt = Field(800, description="shorter side after resizing, pixels")
@@ -134,7 +143,13 @@ class DetectorTraining(Optimisation):
     def _sizes_in_order(self) -> Self:
         if self.min_size > self.max_size:
             raise ValueError(f"min_size is {self.min_size}; it must not exceed max_size, {self.max_size}")
+        _in_order("scale_jitter", self.scale_jitter)
         return self
+
+
+def _in_order(key: str, interval: tuple[float, float]) -> None:
+    if interval[0] > interval[1]:
+        raise ValueError(f"{key} is {list(interval)}; the lower end comes first")
 
 
 class CovarianceSettings(Section):
@@ -165,10 +180,10 @@ class WidthSettings(Section):
 
     @model_validator(mode="after")
     def _parameter_fits_rule(self) -> Self:
-        if self.rule in ("ratio", "energy") and self.parameter is not None and self.parameter > 1:
-            raise ValueError(
-                f"parameter is {self.parameter}; the rule '{self.rule}' takes a share, above 0 and up to 1"
-            )
+        if self.rule == "ratio" and self.parameter is not None and self.parameter >= 1:
+            raise ValueError(f"parameter is {self.parameter}; the rule 'ratio' takes a share, above 0 and below 1")
+        if self.rule == "energy" and self.parameter is not None and self.parameter > 1:
+            raise ValueError(f"parameter is {self.parameter}; the rule 'energy' takes a share, above 0 and up to 1")
         if self.rule in ("effective_rank", "participation") and self.parameter is not None:
             raise ValueError(f"parameter is {self.parameter}; the rule '{self.rule}' has none, so leave it out")
         return self

@@ -33,6 +33,8 @@ from eigendet.training import snapshot_path
 def dump(experiment: Experiment, folder: Path, output: Path) -> None:
     """Write the covariance of every tap at every snapshot of the run in `folder` to `output`."""
     record = read_run(folder)
+    if record["definition"]["detector"] is None:
+        raise UserError(f"{folder}: a run of a classifier; expected the folder of a detector's run.")
     settings = experiment.covariance
     dataset = open_splits(experiment, "detection")[settings.split]
     probe = probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}")

@@ -140,6 +140,7 @@ def _loader(
         samples,
         batch_sampler=numbers,
         num_workers=settings.workers,
+        multiprocessing_context="fork" if settings.workers else None,  # plugins exist in this process alone
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )

@@ -43,7 +43,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, create_model
+from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, PydanticUserError, create_model
 
 from eigendet.config import Experiment, PluginChoice, validate_options
 from eigendet.errors import UserError, unknown
@@ -113,8 +113,16 @@ def bind(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool
         where: the key of the configuration that errors name.
         paths: whether files and folders among the options must exist.
     """
-    function = _load(find(kind, choice.plugin))
-    options = validate_options(_options_model(function, paths), choice.options, where or f"{kind} {choice.plugin}")
+    plugin = find(kind, choice.plugin)
+    function = _load(plugin)
+    try:
+        model = _options_model(function, paths)
+    except (NameError, PydanticUserError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{kind} plugin '{plugin.name}' ({plugin.origin}): an option has no usable type: {reason}"
+        ) from None
+    options = validate_options(model, choice.options, where or f"{kind} {choice.plugin}")
     return lambda *arguments: function(*arguments, **options)
 
 
@@ -139,8 +147,10 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
 
 def files(kind: Kind, choices: list[PluginChoice]) -> list[str]:
     """Local files of the chosen plugins, for Snakemake to watch."""
-    found = {find(kind, choice.plugin).file for choice in choices}
-    return sorted(str(file) for file in found if file)
+    here = Path.cwd()
+    found = {file for choice in choices if (file := find(kind, choice.plugin).file)}
+    # Relative where possible, so that a checkout can be moved without everything being made again.
+    return sorted(str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found)
 
 
 def _folders() -> list[Path]:

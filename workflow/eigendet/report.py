@@ -97,7 +97,8 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
     widths = _widths(folder, experiment)
     data = _data(folder, experiment)
-    pretrained = [read_json(file, "a record") for file in sorted((folder / "pretrained").glob("*/run.json"))]
+    records = [folder / "pretrained" / name / "run.json" for name in experiment.backbones]
+    pretrained = [read_json(file, "a record") for file in records if file.is_file()]
     first = runs.iloc[0]
     path = Path(first["arm"]) / first["backbone"] / first["detector"] / f"seed_{first['seed']}"
     record = read_json(folder / "runs" / path / "run.json", "the record of a run")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from eigendet import __version__, models, training
-from eigendet.config import RESIZED_ARMS, Arm, BackboneChoice, Experiment, Optimisation, PluginChoice
+from eigendet.config import IMMATERIAL, RESIZED_ARMS, Arm, BackboneChoice, Experiment, Optimisation, PluginChoice
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.evaluation import average_precision, top1
@@ -20,9 +20,6 @@ from eigendet.loading import classification_batches, detection_batches, evaluati
 from eigendet.models import Definition
 
 logger = logging.getLogger(__name__)
-
-# Settings that change how a run proceeds but not what comes of it.
-IMMATERIAL = {"workers", "log_every", "checkpoint_every"}
 
 
 def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
@@ -53,12 +50,13 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
         partial(classification_batches, data["train"], settings, settings.seed), training.classification_losses
     )
     device = models.device_of(experiment.device)
+    costs = _costs(definition, model)
     result = training.fit(folder, model, definition, task, settings, settings.seed, identity, device)
     accuracy = top1(model, data["val"], evaluation_crop(settings), device)
     logger.info("top-1 accuracy %.4f on %d images", accuracy, len(data["val"]))
     _save_backbone(folder, models.backbone_of(model))
     run = {"backbone": name, "seed": settings.seed}
-    training.finish(folder, {"run": run, "top1": accuracy, "costs": _costs(definition, model)} | result | versions())
+    training.finish(folder, {"run": run, "top1": accuracy, "costs": costs} | result | versions())
 
 
 def train(
@@ -97,7 +95,7 @@ def train(
     identity = {
         "training": _material(settings),
         "seed": seed,
-        "backbone": definition.backbone,
+        "backbone": {key: value for key, value in definition.backbone.items() if key != "pretrained"},
         "detector": definition.detector,
         "widths": definition.widths,
         "init": file_digest(init) if init else None,
@@ -117,9 +115,10 @@ def train(
     )
     task = training.Task(batches, training.detection_losses)
     device = models.device_of(experiment.device)
+    costs = _costs(definition, model)
     result = training.fit(folder, model, definition, task, settings, seed, identity, device)
     run = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
-    training.finish(folder, {"run": run, "costs": _costs(definition, model)} | result | versions())
+    training.finish(folder, {"run": run, "costs": costs} | result | versions())
 
 
 def evaluate(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -135,7 +134,8 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, Any]:
     device = models.device_of(experiment.device)
     result = {"run": record["run"], "step": step, "images": len(dataset), "data": dataset.digest}
     if definition.detector is None:
-        assert experiment.pretraining is not None
+        if experiment.pretraining is None:
+            raise UserError("pretraining: missing; it says how images are cropped for a classifier.")
         return result | {"top1": top1(model, dataset, evaluation_crop(experiment.pretraining), device)}
     return result | average_precision(model, dataset, device)
 
@@ -143,7 +143,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, Any]:
 def read_run(folder: Path) -> dict[str, Any]:
     """The record of a complete run."""
     record = read_json(folder / "run.json", "the record of a complete run, written when training ends")
-    if not isinstance(record, dict) or "snapshots" not in record:
+    if not isinstance(record, dict) or not record.get("snapshots") or not {"run", "definition"} <= record.keys():
         raise UserError(f"{folder / 'run.json'}: names no snapshots; expected the record of a run trained here.")
     return record
 

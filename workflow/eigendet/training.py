@@ -158,7 +158,8 @@ def is_complete(folder: Path, identity: dict[str, Any]) -> bool:
     """
     if not (folder / "run.json").is_file():
         return False
-    _same(folder / "run.json", read_json(folder / "run.json", "a run's record").get("identity", {}), identity)
+    record = read_json(folder / "run.json", "a run's record")
+    _same(folder / "run.json", record.get("identity", {}) if isinstance(record, dict) else {}, identity)
     return True
 
 

@@ -19,7 +19,9 @@ from eigendet.channels import Channels, Widths, scaled
 from eigendet.config import Experiment, WidthSettings
 from eigendet.errors import UserError
 from eigendet.files import file_digest
-from eigendet.spectrum import RULES, intrinsic_dimension
+from eigendet.spectrum import RULES, RUN_COLUMNS, TAP_COLUMNS, intrinsic_dimension
+
+COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
 
 
 def from_spectra(experiment: Experiment, backbone: str, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -33,6 +35,10 @@ def from_spectra(experiment: Experiment, backbone: str, files: Sequence[Path]) -
     """
     settings = experiment.widths
     spectra = read_spectra(files)
+    if len(detectors := sorted(set(spectra["detector"]))) > 1:
+        raise UserError(f"the eigenvalue tables are of the detectors {', '.join(detectors)}; expected one.")
+    if spectra.duplicated(COLUMNS[:-1]).any():
+        raise UserError("two of the eigenvalue tables are of the same run; expected a table for each seed.")
     for column, wanted in (("arm", settings.arm), ("backbone", backbone)):
         found = sorted(set(spectra[column]))
         if found != [wanted]:
@@ -64,10 +70,9 @@ def dimensions(spectra: pd.DataFrame, channels: Channels, settings: WidthSetting
     Raises:
         UserError: a group has no tap at the chosen point.
     """
+    last = spectra.groupby("seed")["step"].transform("max")
     chosen = spectra[
-        (spectra["step"] == spectra["step"].max())
-        & (spectra["point"] == settings.point)
-        & (spectra["centred"] == settings.centred)
+        (spectra["step"] == last) & (spectra["point"] == settings.point) & (spectra["centred"] == settings.centred)
     ]
     tie: Callable[[Any], float] = {"max": max, "mean": np.mean}[settings.tie]  # type: ignore[assignment]
     found: dict[str, dict[int, list[float]]] = {}
@@ -141,7 +146,7 @@ def read_spectra(files: Sequence[Path]) -> pd.DataFrame:
     parts = []
     for file in files:
         try:
-            parts.append(pd.read_parquet(file))
+            parts.append(pd.read_parquet(file, columns=COLUMNS))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{file}: not an eigenvalue table ({error}); expected one that 'eigendet spectrum' wrote."

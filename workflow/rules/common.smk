@@ -17,9 +17,13 @@ def validated():
             config, ", ".join(map(str, workflow.configfiles)) or "--config"
         )
         if workflow.is_main_process:
-            plugins.validate(found, paths=not workflow.output_settings.dryrun)  # a plan needs no data
+            plugins.validate(
+                found, paths=not workflow.output_settings.dryrun
+            )  # a plan needs no data
     except UserError as error:
-        sys.tracebacklimit = 0  # the message says where the mistake is; this file is not the place
+        sys.tracebacklimit = (
+            0  # the message says where the mistake is; this file is not the place
+        )
         raise WorkflowError(str(error)) from None
     return found
 
@@ -103,20 +107,28 @@ def detector_plugins(wildcards):
     ]
 
 
+def material(section):
+    """The settings of a section that change what comes of a run."""
+    return section.model_dump(mode="json", exclude=configuration.IMMATERIAL)
+
+
 def pretrains(wildcards):
     """Whether a backbone's weights come from pre-training here."""
     return EXPERIMENT.backbones[wildcards.backbone].pretrained == "workflow"
 
 
 def pretrain_data(wildcards):
-    splits = ["train", "val"] if pretrains(wildcards) else []
-    return [check("classification", split) for split in splits]
+    """The checked data, or the file that the weights come from."""
+    if pretrains(wildcards):
+        return [check("classification", split) for split in ("train", "val")]
+    weights = Path(EXPERIMENT.backbones[wildcards.backbone].pretrained)
+    return [str(weights)] if weights.is_file() else []
 
 
 def pretrain_settings(wildcards):
     choice = EXPERIMENT.backbones[wildcards.backbone]
     settings = [choice, EXPERIMENT.pretraining] if pretrains(wildcards) else [choice]
-    return [section.model_dump(mode="json") for section in settings]
+    return [material(section) for section in settings]
 
 
 def training_settings(arm):
@@ -124,7 +136,7 @@ def training_settings(arm):
 
     def settings(wildcards):
         return [
-            EXPERIMENT.training_of(arm or wildcards.arm).model_dump(mode="json"),
+            material(EXPERIMENT.training_of(arm or wildcards.arm)),
             EXPERIMENT.backbones[wildcards.backbone].model_dump(
                 mode="json", exclude={"pretrained"}
             ),

@@ -8,6 +8,7 @@ rule check_data:
         "<logs>/data/{task}_{split}_{digest}.log",
     benchmark:
         "<benchmarks>/data/{task}_{split}_{digest}.tsv"
+    priority: 1  # before any training, also of what does not need this very data
     conda:
         "../../envs/eigendet.yaml"
     params:
