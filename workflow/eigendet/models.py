@@ -6,7 +6,6 @@ beside the weights in every snapshot, so that a snapshot alone can be evaluated 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -141,9 +140,8 @@ def backbone_of(model: nn.Module) -> nn.Module:
     return found
 
 
-def parameter_count(modules: Iterable[nn.Module] | nn.Module) -> int:
-    modules = [modules] if isinstance(modules, nn.Module) else modules
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+def parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def read_weights(source: str) -> dict[str, Tensor]:

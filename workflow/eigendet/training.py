@@ -32,7 +32,7 @@ from eigendet.config import Optimisation
 from eigendet.errors import UserError
 from eigendet.files import read_json, replacing, write_json, write_text
 from eigendet.loading import stream_seed
-from eigendet.models import Definition, parameter_count
+from eigendet.models import Definition
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,6 @@ def fit(
         "identity": identity,
         "definition": definition.plain(),
         "snapshots": snapshots,
-        "parameters": parameter_count(model),
         "seconds": round(progress.seconds, 1),
         "images_per_second": round(progress.images / progress.seconds, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
