@@ -74,12 +74,25 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
     for widths in (dict.fromkeys(groups, 4), {group: width + 12 for group, width in groups.items()}):
         model = definition(name, widths).build()
         assert list(models.feature_channels(models.backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
-        found = dump.covariances(model.eval(), ["act", "fpn"], data, [0], torch.device("cpu"))
-        assert (
-            found[next(key for key in found if key.module == "layer4.1.relu" and key.call == 1)].channels
-            == (widths["layer4.0.conv2"])
-        )
-        assert sum(key.point == "fpn" for key in found) == 5
+        settings = config.CovarianceSettings(points=["act", "fpn"])
+        images = dump.Images(data, [0], torch.device("cpu"))
+        found = {str(tap.key): tap for tap in dump.tapped(model.eval(), settings, images)}
+        assert found["layer4.1.relu#1:act"].covariance.channels == widths["layer4.0.conv2"]
+        assert sum(tap.key.point == "fpn" for tap in found.values()) == 5
+        assert {tap.padding for tap in found.values()} == {"excluded"}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_heads_are_tapped_on_request_a_shared_one_for_each_level(name: str, values: dict[str, Any]) -> None:
+    data = open_splits(config.parse(values), "detection")["train"]
+    settings = config.CovarianceSettings(points=["conv", "linear"], heads=True)
+    images = dump.Images(data, [0], torch.device("cpu"))
+    found = {str(tap.key): tap for tap in dump.tapped(definition(name).build(), settings, images)}
+    shared = {"retinanet": "head.classification_head.conv.0.0"}.get(name, "rpn.head.conv.0.0")
+    assert [key for key in found if key.startswith(f"{shared}#")] == [f"{shared}#{level}:conv" for level in range(5)]
+    if name != "retinanet":
+        boxes = found["roi_heads.box_head.fc6#0:linear"]
+        assert (boxes.padding, found[f"{shared}#0:conv"].padding) == ("none", "excluded")
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -14,7 +14,9 @@ from hypothesis.extra.numpy import arrays
 from eigendet import spectrum, store
 from eigendet.config import Rule
 from eigendet.covariance import Covariance
-from eigendet.taps import TapKey
+from eigendet.errors import UserError
+from eigendet.points import TapKey
+from eigendet.taps import Tap
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))
 rules = st.sampled_from(list(spectrum.RULES))
@@ -76,7 +78,7 @@ def test_tables_hold_both_moments_of_every_tap(tmp_path: Path) -> None:
     samples = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) + 3
     covariance.update(samples)
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
-    store.write(tmp_path / "c.h5", [(7, {TapKey("m", 1, "act"): covariance})], {"run": run})
+    store.write(tmp_path / "c.h5", [(7, [Tap(TapKey("m", 1, "act"), 0, "none", covariance)])], {"run": run})
     spectrum.write(tmp_path / "c.h5", tmp_path / "e.parquet", tmp_path / "m.csv")
     eigenvalues, metrics = pd.read_parquet(tmp_path / "e.parquet"), pd.read_csv(tmp_path / "m.csv")
     assert list(eigenvalues) == [*spectrum.RUN_COLUMNS, *spectrum.TAP_COLUMNS, "index", "value"]
@@ -86,4 +88,39 @@ def test_tables_hold_both_moments_of_every_tap(tmp_path: Path) -> None:
     assert centred["index"].tolist() == [0, 1, 2, 3]
     raw = metrics[~metrics["centred"] & (metrics["metric"] == "trace")]["value"].item()
     assert raw == pytest.approx(samples.double().square().sum(1).mean().item(), rel=1e-5)
-    assert set(metrics["metric"]) == {*spectrum.RULES, "trace", "largest"}
+    assert set(metrics["metric"]) == {*spectrum.RULES, "trace", "largest", "samples", "noise"}
+
+
+def test_eigenvalues_of_4096_channels_and_negative_noise_as_it_is() -> None:
+    values = np.logspace(0, -6, 64)
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0]
+    matrix = (basis * values) @ basis.T
+    np.testing.assert_allclose(spectrum.eigenvalues(matrix), values, rtol=1e-8)
+    large = np.kron(np.eye(64), matrix)
+    np.testing.assert_allclose(spectrum.eigenvalues(large), np.repeat(values, 64), rtol=1e-8)
+    singular = matrix - 1e-9 * np.eye(64) - values[-1] * np.outer(basis[:, -1], basis[:, -1])
+    assert spectrum.eigenvalues(singular)[-1] == pytest.approx(-1e-9, rel=1e-3)
+    with pytest.raises(UserError, match="a matrix of 2 channels holds NaN or infinity"):
+        spectrum.eigenvalues(np.array([[1.0, np.nan], [np.nan, 1.0]]))
+
+
+@pytest.mark.parametrize("failure", ["wrong", "not converged", None])
+def test_eigenvalues_from_the_gpu_are_checked_and_fall_back_to_the_cpu(
+    failure: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The GPU is played by the CPU: what is tested is the check and the way back."""
+    matrix = np.diag(np.arange(1.0, 1101.0))
+    solve, calls = torch.linalg.eigvalsh, []
+
+    def eigvalsh(moment: torch.Tensor) -> torch.Tensor:
+        calls.append(moment)
+        if len(calls) == 1 and failure == "not converged":
+            raise RuntimeError("failed to converge")
+        return solve(moment) * (1.001 if len(calls) == 1 and failure == "wrong" else 1)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
+    np.testing.assert_allclose(spectrum.eigenvalues(matrix), np.arange(1100.0, 0, -1))
+    assert len(calls) == (1 if failure is None else 2)
+    assert ("taken from the CPU" in caplog.text) == (failure is not None)

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.errors import UserError, unknown
-from eigendet.taps import each_call
+from eigendet.points import each_call
 
 Build = Callable[[], nn.Module]
 Widths = dict[str, int]
@@ -206,7 +206,7 @@ class _Tracer(TorchDispatchMode):
                 hooks.callback(hook.remove)
             yield
 
-    def leave(self, path: str, call: int, module: nn.Module, output: Any) -> None:
+    def leave(self, path: str, call: int, module: nn.Module, inputs: Any, output: Any) -> None:
         self.stack.pop()
         if isinstance(output, Tensor) and (node := self.groups.get(id(output))) is not None:
             self.outputs[path, call] = node

@@ -155,15 +155,37 @@ def evaluate(configs: tuple[Path, ...], run: Path, output: Path) -> None:
 @command
 @config_option
 @click.argument("run", type=EXISTING)
+@click.option("--shard", default="1/1", help="K/N: only every N-th image from the K-th on, for `eigendet merge`.")
 @output_option("HDF5 file for the covariances.")
-def dump(configs: tuple[Path, ...], run: Path, output: Path) -> None:
+def dump(configs: tuple[Path, ...], run: Path, shard: str, output: Path) -> None:
     """Dump the covariance of every chosen feature map, at every snapshot of a run.
 
-    RUN is the folder of a complete run of a detector.
+    RUN is the folder of a complete run of a detector. Stopped at any moment, the same command goes on with the
+    snapshot that it was at.
     """
     from eigendet import dump as stage
 
-    stage.dump(_experiment(configs), run, output)
+    stage.dump(_experiment(configs), run, output, _shard(shard))
+
+
+@command
+@click.argument("covariance", type=EXISTING)
+def inspect(covariance: Path) -> None:
+    """Print what is in a covariance file."""
+    from eigendet import store
+
+    for line in store.describe(covariance):
+        click.echo(line)
+
+
+@command
+@click.argument("covariances", type=EXISTING, nargs=-1, required=True)
+@output_option("HDF5 file of all images together.")
+def merge(covariances: tuple[Path, ...], output: Path) -> None:
+    """Merge covariance files of one run over different images, for example its shards, exactly."""
+    from eigendet import store
+
+    store.merge(output, covariances)
 
 
 @command
@@ -215,6 +237,13 @@ def report(results: Path) -> None:
 
 def _experiment(configs: tuple[Path, ...]) -> Experiment:
     return load([Path(config) for config in configs])
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+        raise UserError(f"--shard: got '{text}'; expected K/N with K from 1 to N, for example 2/8.")
+    return int(number), int(total)
 
 
 def _only(choices: dict[str, Any], name: str | None, kind: str) -> str:

@@ -32,7 +32,7 @@ from eigendet.errors import UserError
 from eigendet.files import value_digest
 
 Arm = Literal["finetune", "scratch", "derived", "uniform"]
-Point = Literal["conv", "norm", "act", "block", "fpn"]
+Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
 Rule = Literal["ratio", "energy", "dof", "effective_rank", "participation"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -157,10 +157,17 @@ class CovarianceSettings(Section):
 
     arms: list[Arm] = Field(["finetune", "scratch"], min_length=1)
     points: list[Point] = Field(["act"], min_length=1)
+    heads: bool = Field(False, description="also at these points of the detector's own layers: proposals, boxes, masks")
     images: PositiveInt = Field(200, description="images of the probe set, the same for every run and snapshot")
     split: Literal["train", "val"] = Field(
         "train", description="where the probe images come from; widths read from 'val' would have seen the test"
     )
+    memory: PositiveFloat | None = Field(
+        None,
+        description="GiB that accumulators may take at a time, with several passes over the images; null: no limit",
+    )
+    single: bool = Field(False, description="scatter stored in float32: half the disk")
+    compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")
 
 
 class WidthSettings(Section):

@@ -1,50 +1,140 @@
 """The streaming accumulator: exact first and second moments of channels, from float32 products.
 
 Feature maps after an activation have means far from zero, and the plain sum of products then loses the small
-eigenvalues first, which are the ones that widths are read from. So every sample is shifted by the mean of the first
-batch before the product; the product of a batch is taken in float32, the sums over batches are kept in float64.
+eigenvalues first, which are the ones that widths are read from. So every sample is shifted by about the mean of the
+first ones before the product; products are taken in float32 chunk by chunk, the sums over chunks are kept in float64.
+
+The shift is about the mean, not the mean itself, because many maps hold one value again and again: the zeros of a ReLU.
+Adding the same number many times rounds the same way many times, and that bias, not the random part, is then the error
+of a float32 product (1.2e-6 instead of 1e-7). A shift with few bits makes those products exact.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from eigendet.products import Workspace, gram, row_blocks
+
+NOT_FINITE = "NaN, infinity, or numbers whose squares overflow float32"
+
+
+class NonFiniteError(ValueError):
+    """Samples hold NaN, infinity, or numbers whose squares overflow. None of their chunk has been added."""
 
 
 class Covariance:
     """Count, mean and scatter of samples with `channels` entries each, accumulated batch by batch.
 
-    Memory is O(channels²) whatever the number of samples. `merge` makes the union of disjoint samples.
+    Memory is O(channels²) whatever the number of samples, on the device of the samples. Nothing waits for a GPU
+    before a result is read. `merge` makes the union of disjoint samples; `affine` the moments of a mapped sample.
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self.channels = channels
-        self.count = 0
-        self._shift: Tensor | None = None  # (C,) float64, the first batch's mean; representable in float32
-        self._sum = torch.zeros(channels, dtype=torch.float64, device=device)
-        self._product = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        self._shift: Tensor | None = None  # (C,) float64, but a float32 number, so that samples subtract it exactly
+        self._updates = 0
+        self._workspace: Workspace | None = None  # whose stream may hold updates still under way
+        with torch.inference_mode(False):
+            self._count = torch.zeros((), dtype=torch.int64, device=device)
+            self._rejected = torch.full((), -1, dtype=torch.int64, device=device)  # first update not finite
+            self._sum = torch.zeros(channels, dtype=torch.float64, device=device)
+            self._product = torch.zeros(channels, channels, dtype=torch.float64, device=device)  # its upper triangle
 
-    def update(self, samples: Tensor) -> None:
-        """Add samples of shape (N, C) or (N, C, ...): N times the product of the further dimensions.
+    @classmethod
+    def from_moments(cls, count: int, mean: Tensor, scatter: Tensor) -> Covariance:
+        """The accumulator of `count` samples with this mean, (C,), and scatter, (C, C) and symmetric."""
+        made = cls(len(mean), mean.device)
+        made._count += count
+        made._shift = mean.double()
+        made._product += scatter
+        return made
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Covariance:
+        """The accumulator whose `state_dict` this is."""
+        made = cls(len(state["sum"]), state["sum"].device)
+        made._count, made._rejected = state["count"].clone(), state["rejected"].clone()
+        made._sum, made._product = state["sum"].clone(), state["product"].clone()
+        made._shift = state["shift"].clone() if "shift" in state else None
+        return made
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything, as tensors that `torch.save` takes; going on from it equals never having stopped."""
+        self._join()
+        state = {"count": self._count, "rejected": self._rejected, "sum": self._sum, "product": self._product}
+        return state if self._shift is None else state | {"shift": self._shift}
+
+    def update(
+        self,
+        samples: Tensor,
+        channel_dim: int = 1,
+        sizes: Sequence[tuple[int, ...]] | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:
+        """Add one sample for each position of a tensor.
+
+        Args:
+            samples: any shape with the channels in `channel_dim`, any memory layout, floating point: (N, C, H, W),
+                (N, C), (N, T, C) with `channel_dim=-1`.
+            sizes: for each entry of the first dimension, how much of the further ones is real: (h, w) of every image
+                in a padded batch. What lies beyond is padding and is left out.
+            workspace: memory to share with other accumulators.
 
         Raises:
-            ValueError: the second dimension is not the number of channels.
+            ValueError: the dimension does not hold `channels` channels.
+            NonFiniteError: a sample is not finite (on a GPU: when a result is read, with these samples left out).
         """
-        if samples.dim() < 2 or samples.shape[1] != self.channels:
-            raise ValueError(f"expected samples of shape (N, {self.channels}, ...), got {tuple(samples.shape)}")
-        if samples.numel() == 0:
-            return
-        with torch.no_grad(), _exact_float32(samples.device.type):
-            batch = samples.detach().flatten(2) if samples.dim() > 2 else samples.detach().unsqueeze(2)
-            if self._shift is None:
-                self._shift = batch.mean((0, 2), dtype=torch.float64).float().double()
-            shifted = batch.float() - self._shift.float()[:, None]
-            self._sum += shifted.sum((0, 2), dtype=torch.float64)
-            self._product += torch.bmm(shifted, shifted.mT).sum(0, dtype=torch.float64)
-        self.count += batch.shape[0] * batch.shape[2]
+        if samples.dim() < 1 + (channel_dim > 0) or samples.shape[channel_dim] != self.channels:
+            raise ValueError(
+                f"expected {self.channels} channels in dimension {channel_dim}, got samples of shape "
+                f"{tuple(samples.shape)}"
+            )
+        workspace = workspace or Workspace(samples.device)
+        with torch.inference_mode(False), torch.no_grad():
+            self._workspace = workspace
+            dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
+            fits = workspace.positions(self.channels, dtype)
+            if samples.numel() > fits * self.channels and not samples.is_cuda and not samples.sum().isfinite():
+                raise NonFiniteError(NOT_FINITE)  # before the first of several chunks is added
+            for pack in _packs(_real(samples.detach(), channel_dim, sizes), fits):
+                self._add(pack, dtype, workspace)
+        self._updates += 1
+
+    def _add(self, pack: list[Tensor], dtype: torch.dtype, workspace: Workspace) -> None:
+        """Add tensors (C, ...) that together fit in one chunk."""
+        positions = sum(part[0].numel() for part in pack)
+        chunk = workspace.chunk(self.channels, positions, dtype, channels_last=pack[0].stride(0) == 1)
+        known = self._shift is not None
+        shift = self._shift.to(dtype) if self._shift is not None else chunk.new_zeros(1)
+        begin = 0
+        for part in pack:
+            end = begin + part[0].numel()
+            target = chunk[:, begin:end].unflatten(1, part.shape[1:])
+            torch.sub(part, shift.view(-1, *[1] * (part.dim() - 1)), out=target)
+            begin = end
+        if not known:
+            self._shift = _shift(chunk).double()
+            chunk -= self._shift.to(dtype)[:, None]
+        with workspace.beside():
+            total = chunk.sum(1)
+            product = gram(chunk, workspace.square(self.channels, dtype))
+            finite = (total + product.diagonal()).isfinite().all()
+            if chunk.is_cuda:  # without asking the GPU: what is not finite is replaced by nothing
+                first = ~finite & (self._rejected < 0)
+                self._rejected = torch.where(first, self._updates, self._rejected)
+                self._count += finite * positions
+                total, product = torch.where(finite, total, 0), torch.where(finite, product, 0)
+            elif finite:
+                self._count += positions
+            else:
+                self._shift = self._shift if known else None
+                raise NonFiniteError(NOT_FINITE)
+            self._sum += total
+            for begin, end in row_blocks(self.channels, chunk.device):
+                self._product[begin:end, begin:] += product[begin:end, begin:]
 
     def merge(self, other: Covariance) -> None:
         """Add the samples of another accumulator, which must be others than those seen here (Chan et al. 1979).
@@ -54,16 +144,75 @@ class Covariance:
         """
         if other.channels != self.channels:
             raise ValueError(f"cannot merge {other.channels} channels into {self.channels}")
+        self._join()
+        other._join()
         if other._shift is None:
             return
-        if self._shift is None:
-            self._shift = other._shift.to(self._sum.device, copy=True)
-        apart = other._shift.to(self._sum.device) - self._shift
-        total, product = other._sum.to(self._sum.device), other._product.to(self._sum.device)
-        cross = torch.outer(total, apart)
-        self._product += product + cross + cross.T + other.count * torch.outer(apart, apart)
-        self._sum += total + other.count * apart
-        self.count += other.count
+        with torch.inference_mode(False), torch.no_grad():
+            count, shift, total, product = (
+                tensor.to(self.device) for tensor in (other._count, other._shift, other._sum, other._product)
+            )
+            if self._shift is None:
+                self._shift = shift.float().double()
+            apart = shift - self._shift
+            cross = torch.outer(total, apart)
+            self._product += product + cross + cross.T + count * torch.outer(apart, apart)
+            self._sum += total + count * apart
+            self._count += count
+            self._rejected = torch.maximum(self._rejected, other._rejected.to(self.device))
+
+    def affine(self, weight: Tensor | None, bias: Tensor | None = None) -> Covariance:
+        """Moments of W x + b for the samples x seen here, without seeing them again: exact, Σ_y = W Σ_x Wᵀ.
+
+        Args:
+            weight: (C', C), or (C,) for one factor a channel, or None for the identity.
+            bias: (C',), or None for 0.
+        """
+        self._join()
+        with torch.inference_mode(False), torch.no_grad():
+            diagonal = weight is None or weight.dim() == 1
+            factor = torch.ones((), dtype=torch.float64, device=self.device) if weight is None else weight.double()
+            mapped = Covariance(self.channels if diagonal else factor.shape[0], self.device)
+            mapped._count += self._count
+            if self._shift is None:
+                return mapped
+            product = _symmetric(self._product)
+            mapped._shift = factor * self._shift if diagonal else factor @ self._shift
+            mapped._sum = factor * self._sum if diagonal else factor @ self._sum
+            if diagonal:
+                mapped._product = factor[..., None] * product * factor
+            else:
+                mapped._product = factor @ product @ factor.T
+            if bias is not None:
+                mapped._shift = mapped._shift + bias.double()
+            return mapped
+
+    @property
+    def device(self) -> torch.device:
+        return self._sum.device
+
+    def forget(self) -> None:
+        """Drop all samples but not the shift, so that accumulators of other samples can start from the same one.
+
+        Products of the same samples shifted alike are the same to the last bit. So parts that forgot the same first
+        samples merge to what one accumulator over all would hold, up to the order of float64 sums.
+        """
+        self._join()
+        for state in (self._count, self._sum, self._product):
+            state.zero_()
+
+    @property
+    def first_rejected(self) -> int | None:
+        """Index of the first update, on a GPU, whose samples were not finite."""
+        self._join()
+        first = int(self._rejected)
+        return None if first < 0 else first
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        self._join()
+        return int(self._count)
 
     @property
     def mean(self) -> Tensor:
@@ -71,16 +220,20 @@ class Covariance:
 
         Raises:
             ValueError: there are no samples yet.
+            NonFiniteError: some samples, on a GPU, were not finite.
         """
-        if self._shift is None:
+        count = self.count
+        if self.first_rejected is not None:
+            raise NonFiniteError(f"update {self.first_rejected}: {NOT_FINITE}")
+        if self._shift is None or not count:
             raise ValueError("no samples yet: the mean is not defined")
-        return self._shift + self._sum / self.count
+        return self._shift + self._sum / count
 
     @property
     def scatter(self) -> Tensor:
         """Sum over samples of (x - mean)(x - mean)ᵀ, (C, C) float64, symmetric."""
-        scatter = self._product - torch.outer(self._sum, self._sum) / max(self.count, 1)
-        return (scatter + scatter.T) / 2
+        self._join()
+        return _symmetric(self._product - torch.outer(self._sum, self._sum) / max(self.count, 1))
 
     def covariance(self, centred: bool = True) -> Tensor:
         """Population covariance, scatter / count; with `centred=False` the second moment, which adds mean meanᵀ."""
@@ -88,14 +241,64 @@ class Covariance:
         centred_moment = self.scatter / self.count
         return centred_moment if centred else centred_moment + torch.outer(mean, mean)
 
+    def _join(self) -> None:
+        if self._workspace is not None:
+            self._workspace.join()
 
-@contextlib.contextmanager
-def _exact_float32(device: str) -> Iterator[None]:
-    """Float32 products in float32, whatever autocast and TF32 settings the process has chosen for its network."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    with torch.autocast(device, enabled=False):
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.fp32_precision = before
+
+def _shift(samples: Tensor) -> Tensor:
+    """Of (C, P) samples: the mean to the nearest multiple of a power of two, a quarter to an eighth of their spread.
+
+    A channel that never varies is shifted by its value, so that it stays exactly 0.
+    """
+    mean, spread = samples.mean(1).float(), samples.std(1, correction=0).float()
+    unit = torch.exp2(spread.log2().floor() - 2)
+    shift = torch.where(spread > 0, (mean / unit).round() * unit, mean)
+    return torch.where(shift.isfinite(), shift, 0)
+
+
+def _symmetric(upper: Tensor) -> Tensor:
+    """The symmetric matrix whose upper triangle this is."""
+    return upper.triu() + upper.triu(1).mT
+
+
+def _real(samples: Tensor, channel_dim: int, sizes: Sequence[tuple[int, ...]] | None) -> list[Tensor]:
+    """Views (C, ...) of what is not padding."""
+    moved = samples.movedim(channel_dim, 0)
+    if sizes is None:
+        return [moved if moved.dim() > 1 else moved.unsqueeze(1)]
+    views = []
+    for entry, size in enumerate(sizes):
+        view = moved[:, entry]
+        for dim, extent in enumerate(size, start=1):
+            view = view.narrow(dim, 0, extent)
+        views.append(view)
+    return views
+
+
+def _packs(parts: list[Tensor], fits: int) -> Iterator[list[Tensor]]:
+    """Lists of views (C, ...) with at most `fits` positions each: small ones together, large ones cut."""
+    pack: list[Tensor] = []
+    room = fits
+    for part in parts:
+        for piece in _pieces(part, fits):
+            positions = piece[0].numel()
+            if positions > room:
+                yield pack
+                pack, room = [], fits
+            if positions:
+                pack.append(piece)
+                room -= positions
+    if pack:
+        yield pack
+
+
+def _pieces(part: Tensor, fits: int) -> Iterator[Tensor]:
+    positions = part[0].numel()
+    if positions <= fits:
+        yield part
+        return
+    longest = next(dim for dim in range(1, part.dim()) if part.shape[dim] > 1)
+    step = max(1, fits * part.shape[longest] // positions)
+    for piece in part.split(step, longest):
+        yield from _pieces(piece, fits)

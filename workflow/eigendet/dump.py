@@ -1,72 +1,109 @@
 """The covariance dump: every snapshot of a run over one fixed set of probe images, to one file.
 
 Weights are fixed and the network is in evaluation mode. Images pass one by one, so that none is padded to the size of
-another. Backbone taps are named as in the backbone alone, so that they compare across detectors and with a classifier;
-the pyramid's are named as in the detector.
+another; the few pixels to a multiple of the network's stride are padding and left out. Backbone taps are named as in
+the backbone alone, so that they compare across detectors and with a classifier; all others as in the detector.
+
+Finished snapshots are kept beside the output until all are there, so a dump that was stopped goes on with the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from eigendet import store
-from eigendet.config import Experiment, Point
-from eigendet.covariance import Covariance
+from eigendet.config import CovarianceSettings, Experiment
 from eigendet.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
 from eigendet.loading import as_float
 from eigendet.models import backbone_of, device_of, read_snapshot
+from eigendet.passes import covariances
+from eigendet.points import point_of
 from eigendet.runs import read_run, versions
-from eigendet.taps import TapKey, tap
+from eigendet.taps import PRECISION, Tap
 from eigendet.training import snapshot_path
 
+logger = logging.getLogger(__name__)
 
-def dump(experiment: Experiment, folder: Path, output: Path) -> None:
-    """Write the covariance of every tap at every snapshot of the run in `folder` to `output`."""
+
+def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, int] = (1, 1)) -> None:
+    """Write the covariance of every tap at every snapshot of the run in `folder` to `output`.
+
+    Args:
+        shard: (k, n): every n-th probe image from the k-th on. `store.merge` makes one file of all n.
+    """
     record = read_run(folder)
     if record["definition"]["detector"] is None:
         raise UserError(f"{folder}: a run of a classifier; expected the folder of a detector's run.")
     settings = experiment.covariance
     dataset = open_splits(experiment, "detection")[settings.split]
     probe = probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}")
+    mine = probe[shard[0] - 1 :: shard[1]]
+    if not mine:
+        raise UserError(f"shard {shard[0]}/{shard[1]} of {len(probe)} probe images is empty; make fewer shards.")
     device = device_of(experiment.device)
-
-    def snapshots() -> Iterator[tuple[int, dict[TapKey, Covariance]]]:
-        for step in tqdm(record["snapshots"], unit="snapshot", disable=None):
-            _, model, _ = read_snapshot(snapshot_path(folder, step))
-            yield step, covariances(model.to(device), settings.points, dataset, probe, device)
-
     provenance: dict[str, Any] = {
         "run": record["run"],
         "definition": record["definition"],
         "experiment": value_digest(experiment.model_dump(mode="json")),
         "probe": {"split": settings.split, "images": len(probe), "data": dataset.digest},
         "points": list(settings.points),
-        "precision": "float32 products of samples shifted by the first image's mean; float64 sums",
-        "padding": "to a multiple of 32 pixels, as the detector pads; padded positions are included",
+        "heads": settings.heads,
+        "precision": PRECISION,
+        store.CODE: versions(),
     }
-    store.write(output, snapshots(), provenance | versions())
+    parts = output.with_name(f"{output.name}.parts")
+    written = []
+    for step in tqdm(record["snapshots"], unit="snapshot", disable=None):
+        part = parts / f"step_{step:07d}.h5"
+        written.append(part)
+        if store.holds(part, provenance, mine):
+            logger.info("%s: complete already", part)
+            continue
+        _, model, _ = read_snapshot(snapshot_path(folder, step))
+        # The first image fixes the shifts, in every shard alike; the first shard counts it.
+        first = None if shard[0] == 1 else Images(dataset, probe, device)[0]
+        taps = tapped(model.to(device), settings, Images(dataset, mine, device), first)
+        store.write(part, [(step, taps)], provenance, mine, single=settings.single, compress=settings.compress)
+    store.join(output, written)
+    shutil.rmtree(parts)
 
 
-def covariances(
-    model: nn.Module, points: list[Point], dataset: Detection, indices: list[int], device: torch.device
-) -> dict[TapKey, Covariance]:
-    """Covariances of a detector's feature maps over some images of a data set."""
-    with ExitStack() as stack:
-        backbone = stack.enter_context(tap(backbone_of(model), [point for point in points if point != "fpn"]))
-        pyramid = stack.enter_context(tap(model, ["fpn"] if "fpn" in points else []))
-        for index in indices:
-            model([as_float(dataset[index][0]).to(device)])
-    return backbone | pyramid
+def tapped(
+    model: nn.Module, settings: CovarianceSettings, images: Images, first: list[Tensor] | None = None
+) -> Iterator[Tap]:
+    """The taps of a detector over images; `first` is the one from which shifts are taken, see `covariances`."""
+    backbone = backbone_of(model)
+    prefix = next(path for path, module in model.named_modules() if module is backbone) + "."
+    pyramids = [path for path, module in model.named_modules() if point_of(module) == "fpn"]
+    memory = None if settings.memory is None else settings.memory * 2**30
+    modules = "*" if settings.heads else [f"{prefix}*", *pyramids]
+    for tap in covariances(model, images, settings.points, modules=modules, memory=memory, calibration=first):
+        yield replace(tap, key=replace(tap.key, module=tap.key.module.removeprefix(prefix)))
+
+
+class Images(Sequence[list[Tensor]]):
+    """Some images of a data set, each as a batch of its own for a detector."""
+
+    def __init__(self, dataset: Detection, indices: Sequence[int], device: torch.device) -> None:
+        self.dataset, self.indices, self.device = dataset, indices, device
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return [as_float(self.dataset[self.indices[index]][0]).to(self.device)]
 
 
 def probe_indices(available: int, wanted: int, name: str) -> list[int]:

@@ -7,6 +7,7 @@ matrix and count as zero.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,48 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from eigendet import store
 from eigendet.config import Rule
+from eigendet.errors import UserError
 from eigendet.files import replacing
 
+logger = logging.getLogger(__name__)
+
 RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]
-TAP_COLUMNS = ["step", "module", "call", "point", "channels", "centred"]
+TAP_COLUMNS = ["step", "module", "call", "point", "channels", "undersampled", "centred"]
+GPU_CHANNELS = 1024  # below, the CPU is faster than the transfer
 
 
 def eigenvalues(moment: np.ndarray) -> np.ndarray:
-    """Eigenvalues of a symmetric (C, C) matrix, descending, (C,)."""
-    values: np.ndarray = np.linalg.eigvalsh(moment)[::-1]
-    return values
+    """Eigenvalues of a symmetric (C, C) matrix in float64, descending, (C,).
+
+    Large ones are found on a GPU where there is one; should that fail, or miss the trace or the Frobenius norm, on the
+    CPU. Negative ones, which are rounding noise of a positive semi-definite matrix, are returned as they are.
+
+    Raises:
+        UserError: the matrix holds NaN or infinity.
+    """
+    matrix = torch.from_numpy(np.ascontiguousarray(moment, dtype=np.float64))
+    if not matrix.isfinite().all():
+        raise UserError(f"a matrix of {len(matrix)} channels holds NaN or infinity, so it has no eigenvalues.")
+    if torch.cuda.is_available() and len(matrix) >= GPU_CHANNELS:
+        try:
+            values = torch.linalg.eigvalsh(matrix.cuda()).cpu()
+            if belongs(values, matrix):
+                return values.flip(0).numpy()
+            logger.warning("eigenvalues of %d channels from the GPU are wrong; taken from the CPU", len(matrix))
+        except RuntimeError as error:  # no memory, or no convergence
+            logger.warning("no eigenvalues of %d channels from the GPU (%s); taken from the CPU", len(matrix), error)
+    return torch.linalg.eigvalsh(matrix).flip(0).numpy()
+
+
+def belongs(values: torch.Tensor, matrix: torch.Tensor) -> bool:
+    """Whether these can be the eigenvalues of a symmetric matrix: they have its trace and its Frobenius norm."""
+    norm = matrix.norm()
+    same_trace = (values.sum() - matrix.trace()).abs() <= 1e-12 * len(matrix) * norm
+    return bool(same_trace and (values.norm() - norm).abs() <= 1e-12 * len(matrix) * norm)
 
 
 def ratio(values: np.ndarray, threshold: float = 1e-3) -> float:
@@ -97,9 +127,11 @@ def tables(covariance_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
         eigenvalues: a row an eigenvalue: the run's columns (arm, backbone, detector, seed), the tap's (step, module,
-            call, point, channels, centred), index (0 is the largest) and value.
+            call, point, channels, undersampled: fewer samples than channels, centred), index (0 is the largest) and
+            value.
         metrics: a row a number: the same columns with metric and value. Metrics are the rules with their default
-            parameters, `trace` and `largest`.
+            parameters, `trace`, `largest`, `samples`, and `noise`: the most negative eigenvalue as a share of the
+            largest, which is the size of the rounding errors in the spectrum.
     """
     run = store.provenance(covariance_file)["run"]
     spectra, metrics = [], []
@@ -112,10 +144,12 @@ def tables(covariance_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 "call": record.key.call,
                 "point": record.key.point,
                 "channels": values.size,
+                "undersampled": record.undersampled,
                 "centred": centred,
             }
-            numbers = {rule: intrinsic_dimension(values, rule) for rule in RULES}
-            numbers |= {"trace": float(values.sum()), "largest": float(values[0])}  # type: ignore[dict-item]
+            numbers: dict[str, float] = {rule: intrinsic_dimension(values, rule) for rule in RULES}
+            numbers |= {"trace": float(values.sum()), "largest": float(values[0]), "samples": record.count}
+            numbers["noise"] = float(max(-values[-1], 0) / values[0]) if values[0] > 0 else 0.0
             spectra.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
             metrics += [tap | {"metric": metric, "value": value} for metric, value in numbers.items()]
     return pd.concat(spectra, ignore_index=True), pd.DataFrame(metrics)

@@ -1,76 +1,142 @@
 """The HDF5 file of covariances: one file a run, written whole or not at all, checked when read.
 
     /                        attributes: format, version, provenance (JSON)
+    /images                  identifiers of the images seen (UTF-8), where they are known
     /step_0000000            attribute: step
-        /<module#call:point> attributes: module, call, point, channels, position (order of execution)
+        /<module#call:point> attributes: module, call, point, channels, position (order of execution),
+                             padding ("excluded"; "none": no images; "unknown": the model did not say),
+                             undersampled (fewer samples than channels: the smallest eigenvalues are 0 for that reason)
             count            int64: samples, that is images times positions
             mean             float64 (C,)
-            scatter          float64 (C (C + 1) / 2,): upper triangle by rows of the sum of (x - mean)(x - mean)ᵀ
+            scatter          float64 or float32 (C (C + 1) / 2,): upper triangle by rows of the sum of
+                             (x - mean)(x - mean)ᵀ
 
 Covariance is scatter / count; the raw second moment adds mean meanᵀ. So both can be read later.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError
 from eigendet.files import replacing
-from eigendet.taps import TapKey
+from eigendet.points import TapKey
+from eigendet.taps import Tap
 
-FORMAT, VERSION = "eigendet covariance", 1
+FORMAT, VERSION = "eigendet covariance", 2
+# Of the provenance: what the code was. It may differ between parts of one experiment.
+CODE = "code"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One tap at one step."""
+    """One tap at one step, as read."""
 
     step: int
     key: TapKey
+    padding: str
     count: int
     mean: np.ndarray  # (C,)
     scatter: np.ndarray  # (C, C)
 
+    @property
+    def undersampled(self) -> bool:
+        """Fewer samples than channels."""
+        return self.count < len(self.mean)
+
     def moment(self, centred: bool) -> np.ndarray:
         """Covariance, or the raw second moment, (C, C)."""
-        covariance: np.ndarray = self.scatter / self.count
+        covariance: np.ndarray = self.scatter / max(self.count, 1)
         return covariance if centred else covariance + np.outer(self.mean, self.mean)
 
 
 def write(
-    path: Path, snapshots: Iterable[tuple[int, Mapping[TapKey, Covariance]]], provenance: Mapping[str, Any]
+    path: Path,
+    snapshots: Iterable[tuple[int, Iterable[Tap]]],
+    provenance: Mapping[str, Any],
+    images: Sequence[str | int] | None = None,
+    *,
+    single: bool = False,
+    compress: bool = False,
 ) -> None:
-    """Write the taps of every snapshot, one snapshot in memory at a time; equal input gives equal bytes."""
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(
-            {"format": FORMAT, "version": VERSION, "provenance": json.dumps(provenance, indent=1, sort_keys=True)}
-        )
+    """Write the taps of every snapshot, one tap in memory at a time; equal input gives equal bytes.
+
+    Args:
+        provenance: plain values that say what the file was made from.
+        images: identifiers of the images seen, each once.
+        single: scatter in float32; its rounding limits eigenvalues to about 1e-8 of the largest.
+        compress: scatter compressed by gzip.
+
+    Raises:
+        UserError: a moment is not finite, or an image occurs twice. The earlier file stands.
+    """
+    with _writing(path, provenance, images) as file:
         for step, taps in snapshots:
             group = file.create_group(f"step_{step:07d}")
             group.attrs["step"] = step
-            for position, (key, covariance) in enumerate(taps.items()):
-                tap = group.create_group(str(key))
-                tap.attrs.update(
-                    {
-                        "module": key.module,
-                        "call": key.call,
-                        "point": key.point,
-                        "channels": covariance.channels,
-                        "position": position,
-                    }
-                )
-                upper = np.triu_indices(covariance.channels)
-                tap.create_dataset("count", data=np.int64(covariance.count))
-                tap.create_dataset("mean", data=covariance.mean.cpu().numpy())
-                tap.create_dataset("scatter", data=covariance.scatter.cpu().numpy()[upper])
+            for tap in taps:
+                _write_tap(group, tap, np.float32 if single else np.float64, compress)
+
+
+def join(path: Path, parts: Sequence[Path]) -> None:
+    """Write one file with all steps of several whose provenance and images are the same."""
+    with _writing(path, provenance(parts[0]), images(parts[0])) as file:
+        for part in parts:
+            with _open(part) as source:
+                for name in _steps(source):
+                    source.copy(name, file)
+
+
+def merge(path: Path, parts: Sequence[Path]) -> None:
+    """Write one file of all images in `parts`, which saw different images of one experiment.
+
+    The order of `parts` does not matter.
+
+    Raises:
+        UserError: the parts differ in anything but their images, saw an image twice, or do not say which they saw.
+    """
+    seen: dict[str, Path] = {}
+    for part in parts:
+        known = images(part)
+        if known is None:
+            raise UserError(f"{part}: does not say which images it saw, so it may overlap; save it with `images=`.")
+        for image in known:
+            if image in seen:
+                raise UserError(f"{part}: saw image '{image}', which {seen[image]} saw too; each may be merged once.")
+            seen[image] = part
+    parts = sorted(parts, key=lambda part: min(images(part) or [""]))
+    first, *others = parts
+    for other in others:
+        difference = _difference(_experiment(first), _experiment(other))
+        if difference:
+            raise UserError(f"{other} is of another experiment than {first}: {difference}")
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(_open(part)) for part in parts]
+        together = [image for part in parts for image in images(part) or []]
+        file = stack.enter_context(_writing(path, provenance(first), together))
+        for step_name in _steps(files[0]):
+            group = file.create_group(step_name)
+            group.attrs["step"] = files[0][step_name].attrs["step"]
+            for name, node in files[0][step_name].items():
+                total = Covariance(int(node.attrs["channels"]))
+                for source in files:
+                    record = _record(source[step_name][name], 0)
+                    if record.count:
+                        mean, scatter = torch.from_numpy(record.mean), torch.from_numpy(record.scatter)
+                        total.merge(Covariance.from_moments(record.count, mean, scatter))
+                tap = Tap(_key(node), int(node.attrs["position"]), str(node.attrs["padding"]), total)
+                _write_tap(group, tap, node["scatter"].dtype, node["scatter"].compression is not None)
 
 
 def provenance(path: Path) -> dict[str, Any]:
@@ -80,6 +146,22 @@ def provenance(path: Path) -> dict[str, Any]:
         return content
 
 
+def holds(path: Path, wanted: Mapping[str, Any], seen: Sequence[str | int]) -> bool:
+    """Whether there is a whole file of just this provenance and these images."""
+    if not path.exists():
+        return False
+    try:
+        return provenance(path) == json.loads(json.dumps(wanted)) and images(path) == [str(image) for image in seen]
+    except UserError:
+        return False
+
+
+def images(path: Path) -> list[str] | None:
+    """Identifiers of the images seen, or None if the file does not say."""
+    with _open(path) as file:
+        return [name.decode() for name in file["images"][()]] if "images" in file else None
+
+
 def read(path: Path) -> Iterator[Record]:
     """Every tap of every step, steps ascending, taps in order of execution.
 
@@ -87,14 +169,123 @@ def read(path: Path) -> Iterator[Record]:
         UserError: the file is missing, truncated, of another kind or another version.
     """
     with _open(path) as file:
-        for group in sorted(file.values(), key=lambda group: int(group.attrs["step"])):
-            for tap in sorted(group.values(), key=lambda tap: int(tap.attrs["position"])):
-                channels = int(tap.attrs["channels"])
-                scatter = np.zeros((channels, channels))
-                scatter[np.triu_indices(channels)] = tap["scatter"][()]
-                scatter += np.triu(scatter, 1).T
-                key = TapKey(str(tap.attrs["module"]), int(tap.attrs["call"]), str(tap.attrs["point"]))
-                yield Record(int(group.attrs["step"]), key, int(tap["count"][()]), tap["mean"][()], scatter)
+        for name in _steps(file):
+            for tap in sorted(file[name].values(), key=lambda tap: int(tap.attrs["position"])):
+                yield _record(tap, int(file[name].attrs["step"]))
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Lines that say what is in a file: where it comes from, its steps, and a table of the taps of the last one."""
+    with _open(path) as file:
+        yield f"{path}: {FORMAT}, version {VERSION}, {path.stat().st_size / 1e6:,.1f} MB"
+        yield json.dumps(json.loads(file.attrs["provenance"]), indent=1)
+        yield f"images: {len(file['images'])}" if "images" in file else "images: not recorded"
+        steps = _steps(file)
+        yield f"steps: {', '.join(str(file[name].attrs['step']) for name in steps)}"
+        if not steps:
+            return
+        taps = sorted(file[steps[-1]].items(), key=lambda item: int(item[1].attrs["position"]))
+        yield f"taps at step {file[steps[-1]].attrs['step']}: {len(taps)}"
+        width = max((len(name) for name, _ in taps), default=0)
+        yield f"{'tap':<{width}}  channels     samples  padding   variance"
+        for name, tap in taps:
+            record = _record(tap, 0)
+            note = "  fewer samples than channels" if record.undersampled else ""
+            variance = np.trace(record.moment(centred=True))
+            numbers = f"{len(record.mean):>8}  {record.count:>10}  {record.padding:<8}  {variance:<8.3g}"
+            yield f"{name:<{width}}  {numbers}{note}".rstrip()
+
+
+@contextlib.contextmanager
+def _writing(path: Path, provenance: Mapping[str, Any], images: Sequence[str | int] | None) -> Iterator[h5py.File]:
+    names = None if images is None else [str(image) for image in images]
+    if names is not None and len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: image '{twice}' would be recorded twice; every image counts once.")
+    with replacing(path) as temporary:
+        try:
+            with h5py.File(temporary, "w") as file:
+                text = json.dumps(provenance, indent=1, sort_keys=True)
+                file.attrs.update({"format": FORMAT, "version": VERSION, "provenance": text})
+                if names is not None:
+                    file["images"] = np.array([name.encode() for name in names], dtype=bytes)
+                yield file
+        except (OSError, RuntimeError) as error:  # HDF5 raises the one while writing, the other while closing
+            reason = re.search(r"errno = \d+, error message = '([^']*)'", str(error))
+            if reason is None:
+                raise
+            raise UserError(f"{path}: cannot be written ({reason[1]}); what was there stands.") from None
+
+
+def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool) -> None:
+    covariance, key = tap.covariance, tap.key
+    count = covariance.count
+    scatter = covariance.scatter.cpu().numpy()
+    mean = covariance.mean.cpu().numpy() if count else np.zeros(covariance.channels)
+    if not (np.isfinite(scatter).all() and np.isfinite(mean).all()):
+        raise UserError(f"{key}: its moments hold NaN or infinity; nothing was written to {group.file.filename}.")
+    node = group.create_group(str(key).replace("/", "|"))  # a slash would nest; the attributes hold the true name
+    node.attrs.update(
+        {
+            "module": key.module,
+            "call": key.call,
+            "point": key.point,
+            "channels": covariance.channels,
+            "position": tap.position,
+            "padding": tap.padding,
+            "undersampled": count < covariance.channels,
+        }
+    )
+    node.create_dataset("count", data=np.int64(count))
+    node.create_dataset("mean", data=mean)
+    packed = scatter[np.triu_indices(covariance.channels)].astype(dtype)
+    node.create_dataset("scatter", data=packed, **({"compression": "gzip", "shuffle": True} if compress else {}))
+
+
+def _record(tap: h5py.Group, step: int) -> Record:
+    channels = int(tap.attrs["channels"])
+    scatter = np.zeros((channels, channels))
+    scatter[np.triu_indices(channels)] = tap["scatter"][()]
+    scatter += np.triu(scatter, 1).T
+    return Record(step, _key(tap), str(tap.attrs["padding"]), int(tap["count"][()]), tap["mean"][()], scatter)
+
+
+def _key(tap: h5py.Group) -> TapKey:
+    return TapKey(str(tap.attrs["module"]), int(tap.attrs["call"]), str(tap.attrs["point"]))
+
+
+def _steps(file: h5py.File) -> list[str]:
+    """Names of the groups of steps, ascending."""
+    return sorted((name for name in file if name != "images"), key=lambda name: int(file[name].attrs["step"]))
+
+
+def _experiment(path: Path) -> dict[str, Any]:
+    """What must be equal in files that are merged."""
+    with _open(path) as file:
+        content = {name: value for name, value in json.loads(file.attrs["provenance"]).items() if name != CODE}
+        taps = {
+            file[step].attrs["step"]: {
+                name: {attribute: str(tap.attrs[attribute]) for attribute in ("channels", "padding")}
+                | {"stored as": str(tap["scatter"].dtype)}
+                for name, tap in file[step].items()
+            }
+            for step in _steps(file)
+        }
+        return content | {"step": taps}
+
+
+def _difference(first: Any, second: Any, where: str = "") -> str:
+    """The first difference of two plain values in words, or nothing."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in [*first, *(key for key in second if key not in first)]:
+            place = f"{where} {key}".strip()
+            if key not in first or key not in second:
+                return f"{place} is only in {'the latter' if key in first else 'the former'}."
+            found = _difference(first[key], second[key], place)
+            if found:
+                return found
+        return ""
+    return "" if first == second else f"{where} is {second!r}, not {first!r}."
 
 
 def _open(path: Path) -> h5py.File:

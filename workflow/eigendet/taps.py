@@ -1,109 +1,237 @@
-"""Which tensors of a model are observed, each by the path of its module, the index of the call, and a point.
+"""Which tensors of a model are observed, and the covariance of each over all forward passes in a context.
 
-A module may run several times in one forward pass (a ReLU three times in a residual block, a head on five levels);
-every call is a tap of its own. Points are what the module is: `conv`, `norm`, `act`, `block` (a residual block, so its
-output is the residual sum after its activation), `fpn` (the levels of a feature pyramid, one tap a level).
+    with eigendet.tap(model, points=("act", "block")) as taps:
+        for images in loader:
+            model(images)
+    taps["layer1.0.relu#2:act"].covariance()
+    taps.save("covariance.h5")
+
+A module may run several times in one pass (a ReLU three times in a residual block, a head on five levels); every call
+is a tap of its own, and `pooled` adds them up. A tensor that is tapped twice is accumulated once, and maps that follow
+from others by an affine layer (`shortcuts`) are not accumulated at all but computed when they are asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+import logging
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import get_args
 
-import torch
-from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torch import nn
 
 from eigendet.config import Point
 from eigendet.covariance import Covariance
+from eigendet.errors import UserError, unknown
+from eigendet.observer import Observer
+from eigendet.padding import Canvas
+from eigendet.points import TapKey, each_call, point_of, refuse_hookless
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.InstanceNorm2d, FrozenBatchNorm2d)
-ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
-    nn.Sigmoid, nn.Tanh, nn.Softplus,
-)  # fmt: skip
-# Residual blocks and pyramids have no common base class; every library names them so.
-BLOCK_NAME = re.compile(r"Block$|Bottleneck$|InvertedResidual$")
-PYRAMID_NAME = re.compile(r"FeaturePyramidNetwork$|^FPN$")
+logger = logging.getLogger(__name__)
+
+PRECISION = "float32 products of samples shifted by the mean of the first; float64 sums"
 
 
-@dataclass(frozen=True, order=True)
-class TapKey:
-    module: str
-    call: int
-    point: str
+@dataclass(frozen=True)
+class Tap:
+    """One observed tensor, as it is stored."""
 
-    def __str__(self) -> str:
-        return f"{self.module}#{self.call}:{self.point}"
-
-
-def point_of(module: nn.Module) -> Point | None:
-    """The point that a module's output stands for, or None if it is none of them."""
-    name = type(module).__name__
-    if isinstance(module, CONVOLUTIONS):
-        return "conv"
-    if isinstance(module, NORMS):
-        return "norm"
-    if isinstance(module, ACTIVATIONS):
-        return "act"
-    if PYRAMID_NAME.search(name):
-        return "fpn"
-    if BLOCK_NAME.search(name) and next(module.children(), None) is not None:
-        return "block"
-    return None
+    key: TapKey
+    position: int  # in the order of execution
+    padding: (
+        str  # positions of padding: "excluded"; "none" in maps that are no images; "unknown": the model did not say
+    )
+    covariance: Covariance
 
 
 @contextlib.contextmanager
-def each_call(model: nn.Module, see: Callable[[str, int, nn.Module, Any], None]) -> Iterator[None]:
-    """Call `see(path, call index, module, output)` after every module's every call, while the context is open.
+def tap(
+    model: nn.Module,
+    points: Point | Collection[Point] = "act",
+    *,
+    modules: str | Sequence[str] = "*",
+    channels: Container[int] | None = None,
+    shortcuts: bool = True,
+    keys: Collection[TapKey] | None = None,
+    measure: bool = False,
+) -> Iterator[Taps]:
+    """Accumulate the covariance of chosen feature maps over all forward passes inside the context.
 
-    Call indices start at 0 in every forward pass of `model`.
-    """
-    calls: Counter[str] = Counter()
+    The model's outputs and gradients stay as they are, and so does the model: it can be copied and pickled inside.
 
-    def hook(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        see(path, calls[path], module, output)
-        calls[path] += 1
-
-    with contextlib.ExitStack() as hooks:
-        start = model.register_forward_pre_hook(lambda module, inputs: calls.clear())
-        hooks.callback(start.remove)
-        for path, module in model.named_modules():
-            hooks.callback(module.register_forward_hook(partial(hook, path)).remove)
-        yield
-
-
-@contextlib.contextmanager
-def tap(model: nn.Module, points: Collection[Point]) -> Iterator[dict[TapKey, Covariance]]:
-    """Accumulate the covariance of every feature map at `points` over all forward passes inside the context.
+    Args:
+        points: kinds of modules whose output is observed: conv, linear, norm, act, block, fpn, output (all others).
+        modules: patterns of module paths, as of file names: "layer3.*", ["*.conv2", "fc"].
+        channels: numbers of channels that are observed, for example `range(64, 513)`.
+        shortcuts: compute what follows from other maps by an affine layer instead of accumulating it. Needs a model
+            that runs the same layers in every pass, and `torch.no_grad` rather than `torch.inference_mode`.
+        keys: only these taps.
+        measure: accumulate nothing, only find out which taps there are.
 
     Yields:
-        A dict that fills as the model runs, in order of execution. The model's outputs are untouched, and its hooks
-        are gone after the context, also after an exception.
+        A mapping from tap key to accumulator that fills as the model runs, in the order of execution.
+
+    Raises:
+        UserError: nothing in the model matches; nothing that does has run; a feature map is not finite.
     """
-    found: dict[TapKey, Covariance] = {}
+    refuse_hookless(model)
+    patterns = [modules] if isinstance(modules, str) else list(modules)
+    selected = _select(model, [points] if isinstance(points, str) else points, patterns)
+    taps = Taps(model, selected, channels, shortcuts, keys, measure)
+    observer = taps._observer
+    try:
+        with each_call(model, observer.see, observer.begin, observer.end):
+            yield taps
+    finally:
+        observer.join()
+    observer.check()
+    taps._check_ran(patterns)
 
-    def see(path: str, call: int, module: nn.Module, output: Any) -> None:
-        point = point_of(module)
-        if point is None or point not in points:
-            return
-        if isinstance(output, Tensor):
-            add(TapKey(path, call, point), output)
-        else:
-            levels = output.items() if isinstance(output, dict) else enumerate(output)
-            for level, feature_map in levels:
-                add(TapKey(f"{path}.{level}" if path else str(level), call, point), feature_map)
 
-    def add(key: TapKey, feature_map: Tensor) -> None:
-        if key not in found:
-            found[key] = Covariance(feature_map.shape[1], feature_map.device)
-        found[key].update(feature_map)
+class Taps(Mapping[TapKey, Covariance]):
+    """Accumulators by tap key, in the order of execution; a key's text does as well. Made by `tap`."""
 
-    with torch.no_grad(), each_call(model, see):
-        yield found
+    def __init__(
+        self,
+        model: nn.Module,
+        selected: Collection[str],
+        channels: Container[int] | None,
+        shortcuts: bool,
+        keys: Collection[TapKey] | None,
+        measure: bool,
+    ) -> None:
+        self._model = type(model).__name__
+        self._selected, self._channels, self._keys = selected, channels, keys
+        self._ran: set[str] = set()  # of the selected modules
+        self._unwanted_channels: set[int] = set()  # met in selected modules
+        self._observer = Observer(model, self._wants, shortcuts, measure)
+
+    def __getitem__(self, key: TapKey | str) -> Covariance:
+        for known in self:
+            if key in (known, str(known)):
+                return self._observer.resolve(known)
+        raise KeyError(unknown("tap", key, map(str, self)))
+
+    def __iter__(self) -> Iterator[TapKey]:
+        return iter(self._observer.padding)
+
+    def __len__(self) -> int:
+        return len(self._observer.padding)
+
+    def pooled(self, module: str) -> Covariance:
+        """All calls of one module as one accumulator: a shared head over all its levels."""
+        calls = [self[key] for key in self if key.module == module]
+        if not calls:
+            raise KeyError(unknown("module among the taps", module, {key.module for key in self}))
+        total = Covariance(calls[0].channels, calls[0].device)
+        for covariance in calls:
+            total.merge(covariance)
+        return total
+
+    def taps(self) -> Iterator[Tap]:
+        """Every tap with what is known of it, one resolved at a time."""
+        for position, (key, padding) in enumerate(self._observer.padding.items()):
+            yield Tap(key, position, padding, self._observer.resolve(key))
+
+    def save(
+        self,
+        path: Path | str,
+        images: Sequence[str | int] | None = None,
+        *,
+        single: bool = False,
+        compress: bool = False,
+    ) -> None:
+        """Write an HDF5 file, as `eigendet.store` describes it.
+
+        Args:
+            images: which samples were seen; without it the file cannot be merged with another.
+            single: scatter in float32, half the size.
+            compress: gzip, which is slow, and gains only where many channels are dead.
+        """
+        from eigendet import store
+
+        provenance = {"model": self._model, "precision": PRECISION}
+        store.write(Path(path), [(0, self.taps())], provenance, images, single=single, compress=compress)
+
+    def image_sizes(self, sizes: Sequence[Sequence[int]], canvas: Sequence[int]) -> None:
+        """Say, before a pass, how large the images are, (height, width) each, in a batch padded to `canvas`.
+
+        torchvision's detectors say so themselves.
+        """
+        self._observer.announced = Canvas.of(sizes, canvas)
+
+    def forget(self) -> None:
+        """Drop all samples, but not what the first of them decided: shifts and shortcuts.
+
+        Shards whose taps forgot the same first image merge to the taps of all images, up to the order of float64 sums.
+        """
+        self._observer.forget()
+
+    def roots(self) -> dict[TapKey, tuple[int, list[TapKey]]]:
+        """The accumulators behind the taps: of each the number of channels, and the taps that are computed from it."""
+        roots: dict[TapKey, tuple[int, list[TapKey]]] = {}
+        for key in self:
+            root, channels = self._observer.root(key)
+            roots.setdefault(root, (channels, []))[1].append(key)
+        return roots
+
+    def _wants(self, path: str, key: TapKey, channels: int) -> bool:
+        if path not in self._selected:
+            return False
+        self._ran.add(path)
+        if self._channels is not None and channels not in self._channels:
+            self._unwanted_channels.add(channels)
+            return False
+        return self._keys is None or key in self._keys
+
+    def _check_ran(self, patterns: Sequence[str]) -> None:
+        """Raise UserError if nothing of what a pattern asks for has run; log what else has not."""
+        if not self._observer.passes:
+            raise UserError(
+                f"the model ({self._model}) did not run while it was tapped. If it ran as a compiled function, "
+                "compile it inside the context."
+            )
+        missing = [path for path in self._selected if path not in self._ran]
+        for pattern in patterns:
+            asked = [path for path in self._selected if fnmatchcase(path, pattern)]
+            if asked and not self._ran.intersection(asked):
+                raise UserError(
+                    f"modules: '{pattern}' chose {_some(asked)}, which never ran while the model was tapped."
+                )
+        if not self and self._unwanted_channels:
+            found = ", ".join(map(str, sorted(self._unwanted_channels)))
+            raise UserError(
+                f"channels: no feature map has a number of channels in {self._channels}; there are {found}."
+            )
+        if missing:
+            logger.warning("never ran while the model was tapped: %s", _some(missing))
+
+
+def _select(model: nn.Module, points: Collection[str], patterns: Sequence[str]) -> dict[str, Point]:
+    """Paths of the modules that are to be observed, with their points."""
+    for point in points:
+        if point not in get_args(Point):
+            raise UserError(f"points: {unknown('point', point, get_args(Point))}")
+    there = {path: point_of(module) for path, module in model.named_modules()}
+    matched: set[str] = set()
+    for pattern in patterns:
+        matching = {path for path in there if fnmatchcase(path, pattern)}
+        if not matching:
+            near = get_close_matches(pattern, there, n=5, cutoff=0.3)
+            raise UserError(f"modules: no module matches '{pattern}'. Near names: {', '.join(near) or 'none'}.")
+        matched |= matching
+    selected = {path: point for path, point in there.items() if path in matched and point in points}
+    if not selected:
+        counts = {point: sum(there[path] == point for path in matched) for point in get_args(Point)}
+        found = ", ".join(f"{point} ({count})" for point, count in counts.items() if count)
+        raise UserError(f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {found}.")
+    return selected
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(name or "the model itself" for name in names[:limit]) + more

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eigendet import config, dump, runs, store
+from eigendet.errors import UserError
+from eigendet.models import read_snapshot
+
+
+@pytest.fixture
+def run(values: dict[str, Any], tmp_path: Path) -> tuple[config.Experiment, Path]:
+    values["covariance"] = {"images": 5, "points": ["act", "block", "fpn"]}
+    experiment = config.parse(values)
+    runs.train(experiment, "scratch", "tiny", "rcnn", 0, tmp_path / "run")
+    return experiment, tmp_path / "run"
+
+
+def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], tmp_path: Path) -> None:
+    dump.dump(*run, tmp_path / "whole.h5")
+    shards = [tmp_path / f"{number}.h5" for number in (1, 2, 3)]
+    for number, shard in enumerate(shards, start=1):
+        dump.dump(*run, shard, (number, 3))
+    store.merge(tmp_path / "merged.h5", shards)
+    assert sorted(store.images(tmp_path / "merged.h5") or []) == sorted(store.images(tmp_path / "whole.h5") or [])
+    assert store.provenance(tmp_path / "merged.h5") == store.provenance(tmp_path / "whole.h5")
+    for whole, merged in zip(store.read(tmp_path / "whole.h5"), store.read(tmp_path / "merged.h5"), strict=True):
+        assert (whole.step, whole.key, whole.count) == (merged.step, merged.key, merged.count)
+        assert np.linalg.norm(whole.scatter - merged.scatter) <= 1e-12 * np.linalg.norm(whole.scatter)
+        np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-15)
+    with pytest.raises(UserError, match=r"saw image '\d+', which .* saw too"):
+        store.merge(tmp_path / "twice.h5", [shards[0], tmp_path / "whole.h5"])
+    with pytest.raises(UserError, match="shard 7/9 of 5 probe images is empty"):
+        dump.dump(*run, tmp_path / "empty.h5", (7, 9))
+
+
+def test_a_dump_that_was_stopped_goes_on_with_the_next_snapshot(
+    run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump.dump(*run, tmp_path / "whole.h5")
+    dump.dump(*run, tmp_path / "again.h5")
+    assert (tmp_path / "whole.h5").read_bytes() == (tmp_path / "again.h5").read_bytes()
+    read: list[int] = []
+
+    def failing(path: Path) -> Any:
+        read.append(int(path.stem.rpartition("_")[2]))
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return read_snapshot(path)
+
+    monkeypatch.setattr(dump, "read_snapshot", failing)
+    with pytest.raises(KeyboardInterrupt):
+        dump.dump(*run, tmp_path / "stopped.h5")
+    assert not (tmp_path / "stopped.h5").exists()
+    dump.dump(*run, tmp_path / "stopped.h5")
+    assert read == [0, 1, 4, 4]
+    assert (tmp_path / "stopped.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert not (tmp_path / "stopped.h5.parts").exists()
+
+
+def test_parts_of_other_settings_are_not_reused(
+    run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = tmp_path / "c.h5.parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "join", lambda path, parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dump.dump(*run, tmp_path / "c.h5")
+    assert len(list(parts.iterdir())) == 3
+    (parts / "step_0000001.h5").write_bytes(b"cut")
+    changed = config.parse(run[0].model_dump() | {"covariance": {"images": 4}})
+    dump.dump(changed, run[1], tmp_path / "c.h5")
+    assert len(store.images(tmp_path / "c.h5") or []) == 4
+    assert {record.key.point for record in store.read(tmp_path / "c.h5")} == {"act"}
+
+
+def test_a_run_that_diverged_is_named_with_tap_and_image(
+    run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(path: Path) -> Any:
+        step, model, definition = read_snapshot(path)
+        model.get_parameter("backbone.body.layer2.0.conv1.weight").data.fill_(float("nan"))
+        return step, model, definition
+
+    monkeypatch.setattr(dump, "read_snapshot", spoilt)
+    with pytest.raises(UserError, match=r"layer2.0.relu#0:act: NaN, .* in forward pass 0"):
+        dump.dump(*run, tmp_path / "c.h5")
+    assert not (tmp_path / "c.h5").exists()

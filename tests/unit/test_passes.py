@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from eigendet import store
+from eigendet.config import Point
+from eigendet.errors import UserError
+from eigendet.passes import covariances
+
+POINTS: tuple[Point, ...] = ("conv", "norm", "act", "block")
+
+
+class Counting(list[torch.Tensor]):
+    """Batches that count how often they are gone through."""
+
+    passes = 0
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        self.passes += 1
+        return super().__iter__()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return resnet18(weights=None).train()
+
+
+def test_a_memory_limit_makes_several_passes_with_the_same_result(model: nn.Module, tmp_path: Path) -> None:
+    batches = Counting(torch.randn(2, 3, 40, 40) for _ in range(3))
+    whole = {tap.key: tap for tap in covariances(model, batches, POINTS)}
+    assert batches.passes == 1
+    batches.passes = 0
+    limited = list(covariances(model, batches, POINTS, memory=3 * 8 * 512**2))
+    assert batches.passes > 3
+    assert model.training
+    store.write(tmp_path / "c.h5", [(0, limited)], {})
+    assert [record.key for record in store.read(tmp_path / "c.h5")] == list(whole)
+    for tap in limited:
+        assert torch.equal(tap.covariance.scatter, whole[tap.key].covariance.scatter), tap.key
+        assert tap.covariance.count == whole[tap.key].covariance.count
+
+
+def test_what_cannot_be_done_in_passes_is_refused(model: nn.Module) -> None:
+    batches = [torch.randn(2, 3, 40, 40) for _ in range(2)]
+    with pytest.raises(
+        UserError, match=r"memory: 0.000977 GiB, but layer4.0.conv1#0:conv alone has 512 channels and takes"
+    ):
+        list(covariances(model, batches, POINTS, memory=2**20))
+    with pytest.raises(UserError, match="takes 12 passes over the data, but `batches` is an iterator"):
+        list(covariances(model, iter(batches), POINTS, memory=8 * 512**2))

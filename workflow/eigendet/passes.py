@@ -1,0 +1,95 @@
+"""Tapping under a memory limit: the data are run through the model as often as it takes, some taps at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from eigendet.config import Point
+from eigendet.errors import UserError
+from eigendet.points import TapKey
+from eigendet.taps import Tap, tap
+
+BYTES = 8  # of an entry of an accumulator
+
+
+def covariances(
+    model: nn.Module,
+    batches: Iterable[Any],
+    points: Point | Collection[Point],
+    *,
+    modules: str | Sequence[str] = "*",
+    memory: float | None = None,
+    calibration: Any = None,
+    call: Callable[[Any], object] | None = None,
+) -> Iterator[Tap]:
+    """Every tap of a model over all batches, in evaluation mode and without gradients.
+
+    Args:
+        batches: what the model is called with, one by one; it must be possible to go through them several times if
+            the memory does not suffice for all taps at once.
+        points, modules: see `tap`.
+        memory: bytes that accumulators may take at a time; None: no limit.
+        calibration: a batch from which the shifts of all accumulators are taken, and which is not counted. Parts of a
+            data set that had the same one merge to the whole, up to the order of float64 sums.
+        call: runs the model on a batch; None: `model(batch)`.
+
+    Raises:
+        UserError: a single tap needs more than `memory`; `batches` can be gone through only once; what `tap` raises.
+    """
+    run = model if call is None else call
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            order, groups = _plan(model, batches, points, modules, memory, run)
+            for group in groups:
+                with tap(model, points, modules=modules, keys=group) as taps:
+                    if calibration is not None:
+                        run(calibration)
+                        taps.forget()
+                    for batch in batches:
+                        run(batch)
+                for found in taps.taps():
+                    yield replace(found, position=order[found.key] if order else found.position)
+    finally:
+        model.train(mode)
+
+
+def _plan(
+    model: nn.Module,
+    batches: Iterable[Any],
+    points: Point | Collection[Point],
+    modules: str | Sequence[str],
+    memory: float | None,
+    run: Callable[[Any], object],
+) -> tuple[dict[TapKey, int], list[list[TapKey] | None]]:
+    """The place of every tap in the order of execution, and the taps of each pass over the data (None: all)."""
+    if memory is None:
+        return {}, [None]
+    with tap(model, points, modules=modules, measure=True) as taps:
+        run(next(iter(batches)))
+    groups: list[list[TapKey]] = [[]]
+    free = memory
+    for root, (channels, keys) in taps.roots().items():
+        needed = BYTES * channels**2
+        if needed > memory:
+            raise UserError(
+                f"memory: {memory / 2**30:.3g} GiB, but {root} alone has {channels} channels and takes "
+                f"{needed / 2**30:.3g} GiB."
+            )
+        if needed > free and groups[-1]:
+            groups.append([])
+            free = memory
+        groups[-1] += keys
+        free -= needed
+    if len(groups) > 1 and iter(batches) is batches:
+        raise UserError(
+            f"memory: {memory / 2**30:.3g} GiB takes {len(groups)} passes over the data, but `batches` is an iterator, "
+            "which can be gone through once; give a list or a DataLoader."
+        )
+    return {key: place for place, key in enumerate(taps)}, list(groups)

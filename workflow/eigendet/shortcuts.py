@@ -1,0 +1,107 @@
+"""Layers whose output is an affine map of each position, so that its moments follow from those of the input.
+
+For y = W x + b at every position, Σ_y = W Σ_x Wᵀ and μ_y = W μ_x + b. In a bottleneck network the widest maps are 1x1
+convolutions of maps four times narrower, and every normalisation with fixed statistics is a factor a channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torchvision.ops import FrozenBatchNorm2d
+
+from eigendet.covariance import Covariance
+
+# How much larger than of a float32 product the relative error may become where the map nearly cancels what varies most.
+AMPLIFICATION_LIMIT = 8.0
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = W x + b at every position, or every `stride`-th one."""
+
+    weight: Tensor  # (C', C), or (C,): a factor a channel
+    bias: Tensor | None  # (C',)
+    stride: tuple[int, ...] = ()  # of the spatial dimensions; (): all positions
+
+    def equals(self, other: Affine | None) -> bool:
+        if other is None or (self.bias is None) != (other.bias is None):
+            return False
+        same_bias = self.bias is None or other.bias is None or torch.equal(self.bias, other.bias)
+        return self.stride == other.stride and same_bias and torch.equal(self.weight, other.weight)
+
+
+def affine_of(module: nn.Module) -> Affine | None:
+    """The affine map that a module is, in copies of its weights, or None if it is another function.
+
+    Subclasses, hooks and parametrisations may change what a layer computes, so only plain layers count.
+    """
+    if module._forward_hooks or module._forward_pre_hooks or is_parametrized(module):
+        return None
+    if any(tensor.is_inference() for tensor in _tensors(module)):
+        return None  # changes of these cannot be seen
+    kind = type(module)
+    if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if set(module.kernel_size) != {1} or module.groups != 1 or module.padding not in (0, "valid", "same", *_ZEROS):
+            return None
+        stride = () if set(module.stride) == {1} else tuple(module.stride)
+        return Affine(module.weight.detach().flatten(1).clone(), _copy(module.bias), stride)
+    if kind is nn.Linear:
+        assert isinstance(module, nn.Linear)
+        return Affine(module.weight.detach().clone(), _copy(module.bias))
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            return None  # statistics of the batch
+        return _fixed_normalisation(module)
+    return None
+
+
+def state_of(module: nn.Module) -> tuple[object, ...]:
+    """What changes when weights or statistics are replaced or written to, or the module goes to training."""
+    return (module.training, *((id(tensor), tensor._version) for tensor in _tensors(module)))
+
+
+def strided(feature_map: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The positions of a map (N, C, ...) that a 1x1 convolution with this stride reads."""
+    for dim, step in enumerate(stride, start=feature_map.dim() - len(stride)):
+        feature_map = feature_map.movedim(dim, 0)[::step].movedim(0, dim)
+    return feature_map
+
+
+def amplification(source: Covariance, affine: Affine) -> float:
+    """How much the relative error of Σ_y = W Σ_x Wᵀ may exceed that of Σ_x, for errors without direction.
+
+    Such errors, ε ‖Σ_x‖ spread over all directions, pass W with its mean gain ‖W‖² / C, whereas the signal has the
+    gain ‖W Σ_x Wᵀ‖ / ‖Σ_x‖, Frobenius norms throughout. The ratio is large where W suppresses what varies most.
+    """
+    if source.count == 0:
+        return 1.0
+    weight = affine.weight.double()
+    covariance = source.scatter / source.count
+    passed = (weight.mT @ weight) @ covariance
+    signal = float((passed * passed.mT).sum().clamp(min=0).sqrt())
+    noise = float(weight.square().sum() / weight.shape[1] * covariance.norm())
+    return noise / signal if signal > 0 else float("inf") if noise > 0 else 1.0
+
+
+def _fixed_normalisation(module: Any) -> Affine:
+    factor = (module.running_var.double() + module.eps).rsqrt()
+    factor = factor if module.weight is None else factor * module.weight.detach().double()
+    offset = -module.running_mean.double() * factor
+    return Affine(factor, offset if module.bias is None else offset + module.bias.detach().double())
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+_ZEROS = [(0,) * dimensions for dimensions in (1, 2, 3)]
+
+
+def _copy(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().clone()
