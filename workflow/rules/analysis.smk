@@ -16,7 +16,9 @@ rule dump_covariance:
     params:
         config=CONFIG,
         folder=subpath(input.run, parent=True),
-        settings=EXPERIMENT.covariance.model_dump(mode="json", exclude={"arms", "memory"}),
+        settings=EXPERIMENT.covariance.model_dump(
+            mode="json", exclude={"arms", "memory"}
+        ),
     shell:
         "eigendet dump {params.folder} --config {params.config} --output {output} > {log} 2>&1"
 
