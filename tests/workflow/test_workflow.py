@@ -84,7 +84,8 @@ def test_everything_from_data_to_report_is_there(finished: tuple[Path, dict[str,
 def test_spectra_come_from_every_position_of_every_probe_image(finished: tuple[Path, dict[str, Any]]) -> None:
     results = finished[0] / "results/minimal"
     with h5py.File(results / "covariance/scratch/tiny/rcnn/seed_1.h5") as file:
-        assert list(file) == ["step_0000000", "step_0000001", "step_0000004"]
+        assert list(file) == ["images", "step_0000000", "step_0000001", "step_0000004"]
+        assert len(file["images"]) == 3
         assert {tap: int(file["step_0000004"][tap]["count"][()]) for tap in ("relu#0:act", "layer4.1.relu#1:act")} == {
             "relu#0:act": 3 * 32 * 32,
             "layer4.1.relu#1:act": 3 * 2 * 2,
