@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -108,12 +107,12 @@ OTHERS: dict[str, Callable[[int], Any]] = {
 
 def main() -> None:
     torch.manual_seed(0)
-    sections = [accuracy(), forward("ResNet-50, 4 images of 224x224", resnet50(), torch.randn(4, 3, 224, 224))]
-    sections += [memory(), growth(), detector(), solver(), sizes()]
-    text = "\n\n".join([f"# Benchmark of the covariance engine\n\n{machine()}", *sections]) + "\n"
+    sections = [f"# Benchmark of the covariance engine\n\n{machine()}"]
+    for section in (accuracy, classifier, detector, memory, growth, solver, sizes):
+        sections.append(section())
+        print(sections[-1], flush=True)
     path = Path(__file__).with_name(f"{DEVICE.type}.md")
-    path.write_text(text)
-    print(text, path)
+    path.write_text("\n\n".join(sections) + "\n")
 
 
 def machine() -> str:
@@ -157,6 +156,10 @@ def accuracy() -> str:
         rows.append([name, *cells])
     note = "Relative Frobenius error, and the worst relative error of an eigenvalue above 1e-6 of the largest."
     return table("Accuracy", ["", *samples], rows, note)
+
+
+def classifier() -> str:
+    return forward("ResNet-50, 4 images of 224x224", resnet50(), torch.randn(4, 3, 224, 224, device=DEVICE))
 
 
 def forward(title: str, model: nn.Module, images: Any, others: bool = True, points: tuple[Point, ...] = POINTS) -> str:
@@ -226,9 +229,11 @@ def memory() -> str:
     accumulators = sum(8 * channels**2 for channels, _ in taps.roots().values()) / 2**20
     largest = 4 * max(channels**2 for channels, _ in taps.roots().values()) / 2**20
     chunk = CHUNK_BYTES[DEVICE.type] / 2**20
+    pointwise = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    weights = sum(4 * m.weight.numel() for m in pointwise) / 2**20
     rows = [["peak of the bare pass", f"{peaks[0]:.0f}"], ["added by taps", f"{peaks[1] - peaks[0]:.0f}"]]
-    rows += [["accumulators", f"{accumulators:.0f}"], ["one chunk of samples, at most", f"{chunk:.0f}"]]
-    rows += [["one float32 product of the widest map", f"{largest:.0f}"]]
+    rows += [["of that: accumulators", f"{accumulators:.0f}"], ["a chunk of samples, at most", f"{chunk:.0f}"]]
+    rows += [["a float32 product of the widest map", f"{largest:.0f}"], ["weights of shortcuts", f"{weights:.0f}"]]
     note = f"ResNet-50, 4 images of 224x224, taps {', '.join(POINTS)}, 5 passes, MiB."
     return table("Memory", ["", "MiB"], rows, note)
 
@@ -246,9 +251,11 @@ def passes(tapped: bool) -> None:
     with torch.no_grad(), tap(model, POINTS) if tapped else nullcontext():
         for _ in range(5):
             model(images)
-    on_gpu = DEVICE.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak / 2**20)
+    if DEVICE.type == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    else:  # getrusage would give the peak of the process that started this one
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(int(status["VmHWM"].split()[0]) / 2**10)
 
 
 def growth() -> str:

@@ -37,7 +37,11 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("arms", {"scratch": {"stepz": 9}}, "arms.scratch.stepz: unknown key; did you mean 'steps'?"),
         ("seeds", [], "seeds: got []"),
         ("seeds", [1, 1], "seeds is [1, 1]; each may occur once"),
-        ("covariance.points", ["relu"], "covariance.points.0: got 'relu'; input should be 'conv', 'linear', 'norm', 'act'"),
+        (
+            "covariance.points",
+            ["relu"],
+            "covariance.points.0: got 'relu'; input should be 'conv', 'linear', 'norm', 'act'",
+        ),
         ("covariance.arms", ["finetune"], "widths.arm is 'scratch', whose covariance is not dumped"),
         ("widths.point", "norm", "widths.point is 'norm'; it must be one of covariance.points, ['act']"),
         ("training.scale_jitter", [1.25, 0.8], "scale_jitter is [1.25, 0.8]; the lower end comes first"),

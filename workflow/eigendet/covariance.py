@@ -176,7 +176,7 @@ class Covariance:
             mapped._count += self._count
             if self._shift is None:
                 return mapped
-            product = _symmetric(self._product)
+            product = _symmetric(self._product.clone())
             mapped._shift = factor * self._shift if diagonal else factor @ self._shift
             mapped._sum = factor * self._sum if diagonal else factor @ self._sum
             if diagonal:
@@ -233,7 +233,7 @@ class Covariance:
     def scatter(self) -> Tensor:
         """Sum over samples of (x - mean)(x - mean)ᵀ, (C, C) float64, symmetric."""
         self._join()
-        return _symmetric(self._product - torch.outer(self._sum, self._sum) / max(self.count, 1))
+        return _symmetric(torch.addr(self._product, self._sum, self._sum, alpha=-1 / max(self.count, 1)))
 
     def covariance(self, centred: bool = True) -> Tensor:
         """Population covariance, scatter / count; with `centred=False` the second moment, which adds mean meanᵀ."""
@@ -257,9 +257,13 @@ def _shift(samples: Tensor) -> Tensor:
     return torch.where(shift.isfinite(), shift, 0)
 
 
-def _symmetric(upper: Tensor) -> Tensor:
-    """The symmetric matrix whose upper triangle this is."""
-    return upper.triu() + upper.triu(1).mT
+def _symmetric(matrix: Tensor) -> Tensor:
+    """The matrix with its upper triangle mirrored to the lower, in place and without a second one."""
+    for begin, end in row_blocks(len(matrix), matrix.device):
+        block = matrix[begin:end, begin:end]
+        block.copy_(block.triu() + block.triu(1).mT)
+        matrix[end:, begin:end] = matrix[begin:end, end:].mT
+    return matrix
 
 
 def _real(samples: Tensor, channel_dim: int, sizes: Sequence[tuple[int, ...]] | None) -> list[Tensor]:

@@ -222,6 +222,8 @@ class Observer:
             self._direct[key].update(feature_map, channel_dim, self._real(path, feature_map, channel_dim), workspace)
         except NonFiniteError:
             raise _not_finite(key, self.passes) from None
+        except ValueError as error:  # another number of channels than in earlier passes
+            raise UserError(f"{key}: {error}, in forward pass {self.passes} (the first is 0).") from None
 
     def _new(self, feature_map: Tensor, channel_dim: int) -> Covariance:
         return Covariance(feature_map.shape[channel_dim], "meta" if self._measure else feature_map.device)

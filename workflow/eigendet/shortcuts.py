@@ -81,11 +81,11 @@ def amplification(source: Covariance, affine: Affine) -> float:
     """
     if source.count == 0:
         return 1.0
-    weight = affine.weight.double()
-    covariance = source.scatter / source.count
-    passed = (weight.mT @ weight) @ covariance
+    weight, scatter = affine.weight.double(), source.scatter
+    narrow = len(weight) < weight.shape[1]  # the smaller of two products with the same norm
+    passed = weight @ scatter @ weight.mT if narrow else (weight.mT @ weight) @ scatter
     signal = float((passed * passed.mT).sum().clamp(min=0).sqrt())
-    noise = float(weight.square().sum() / weight.shape[1] * covariance.norm())
+    noise = float(weight.square().sum() / weight.shape[1] * scatter.norm())
     return noise / signal if signal > 0 else float("inf") if noise > 0 else 1.0
 
 

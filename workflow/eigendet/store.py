@@ -299,5 +299,5 @@ def _open(path: Path) -> h5py.File:
     found = file.attrs.get("format"), file.attrs.get("version")
     if found != (FORMAT, VERSION):
         file.close()
-        raise UserError(f"{path}: format '{found[0]}', version {found[1]}; {wanted}.")
+        raise UserError(f"{path}: format '{found[0]}', version {found[1]}; {wanted}. Dump it again.")
     return file
