@@ -275,6 +275,22 @@ def test_affine_maps_of_the_samples() -> None:
     assert error(mapped.covariance(), exact(torch.cat([samples @ weight.T, -samples @ weight.T]) + bias)) < 1e-12
 
 
+def test_going_on_from_moments_that_were_computed() -> None:
+    """Their mean is no float32 number, and samples subtract one."""
+    first, second = torch.from_numpy(correlated(1e6)).split(3000)
+    seen = Covariance(24)
+    seen.update(first)
+    for computed, factor in [
+        (Covariance.from_moments(3000, seen.mean, seen.scatter), 1),
+        (seen.affine(torch.full((24,), 1 / 3, dtype=torch.float64)), 1 / 3),
+    ]:
+        further = (second.double() * factor).float()
+        computed.update(further)
+        rows = torch.cat([first.double() * factor, further.double()])
+        assert error(computed.covariance(), exact(rows)) < 3e-7
+        torch.testing.assert_close(computed.mean, rows.mean(0), rtol=1e-12, atol=1e-5)
+
+
 def test_going_on_from_a_saved_state_equals_never_having_stopped() -> None:
     first, second = torch.from_numpy(correlated(3.0)).split(3000)
     whole, stopped = Covariance(24), Covariance(24)

@@ -35,6 +35,7 @@ class Covariance:
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self.channels = channels
         self._shift: Tensor | None = None  # (C,) float64, but a float32 number, so that samples subtract it exactly
+        self._rounded = True  # whether it is one: the shift of moments that were computed is not, until an update
         self._updates = 0
         self._workspace: Workspace | None = None  # whose stream may hold updates still under way
         with torch.inference_mode(False):
@@ -48,7 +49,7 @@ class Covariance:
         """The accumulator of `count` samples with this mean, (C,), and scatter, (C, C) and symmetric."""
         made = cls(len(mean), mean.device)
         made._count += count
-        made._shift = mean.double()
+        made._shift, made._rounded = mean.double(), False
         made._product += scatter
         return made
 
@@ -58,7 +59,7 @@ class Covariance:
         made = cls(len(state["sum"]), state["sum"].device)
         made._count, made._rejected = state["count"].clone(), state["rejected"].clone()
         made._sum, made._product = state["sum"].clone(), state["product"].clone()
-        made._shift = state["shift"].clone() if "shift" in state else None
+        made._shift, made._rounded = (state["shift"].clone(), False) if "shift" in state else (None, True)
         return made
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -95,6 +96,8 @@ class Covariance:
         workspace = workspace or Workspace(samples.device)
         with torch.inference_mode(False), torch.no_grad():
             self._workspace = workspace
+            if not self._rounded:
+                self._round_shift()
             dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
             fits = workspace.positions(self.channels, dtype)
             if samples.numel() > fits * self.channels and not samples.is_cuda and not samples.sum().isfinite():
@@ -178,6 +181,7 @@ class Covariance:
                 return mapped
             product = _symmetric(self._product.clone())
             mapped._shift = factor * self._shift if diagonal else factor @ self._shift
+            mapped._rounded = False
             mapped._sum = factor * self._sum if diagonal else factor @ self._sum
             if diagonal:
                 mapped._product = factor[..., None] * product * factor
@@ -240,6 +244,12 @@ class Covariance:
         mean = self.mean
         centred_moment = self.scatter / self.count
         return centred_moment if centred else centred_moment + torch.outer(mean, mean)
+
+    def _round_shift(self) -> None:
+        rounded = Covariance(self.channels, self.device)
+        rounded.merge(self)
+        self._shift, self._sum, self._product = rounded._shift, rounded._sum, rounded._product
+        self._rounded = True
 
     def _join(self) -> None:
         if self._workspace is not None:
