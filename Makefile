@@ -27,7 +27,7 @@ lint: .venv/ready
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# What tapping costs, beside what others do: tests/benchmarks/<device>.md, anew. Takes 10 minutes on two cores.
+# What tapping costs, beside what others do: tests/benchmarks/<device>.md, anew. Takes 8 minutes on two cores.
 bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks.covariance
 
