@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from eigendet import channels, plugins
 from eigendet.channels import ChannelError
 from eigendet.config import PluginChoice
+from tests.benchmarks import channels as resizing
 
 
 def resnet(**options: object) -> Callable[[], nn.Module]:
@@ -33,7 +35,7 @@ def parameters(model: nn.Module) -> int:
 def test_predicted_costs_equal_those_of_the_built_network(depth: int, norm: str) -> None:
     build = resnet(depth=depth, norm=norm)
     traced = channels.trace(build, (64, 96))
-    mixed = {group: 8 * (3 + position % 9) for position, group in enumerate(traced.widths)}  # narrower and wider
+    mixed = {group: 32 * (1 + position % 9) for position, group in enumerate(traced.widths)}  # narrower and wider
     for widths in (traced.widths, mixed):
         model = channels.rebuild(build, traced, widths)
         assert traced.parameters(widths) == parameters(model)
@@ -78,11 +80,14 @@ def test_new_widths_are_initialised_as_the_network_initialises_itself() -> None:
     assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.02)  # He, fan out
 
 
-def test_group_norm_keeps_its_groups_where_they_divide_the_width() -> None:
+def test_widths_are_multiples_of_the_groups_of_a_group_norm() -> None:
     build = resnet(depth=18, norm="group", norm_groups=32)
     traced = channels.trace(build)
-    model = channels.rebuild(build, traced, traced.widths | {"layer3.0.conv1": 96, "layer4.0.conv1": 40})
-    assert [model.get_submodule(f"layer{n}.0.bn1").num_groups for n in (2, 3, 4)] == [32, 32, 8]
+    assert set(traced.multiples.values()) == {32}
+    model = channels.rebuild(build, traced, traced.widths | {"layer3.0.conv1": 96})
+    assert model.get_submodule("layer3.0.bn1").num_groups == 32
+    with pytest.raises(ChannelError, match=r"'layer3.0.conv1': width 40; expected a multiple of 32"):
+        channels.rebuild(build, traced, traced.widths | {"layer3.0.conv1": 40})
 
 
 @pytest.mark.parametrize(
@@ -106,33 +111,119 @@ def test_wrong_widths_are_refused_by_name(change: dict[str, int], message: str) 
 class Odd(nn.Module):
     """A network with one operation of choice behind a convolution."""
 
-    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, make: Callable[[], Callable[[Tensor], Tensor]]) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
-        self.operation = operation
+        self.operation = make()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"out": self.operation(self.stem(images))}
 
 
 @pytest.mark.parametrize(
-    ("operation", "message"),
+    ("make", "widths"),
     [
-        (nn.Conv2d(8, 8, 3, groups=8), r"operation: a grouped \(groups=8\) convolution cannot be resized"),
-        (nn.ConvTranspose2d(8, 8, 3), "operation: a transposed convolution cannot be resized"),
-        (nn.PixelShuffle(2), "operation: the channels of operation 'aten.pixel_shuffle' cannot be followed"),
-        (lambda maps: maps.flip(1), "Odd: the channels of operation 'aten.flip' cannot be followed"),
-        (lambda maps: torch.cat([maps, maps], 1), "Odd: the channels of operation 'aten.cat' cannot be followed"),
+        (lambda: nn.Conv2d(8, 8, 3, groups=8), {"stem": 12}),
+        (lambda: nn.Conv2d(8, 24, 3, groups=8), {"stem": 12}),
+        (lambda: nn.Conv2d(8, 12, 3, groups=4), {"stem": 12, "operation": 8}),
+        (lambda: nn.ConvTranspose2d(8, 4, 2, 2), {"stem": 12, "operation": 9}),
+        (lambda: nn.PixelShuffle(2), {"stem": 12}),
+        (lambda: nn.ChannelShuffle(2), {"stem": 12}),
+        (lambda: FrozenBatchNorm2d(8), {"stem": 12}),
+        (lambda: nn.GroupNorm(4, 8), {"stem": 12}),
+        (lambda: lambda maps: maps.flip(1), {"stem": 12}),
+        (lambda: lambda maps: torch.cat([maps, maps], 1), {"stem": 12}),
+        (lambda: lambda maps: maps.chunk(2, 1)[0].sigmoid() * maps.chunk(2, 1)[1], {"stem": 12}),
+        (lambda: lambda maps: maps * maps.mean((2, 3), keepdim=True), {"stem": 12}),
     ],
 )
-def test_what_cannot_be_followed_is_refused_by_name(operation: Callable[[Tensor], Tensor], message: str) -> None:
-    with pytest.raises(ChannelError, match=message):
-        channels.trace(lambda: Odd(operation))
-
-
-def test_a_frozen_norm_is_resized_with_its_convolution() -> None:
+def test_operations_follow_other_widths(make: Callable[[], Callable[[Tensor], Tensor]], widths: dict[str, int]) -> None:
     def build() -> nn.Module:
-        return Odd(FrozenBatchNorm2d(8))
+        return Odd(make)
 
-    model = channels.rebuild(build, channels.trace(build), {"stem": 12})
-    assert model.eval()(torch.zeros(1, 3, 8, 8))["out"].shape[1] == 12
+    traced = channels.trace(build, (16, 16))
+    assert set(traced.widths) == set(widths) and not traced.fixed
+    model = channels.rebuild(build, traced, widths)
+    assert traced.parameters(widths) == parameters(model)
+    assert traced.macs(widths) == macs(model, (16, 16))
+
+
+class Head(nn.Module):
+    """Reads the first six channels, however many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 1, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.conv(maps[:, :6])
+
+
+class Scale(nn.Module):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(values)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * self.scale
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: lambda maps: torch.cat(maps.split(4, 1)[:2], 1) + maps, "keeps its sizes"),
+        (lambda: lambda maps: maps.reshape(1, 8, -1), "operation|Odd keeps its sizes"),
+        (lambda: Head(), "operation.conv keeps its sizes"),
+        (lambda: lambda maps: maps * torch.ones(1, 8, 1, 1, device=maps.device), "Odd keeps its sizes"),
+        (lambda: Scale(torch.rand(8, 1, 1)), "operation.scale has values of its own"),
+        (lambda: lambda maps: maps.mean((2, 3)), "an output of the network, a number for each class"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_resized_keeps_its_width_and_says_why(
+    make: Callable[[], Callable[[Tensor], Tensor]], reason: str
+) -> None:
+    def build() -> nn.Module:
+        return Odd(make)
+
+    traced = channels.trace(build, (16, 16))
+    assert not traced.widths
+    assert re.search(reason, traced.fixed["stem"])
+    assert traced.parameters({}) == parameters(channels.rebuild(build, traced, {}))
+    with pytest.raises(ChannelError, match=r"channel group 'stem' cannot be resized"):
+        channels.rebuild(build, traced, {"stem": 4})
+
+
+def test_a_parameter_of_one_value_is_made_in_another_width() -> None:
+    def build() -> nn.Module:
+        return Odd(lambda: Scale(torch.full((8, 1, 1), 0.25)))
+
+    model = channels.rebuild(build, channels.trace(build, (16, 16)), {"stem": 12})
+    scale = model.get_parameter("operation.scale")
+    assert scale.shape == (12, 1, 1) and bool((scale == 0.25).all()) and scale.requires_grad
+
+
+FAMILIES = [
+    "alexnet", "vgg11_bn", "resnet18", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
+    "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_x_400mf", "regnet_y_400mf",
+    "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_torchvision_take_any_widths(name: str) -> None:
+    """One of each family; tests/benchmarks/channels.md lists them all."""
+    result = resizing.resized(*resizing.torchvision_network(name))
+    assert result.refused == ""
+    assert result.kept == 0
+
+
+def test_shuffled_halves_concatenations_and_excitations_are_tied_as_they_must_be() -> None:
+    shuffle = channels.trace(resizing.torchvision_network("shufflenet_v2_x0_5")[0])
+    assert {("stage2.0.branch1.2", "out"), ("stage2.3.branch2.5", "out")} <= set(shuffle.members("stage2.0.branch1.2"))
+    dense = channels.trace(resizing.torchvision_network("densenet121")[0])
+    last = "features.denseblock1.denselayer6.norm1"
+    assert sum((last, "out") in dense.members(group) for group in dense.widths) == 6  # the stem and five layers
+    efficient = channels.trace(resizing.torchvision_network("efficientnet_b0")[0])
+    expanded = efficient.members("features.2.0.block.0.0")
+    assert {("features.2.0.block.1.0", "out"), ("features.2.0.block.2.fc2", "out")} <= set(expanded)
+    assert ("features.2.0.block.2.fc1", "out") not in expanded

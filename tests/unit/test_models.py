@@ -71,7 +71,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_width_factor_scales_every_group() -> None:
-    reference, widths = models.reference(BackboneChoice(plugin="resnet", width=0.25))
+    reference, widths = models.reference(BackboneChoice(plugin="resnet", width=0.25, norm_groups=16))
     assert widths == {group: width // 4 for group, width in reference.widths.items()}
     assert list(models.feature_channels(backbone(width=2)).values()) == [128, 256, 512, 1024]
 

@@ -16,7 +16,7 @@ from eigendet.errors import UserError
 
 @pytest.fixture(scope="module")
 def traced() -> Channels:
-    return channels.trace(plugins.bind("backbone", PluginChoice(plugin="resnet")), (128, 128))
+    return channels.trace(plugins.bind("backbone", PluginChoice(plugin="resnet", norm="batch")), (128, 128))
 
 
 def planted(traced: Channels, rank: dict[str, int], seed: int = 0) -> pd.DataFrame:

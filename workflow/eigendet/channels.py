@@ -1,70 +1,84 @@
 """Which widths of a network are tied, what they cost, and how to build the network with others.
 
-The network is built on the meta device and run once under a dispatch mode that sees every operation. Feature maps carry
-their channel group from operation to operation; a sum of two maps unites their groups (union-find). The forward hooks
-that name the taps run in the same pass, so a tap and its group share one key by construction, also where one module is
-called several times. (An exported graph knows module scopes but not these keys, and takes thirty times longer.)
+The network is built on the meta device and run once under a mode that sees every operation (`tracing`). The forward
+hooks that name the taps run in the same pass, so a tap and its group share one key by construction, also where one
+module is called several times. (An exported graph knows module scopes but not these keys, and takes thirty times
+longer.) Then it is built with other widths and followed again: where that fails, or gives other sizes than predicted,
+the groups that took part are kept at their widths, with the reason.
 
 To rebuild with other widths, the network's own constructor runs again while the arguments of its layers are replaced,
 in order of construction. So whatever it does afterwards, initialisation above all, happens as it always does.
-
-What cannot be resized is refused by name: no width is guessed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
-from unittest import mock
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torchvision.ops import FrozenBatchNorm2d
 
+from eigendet.construction import RESIZABLE, constructing, resize_parameter
 from eigendet.errors import UserError, unknown
 from eigendet.points import each_call
+from eigendet.sizes import Axis
+from eigendet.tracing import Call, Follower
 
 Build = Callable[[], nn.Module]
 Widths = dict[str, int]
-Number = TypeVar("Number", int, float)
-
-aten = torch.ops.aten
-CONVOLUTION = aten.convolution.default
-SUMS = {aten.add, aten.add_}
-NORMALISATIONS = {
-    aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.native_group_norm,
-}  # fmt: skip
-# Operations that give each output channel from the same input channel.
-CHANNELWISE = {
-    aten.relu, aten.relu_, aten.silu, aten.silu_, aten.gelu, aten.hardtanh, aten.hardtanh_, aten.hardswish,
-    aten.hardswish_, aten.leaky_relu, aten.leaky_relu_, aten.elu, aten.elu_, aten.mish, aten.mish_, aten.sigmoid,
-    aten.tanh, aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.upsample_nearest2d,
-    aten.upsample_bilinear2d, aten.clone, aten.detach, aten.mul, aten.sub,
-}  # fmt: skip
 
 
 class ChannelError(UserError):
-    """A network that cannot be traced or resized; the message names the module and the operation."""
+    """A network that cannot be traced or resized, or widths that do not fit it; the message names the place."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number of channels as a linear form: a constant, and channel groups with factors."""
+
+    constant: Fraction
+    terms: tuple[tuple[str, Fraction], ...]
+
+    def __call__(self, widths: Mapping[str, Any]) -> Any:
+        return sum((_plain(factor) * widths[group] for group, factor in self.terms), _plain(self.constant))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a layer with weights; the sizes that do not depend on widths."""
+    """One layer with weights, or a parameter that stands alone, over all its calls."""
 
-    module: str
-    kind: str  # "conv" or "norm"
-    source: str | None  # channel group read; None: the image
-    group: str  # channel group written
-    kernel: int = 0  # elements of the kernel
-    positions: int = 0  # of the output map, for one image
-    bias: bool = False
-    affine: bool = False  # a norm with weight and bias
+    module: str  # path of the module; of the parameter, where it stands alone
+    kind: str  # "conv", "linear", "norm" or "parameter"
+    source: Size | None  # channels read
+    out: Size  # channels written
+    kernel: int = 1  # elements of the kernel
+    groups: int = 1  # of a convolution; not counting a depthwise one, whose groups are its channels
+    depthwise: bool = False
+    positions: int = 0  # at which the weights are applied, for one image, over all calls
+    vectors: int = 0  # trainable parameters for each channel written: biases, and a norm's weight
+    dim: int = 0  # that holds the channels, of a parameter that stands alone
+    trained: bool = True  # its weights are parameters of its own
+
+    def weights(self, widths: Mapping[str, Any]) -> Any:
+        """Elements of the kernels or of the matrix."""
+        if self.kind in ("norm", "parameter"):
+            return 0
+        if self.depthwise or self.source is None:
+            return self.kernel * self.out(widths)
+        product = self.kernel * self.source(widths) * self.out(widths)
+        return product if self.groups == 1 else product / Fraction(self.groups)
+
+    def parameters(self, widths: Mapping[str, Any]) -> Any:
+        return self.weights(widths) * self.trained + self.vectors * self.out(widths)
+
+    def macs(self, widths: Mapping[str, Any]) -> Any:
+        return self.weights(widths) * self.positions
 
 
 @dataclass(frozen=True)
@@ -72,271 +86,324 @@ class Channels:
     """The channel groups of a network."""
 
     widths: Widths  # group -> channels in the network as built; a group is named after the first layer that writes it
+    multiples: dict[str, int]  # group -> what its width must be a multiple of
     layers: tuple[Layer, ...]
-    outputs: dict[tuple[str, int], str]  # (module, call) -> group of its output
-    order: tuple[str | None, ...]  # modules in order of construction; None: built but not part of the network
-    norm_groups: dict[str, int]  # GroupNorm modules and their numbers of groups
+    fixed: dict[str, str]  # layers whose width cannot change -> why
+    outputs: dict[tuple[str, int], str]  # (module, call) -> the group that its output's channels are
+    constant: int  # parameters that no width changes
+    order: tuple[str | None, ...] = field(repr=False)  # modules in order of construction; None: not in the network
 
     def parameters(self, widths: Mapping[str, int]) -> int:
         """Trainable parameters of the network built with `widths`."""
-        total = 0
-        for layer in {layer.module: layer for layer in self.layers}.values():
-            out = widths[layer.group]
-            if layer.kind == "conv":
-                total += layer.kernel * self._source_width(layer, widths) * out + layer.bias * out
-            else:
-                total += 2 * out * layer.affine
-        return total
+        return self.constant + _whole(sum(layer.parameters(widths) for layer in self.layers))
 
-    def macs(self, widths: Mapping[str, Number]) -> Number:
-        """Multiply-accumulate operations of all convolutions for one image of the traced size."""
-        return sum(
-            layer.kernel * self._source_width(layer, widths) * widths[layer.group] * layer.positions
-            for layer in self.layers
-            if layer.kind == "conv"
-        )
+    def macs(self, widths: Mapping[str, Any]) -> Any:
+        """Multiply-accumulate operations of convolutions and linear layers for one image of the traced size."""
+        return _whole(sum(layer.macs(widths) for layer in self.layers))
 
-    def _source_width(self, layer: Layer, widths: Mapping[str, Number]) -> Number:
-        return 3 if layer.source is None else widths[layer.source]
+    def rounded_to(self, multiple: int) -> dict[str, int]:
+        """What the width of every group is a multiple of where it is rounded to `multiple`."""
+        return {group: math.lcm(own, multiple) for group, own in self.multiples.items()}
+
+    def members(self, group: str) -> list[tuple[str, str]]:
+        """The layers that a group reaches, and which side of each: "in" or "out"."""
+        found = []
+        for layer in self.layers:
+            for side, size in (("in", layer.source), ("out", layer.out)):
+                if size is not None and any(name == group for name, _ in size.terms):
+                    found.append((layer.module, side))
+        return found
 
 
 def trace(build: Build, size: tuple[int, int] = (64, 64)) -> Channels:
     """Channel groups of the network that `build` makes, with costs for one image of `size` (height, width).
 
     Raises:
-        ChannelError: the network holds an operation whose channels cannot be followed.
+        ChannelError: the network cannot be run on the meta device at this size.
     """
-    built: list[nn.Module] = []
-    with torch.device("meta"), _constructing(lambda layer, arguments: built.append(layer)):
-        model = build()
-    model = model.to("meta").eval()
-    tracer = _Tracer(model)
-    image = torch.empty(1, 3, *size, device="meta")
-    with torch.no_grad(), each_call(model, tracer.leave), tracer.entering(), tracer:
-        model(image)
-    paths = {id(module): path for path, module in model.named_modules()}
-    return tracer.result(
-        order=tuple(paths.get(id(layer)) for layer in built),
-        norm_groups={path: m.num_groups for path, m in model.named_modules() if isinstance(m, nn.GroupNorm)},
-    )
+    model, order = _built(build)
+    follower = Follower(model)
+    try:
+        _follow(follower, size)
+    except ChannelError:
+        raise
+    except Exception as error:  # whatever a network's own code raises
+        raise ChannelError(
+            f"{type(model).__name__}: cannot be run on an image of {size}: {_first_line(error)}"
+        ) from None
+    for axis, reason in _parameters_with_values(build, follower):
+        follower.sizes.fix(axis, reason)
+    while True:
+        found = _channels(follower, order)
+        faults = (_trial(build, found, size, wider) for wider in (0, 1))
+        fault = next((fault for fault in faults if fault is not None), None)
+        if fault is None:
+            return found
+        layers, module, reason = fault
+        if not _fix(follower, layers, module, reason):
+            raise ChannelError(f"{type(model).__name__}: cannot be built with other widths: {reason}")
 
 
-def rebuild(build: Build, channels: Channels, widths: Mapping[str, int]) -> nn.Module:
+def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: bool = False) -> nn.Module:
     """The network of `build` with other widths, initialised as `build` initialises it.
 
     Args:
         channels: what `trace(build)` found.
-        widths: channels of every group. GroupNorm keeps its number of groups where it divides the new width, else it
-            takes the greatest common divisor.
+        widths: channels of every group, narrower or wider.
+        meta: without weights, on the meta device.
 
     Raises:
-        ChannelError: a group is missing, unknown, or not a positive integer.
+        ChannelError: a group is missing, unknown, or not a positive multiple of what it must be a multiple of.
     """
     check_widths(channels, widths)
-    ends = {layer.module: layer for layer in channels.layers}
+    layers = {layer.module: layer for layer in channels.layers}
     order = iter(channels.order)
 
-    def edit(layer: nn.Module, arguments: dict[str, Any]) -> None:
-        path = next(order, None)
-        if path is None or path not in ends:
+    def edit(module: nn.Module, arguments: dict[str, Any]) -> None:
+        layer = layers.get(next(order, None) or "")
+        if layer is None:
             return
-        group, source = ends[path].group, ends[path].source
-        if isinstance(layer, nn.Conv2d):
-            arguments["out_channels"] = widths[group]
-            if source is not None:
-                arguments["in_channels"] = widths[source]
-        elif isinstance(layer, nn.GroupNorm):
-            arguments["num_channels"] = widths[group]
-            arguments["num_groups"] = math.gcd(channels.norm_groups[path], widths[group])
+        out = _whole(layer.out(widths))
+        if isinstance(module, nn.modules.conv._ConvNd):
+            assert layer.source is not None
+            arguments |= {"in_channels": _whole(layer.source(widths)), "out_channels": out}
+            if layer.depthwise:
+                arguments["groups"] = arguments["in_channels"]
+        elif isinstance(module, nn.Linear):
+            assert layer.source is not None
+            arguments |= {"in_features": _whole(layer.source(widths)), "out_features": out}
+        elif isinstance(module, nn.GroupNorm):
+            arguments["num_channels"] = out
+        elif isinstance(module, nn.LayerNorm):
+            arguments["normalized_shape"] = (out,)
         else:
-            arguments["num_features"] = widths[group]
+            arguments["num_features"] = out
 
-    with _constructing(edit):
+    with constructing(edit, meta):
         model = build()
-    for path, layer in ends.items():
-        shape = _weights(model.get_submodule(path)).shape
-        if shape[0] != widths[layer.group]:
-            raise ChannelError(f"{path}: rebuilt with {shape[0]} channels instead of {widths[layer.group]}")
-    return model
+    for layer in channels.layers:
+        if layer.kind == "parameter" and layer.out.terms:
+            resize_parameter(model, layer.module, layer.dim, _whole(layer.out(widths)))
+    return model.to("meta") if meta else model
 
 
 def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
-    """Raise ChannelError unless `widths` names exactly the network's groups, each with a positive integer."""
+    """Raise ChannelError unless `widths` names exactly the network's groups, each with a width that it can have."""
     for group, width in widths.items():
         if group not in channels.widths:
+            if group in channels.fixed:
+                raise ChannelError(f"channel group '{group}' cannot be resized: {channels.fixed[group]}")
             raise ChannelError(unknown("channel group", group, channels.widths))
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
             raise ChannelError(f"channel group '{group}': width {width!r}; expected a positive integer")
+        if width % channels.multiples[group]:
+            raise ChannelError(
+                f"channel group '{group}': width {width}; expected a multiple of {channels.multiples[group]}, "
+                "into which the network divides it"
+            )
     missing = [group for group in channels.widths if group not in widths]
     if missing:
         raise ChannelError(f"no width for the channel groups {', '.join(missing)}; every group needs one")
 
 
-def scaled(sizes: Mapping[str, float], factor: float, multiple: int) -> Widths:
+def scaled(sizes: Mapping[str, float], factor: float, multiples: Mapping[str, int]) -> Widths:
     """`factor` times every size, to the nearest multiple, at least one multiple."""
-    return {group: max(1, round(size * factor / multiple)) * multiple for group, size in sizes.items()}
+    return {group: max(1, round(size * factor / multiples[group])) * multiples[group] for group, size in sizes.items()}
 
 
-class _Tracer(TorchDispatchMode):
-    """Follows the channel group of every feature map through one forward pass."""
+def _built(build: Build) -> tuple[nn.Module, tuple[str | None, ...]]:
+    """The network on the meta device, and its layers in order of construction."""
+    made: list[nn.Module] = []
+    with constructing(lambda layer, arguments: made.append(layer), meta=True):
+        model = build()
+    paths = {id(module): path for path, module in model.named_modules()}
+    return model.to("meta"), tuple(paths.get(id(layer)) for layer in made)
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        # Layers by the identity of the tensors that they own; views of these are added while tracing.
-        self.owners = {
-            id(tensor): path
-            for path, module in model.named_modules()
-            for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        }
-        self.groups: dict[int, int | None] = {}  # id of a feature map -> node of the union-find; None: the image
-        self.parents: list[int] = []
-        self.names: list[str] = []  # of nodes, by their first layer
-        self.sizes: list[int] = []
-        self.layers: list[tuple[str, int | None, int, dict[str, Any]]] = []
-        self.outputs: dict[tuple[str, int], int] = {}
-        self.stack: list[str] = []
-        self.alive: list[Tensor] = []  # identities are only unique among living tensors
 
-    @contextlib.contextmanager
-    def entering(self) -> Iterator[None]:
-        with contextlib.ExitStack() as hooks:
-            for path, module in self.model.named_modules():
-                hook = module.register_forward_pre_hook(lambda module, inputs, path=path: self.stack.append(path))
-                hooks.callback(hook.remove)
-            yield
+def _follow(follower: Follower, size: tuple[int, int]) -> None:
+    """A forward pass in evaluation, and one in training where some layers only run then."""
+    model = follower.model.eval()
+    _run(follower, torch.empty(1, 3, *size, device="meta"))
+    if any(isinstance(m, RESIZABLE) and path not in follower.made for path, m in model.named_modules()):
+        follower.counting = False
+        model.train()
+        _run(follower, torch.empty(2, 3, *size, device="meta"))
+        model.eval()
 
-    def leave(self, path: str, call: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.stack.pop()
-        if isinstance(output, Tensor) and (node := self.groups.get(id(output))) is not None:
-            self.outputs[path, call] = node
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        operation = function.overloadpacket
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self.alive += tensors
-        if not self.groups:  # the first operation reads the image
-            self.groups[id(tensors[0])] = None
-        maps = [tensor for tensor in tensors if id(tensor) in self.groups]
-        owners = {self.owners[id(tensor)] for tensor in tensors if id(tensor) in self.owners}
-        output = result[0] if isinstance(result, tuple) else result
-        if not maps:  # arithmetic on a layer's own tensors: the result is the layer's too
-            if isinstance(output, Tensor) and len(owners) == 1:
-                self._own(output, owners.pop())
-            return result
-        self.alive.append(output)
-        if function is CONVOLUTION:
-            self._convolution(args, output)
-        elif operation in NORMALISATIONS:
-            self._norm(self.owners.get(id(args[1])) if args[1] is not None else None, maps[0], output)
-        elif operation in SUMS and len(maps) == 2:
-            self.groups[id(output)] = self._unite(maps[0], maps[1], operation)
-        elif operation in (SUMS | CHANNELWISE) and len(maps) == 1 and len(owners) == 1:
-            self._norm(owners.pop(), maps[0], output)  # a frozen normalisation, written out
-        elif operation in CHANNELWISE and len(maps) == 1 and len(tensors) == 1:
-            self.groups[id(output)] = self.groups[id(maps[0])]
-        else:
-            raise ChannelError(f"{self._where()}: the channels of operation '{operation}' cannot be followed")
-        return result
+def _run(follower: Follower, image: Tensor) -> None:
+    model = follower.model
+    with contextlib.ExitStack() as hooks:
+        for path, module in model.named_modules():
+            enter = module.register_forward_pre_hook(lambda module, inputs, path=path: follower.stack.append(path))
+            hooks.callback(enter.remove)
+        hooks.enter_context(torch.no_grad())
 
-    def _own(self, tensor: Tensor, owner: str) -> None:
-        self.owners[id(tensor)] = owner
-        self.alive.append(tensor)
+        def leave(path: str, call: int, module: nn.Module, inputs: Any, output: Any) -> None:
+            if output is not None:  # else it failed, and the stack shows where
+                follower.stack.pop()
+                follower.leave(path, call, module, inputs, output)
 
-    def _convolution(self, args: Any, output: Tensor) -> None:
-        image, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
-        path = self.owners.get(id(weight))
-        if path is None:
-            raise ChannelError(f"{self._where()}: a convolution whose weight is not a parameter of a layer")
-        if id(image) not in self.groups:
-            raise ChannelError(f"{path}: a convolution of something that is not a feature map")
-        if transposed or groups != 1:
-            kind = "transposed" if transposed else f"grouped (groups={groups})"
-            raise ChannelError(f"{path}: a {kind} convolution cannot be resized")
-        known = next((node for name, _, node, sizes in self.layers if name == path), None)
-        node = self._node(path, output.shape[1]) if known is None else known
-        self.groups[id(output)] = node
-        sizes = {
-            "kind": "conv",
-            "kernel": math.prod(weight.shape[2:]),
-            "positions": math.prod(output.shape[2:]),
-            "bias": bias is not None,
-        }
-        self.layers.append((path, self.groups[id(image)], node, sizes))
+        hooks.enter_context(each_call(model, leave))
+        hooks.enter_context(follower)
+        follower.begin(image)
+        result = model(image)
+    for tensor in tree_leaves(result):
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.dim() == 2
+            and (axis := follower.axes.get(id(tensor), (None, None))[1]) is not None
+        ):
+            follower.sizes.fix(axis, "an output of the network, a number for each class")
 
-    def _norm(self, path: str | None, feature_map: Tensor, output: Tensor) -> None:
-        node = self.groups[id(feature_map)]
-        if node is None:
-            raise ChannelError(f"{self._where()}: a normalisation of the image itself cannot be resized")
-        self.groups[id(output)] = node
-        if path is not None and not any(name == path for name, *_ in self.layers):
-            affine = next(self.model.get_submodule(path).parameters(recurse=False), None) is not None
-            self.layers.append((path, node, node, {"kind": "norm", "affine": affine}))
 
-    def _node(self, name: str, size: int) -> int:
-        self.parents.append(len(self.parents))
-        self.names.append(name)
-        self.sizes.append(size)
-        return self.parents[-1]
+def _channels(follower: Follower, order: tuple[str | None, ...]) -> Channels:
+    """What a follower found, in names."""
+    sizes = follower.sizes
 
-    def _find(self, node: int) -> int:
-        while self.parents[node] != node:
-            node = self.parents[node]
-        return node
+    def plain(axis: Axis) -> Size:
+        terms = sizes.resolve(axis)
+        constant = sum((factor * sizes.values[u] for u, factor in terms if u in sizes.fixed), Fraction(0))
+        free: dict[str, Fraction] = {}
+        for u, factor in terms:
+            if u not in sizes.fixed:
+                free[sizes.names[u]] = free.get(sizes.names[u], Fraction(0)) + factor
+        return Size(constant, tuple(free.items()))
 
-    def _unite(self, first: Tensor, second: Tensor, operation: Any) -> int:
-        nodes = [self.groups[id(tensor)] for tensor in (first, second)]
-        if None in nodes or first.shape[1] != second.shape[1]:
-            raise ChannelError(f"{self._where()}: '{operation}' of maps {tuple(first.shape)} and {tuple(second.shape)}")
-        roots = sorted(self._find(node) for node in nodes if node is not None)
-        self.parents[roots[-1]] = roots[0]  # the earlier layer names the group
-        return roots[0]
+    calls: dict[str, list[Call]] = defaultdict(list)
+    for call in follower.calls:
+        calls[call.path].append(call)
+    layers = []
+    for path, own in calls.items():
+        first = own[0]
+        tensors = list(follower.model.get_submodule(path).parameters(recurse=False)) if first.owned else []
+        layers.append(
+            Layer(
+                path, first.kind, None if first.source is None else plain(first.source), plain(first.axis),
+                kernel=first.kernel, groups=1 if first.depthwise else first.groups, depthwise=first.depthwise,
+                positions=sum(call.positions for call in own),
+                vectors=_vectors(follower, first, len(tensors)), dim=first.dim, trained=first.owned,
+            )
+        )  # fmt: skip
+    axes = [axis for _, axis in follower.made.values()]
+    multiples = sizes.multiples()
+    free = sorted({u for axis in axes for u, _ in sizes.resolve(axis) if u not in sizes.fixed})
+    widths = {sizes.names[u]: sizes.values[u] for u in free}
+    single = {key: sizes.resolve(axis) for key, axis in follower.outputs.items()}
+    total = sum(parameter.numel() for parameter in follower.model.parameters())
+    return Channels(
+        widths=widths,
+        multiples={sizes.names[u]: multiples.get(u, 1) for u in free},
+        layers=tuple(layers),
+        fixed={
+            path: sizes.fixed[u]
+            for path, (_, axis) in follower.made.items()
+            if (u := next((u for u, _ in sizes.resolve(axis) if u in sizes.fixed), None)) is not None
+        },
+        outputs={
+            key: sizes.names[axis[0][0]]
+            for key, axis in single.items()
+            if len(axis) == 1 and axis[0][1] == 1 and axis[0][0] not in sizes.fixed
+        },
+        constant=total - _whole(sum(layer.parameters(widths) for layer in layers)),
+        order=order,
+    )
 
-    def _where(self) -> str:
-        return (self.stack[-1] if self.stack else "") or type(self.model).__name__
 
-    def result(self, order: tuple[str | None, ...], norm_groups: dict[str, int]) -> Channels:
-        name = [self.names[self._find(node)] for node in range(len(self.parents))]
-        roots = [node for node in range(len(self.parents)) if self._find(node) == node]
-        return Channels(
-            widths={self.names[node]: self.sizes[node] for node in roots},
-            layers=tuple(
-                Layer(path, source=None if source is None else name[source], group=name[node], **sizes)
-                for path, source, node, sizes in self.layers
-            ),
-            outputs={key: name[node] for key, node in self.outputs.items()},
-            order=order,
-            norm_groups=norm_groups,
+def _vectors(follower: Follower, call: Call, tensors: int) -> int:
+    """Trainable parameters for each channel that a layer writes, its kernel aside."""
+    if call.kind == "parameter":
+        path, _, name = call.path.rpartition(".")
+        tensor = getattr(follower.model.get_submodule(path), name)
+        return math.prod(tensor.shape) // tensor.shape[call.dim] if isinstance(tensor, nn.Parameter) else 0
+    return tensors if call.kind == "norm" else max(0, tensors - 1)
+
+
+def _parameters_with_values(build: Build, follower: Follower) -> Iterator[tuple[Axis, str]]:
+    """Parameters and buffers that stand alone and are not constant, so that none knows how a wider one would begin."""
+    alone = [call for call in follower.calls if call.kind == "parameter"]
+    model = build() if alone else None
+    for call in alone:
+        path, _, name = call.path.rpartition(".")
+        assert model is not None
+        tensor = getattr(model.get_submodule(path), name)
+        if (tensor != tensor.flatten()[0]).any():
+            yield call.axis, f"{call.path} has values of its own, which cannot be made for another width"
+
+
+def _fix(follower: Follower, layers: list[str], module: str, reason: str) -> bool:
+    """Keep the widths of the layers, or else of everything that passes the module; whether that keeps any more."""
+    sizes = follower.sizes
+    inside = [module[:end] for end in range(len(module), -1, -1) if end in (0, len(module)) or module[end] == "."]
+    for axes in (
+        [follower.made[layer][1] for layer in layers if layer in follower.made],
+        *(
+            [
+                axis
+                for operation in follower.operations
+                if f"{operation.module}.".startswith(place)
+                for axis in operation.axes
+            ]
+            for place in [f"{path}." for path in inside if path] + [""]
+        ),
+    ):
+        free = {u for axis in axes for u, _ in sizes.resolve(axis)} - sizes.fixed.keys()
+        for axis in axes:
+            sizes.fix(axis, reason)
+        if free:
+            return True
+    return False
+
+
+def _trial(build: Build, channels: Channels, size: tuple[int, int], wider: int) -> tuple[list[str], str, str] | None:
+    """Build with other widths, every other one wider, and follow again; layers that fail, where, and how.
+
+    Args:
+        wider: 0 or 1, which half is wider.
+    """
+    widths = {}
+    for position, (group, width) in enumerate(channels.widths.items()):
+        multiple = channels.multiples[group]
+        units = width // multiple
+        widths[group] = multiple * (
+            units + 1 + position % 3 if position % 2 == wider else max(1, units - 1 - position % 3)
         )
+    follower = Follower(rebuild(build, channels, widths, meta=True))
+    try:
+        _follow(follower, size)
+    except Exception as error:  # whatever a network's own code raises
+        last, place = follower.operations[-1], follower.stack[-1]
+        names = {follower.sizes.names[u] for axis in last.axes for u, _ in follower.sizes.resolve(axis)}
+        reason = f"{place or type(follower.model).__name__} keeps its sizes ({_first_line(error)})"
+        return sorted(names - {""}) if last.module == place else [], place, reason
+    for layer in channels.layers:
+        if layer.kind == "product":
+            continue
+        source, axis = follower.made.get(layer.module, (None, None))
+        for predicted, found in ((layer.source, source), (layer.out, axis)):
+            if predicted is not None and (found is None or follower.sizes.size(found) != predicted(widths)):
+                return [layer.module], layer.module, f"{layer.module} does not follow other widths"
+    again = _channels(follower, channels.order)
+    if again.macs(again.widths) != channels.macs(widths):
+        raise ChannelError(
+            f"{type(follower.model).__name__}: {again.macs(again.widths)} multiply-accumulates where "
+            f"{channels.macs(widths)} were predicted"
+        )
+    return None
 
 
-RESIZABLE = (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.GroupNorm, FrozenBatchNorm2d)
+def _whole(value: Any) -> Any:
+    """A whole Fraction as an int; floats, of relaxed widths, stay."""
+    if isinstance(value, Fraction):
+        if value.denominator != 1:
+            raise ChannelError(f"a size of {value} is not whole; widths must be multiples of what divides them")
+        return int(value)
+    return value
 
 
-@contextlib.contextmanager
-def _constructing(edit: Callable[[nn.Module, dict[str, Any]], None]) -> Iterator[None]:
-    """While open, every resizable layer that is constructed passes its arguments through `edit(layer, arguments)`."""
-
-    def patched(original: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(original)
-
-        def construct(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-            bound = signature.bind(self, *args, **kwargs)
-            edit(self, bound.arguments)
-            original(*bound.args, **bound.kwargs)
-
-        return construct
-
-    with contextlib.ExitStack() as patches:
-        for layer in RESIZABLE:
-            patches.enter_context(mock.patch.object(layer, "__init__", patched(layer.__init__)))
-        yield
+def _plain(factor: Fraction) -> Any:
+    return int(factor) if factor.denominator == 1 else factor
 
 
-def _weights(layer: nn.Module) -> Tensor:
-    """A tensor whose first dimension is the layer's number of output channels."""
-    tensors = [*layer.parameters(recurse=False), *(b for b in layer.buffers(recurse=False) if b.dim())]
-    if not tensors:
-        raise ChannelError(f"{type(layer).__name__} has no tensor that shows its width")
-    return tensors[0]
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -97,7 +97,9 @@ class PyramidBackbone(nn.Module):
 def reference(choice: BackboneChoice, size: tuple[int, int] = (64, 64)) -> tuple[channels.Channels, Widths]:
     """Channel groups of a backbone with costs at `size`, and the reference's width of each, width factor included."""
     traced = channels.trace(plugins.bind("backbone", choice), size)
-    return traced, channels.scaled(traced.widths, choice.width, WIDTH_MULTIPLE) if choice.width != 1 else traced.widths
+    if choice.width == 1:
+        return traced, traced.widths
+    return traced, channels.scaled(traced.widths, choice.width, traced.rounded_to(WIDTH_MULTIPLE))
 
 
 def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.Module:

@@ -90,7 +90,7 @@ def dimensions(spectra: pd.DataFrame, channels: Channels, settings: WidthSetting
     return {group: float(np.mean([tie(taps) for taps in found[group].values()])) for group in channels.widths}
 
 
-def derive(channels: Channels, reference: Widths, dimension: Mapping[str, float], multiple: int) -> Widths:
+def derive(channels: Channels, reference: Widths, dimension: Mapping[str, float], round_to: int) -> Widths:
     """Multiples nearest to widths proportional to the dimensions, with at most the reference's MACs.
 
     The factor is the one at which the unrounded widths would take exactly these MACs. Widths are rounded down, then
@@ -102,32 +102,37 @@ def derive(channels: Channels, reference: Widths, dimension: Mapping[str, float]
     cap = channels.macs(reference)
     if not any(dimension.values()):
         raise UserError("every feature map is constant, so no width can be derived; train longer, or look at the loss.")
+    multiples = channels.rounded_to(round_to)
 
     def target(factor: float) -> dict[str, float]:
-        return {group: max(factor * value, multiple) for group, value in dimension.items()}
+        return {group: max(factor * value, multiples[group]) for group, value in dimension.items()}
 
     def affordable(factor: float) -> bool:
         return channels.macs(target(factor)) <= cap
 
     if not affordable(0.0):
-        raise UserError(f"widths.round_to is {multiple}; with {multiple} channels everywhere the MACs exceed the cap.")
+        raise UserError(
+            f"widths.round_to is {round_to}; the least widths, one multiple each, take more MACs than the reference."
+        )
     wanted = target(_last(affordable))
-    widths = {group: int(value / multiple + 1e-6) * multiple for group, value in wanted.items()}
+    widths = {group: int(value / multiples[group] + 1e-6) * multiples[group] for group, value in wanted.items()}
     for group in sorted(widths, key=lambda group: widths[group] - wanted[group]):
-        wider = widths | {group: widths[group] + multiple}
+        wider = widths | {group: widths[group] + multiples[group]}
         if wanted[group] > widths[group] and channels.macs(wider) <= cap:
             widths = wider
     return widths
 
 
-def uniform(channels: Channels, reference: Widths, parameters: int, multiple: int) -> Widths:
+def uniform(channels: Channels, reference: Widths, parameters: int, round_to: int) -> Widths:
     """The reference scaled by one factor to the number of parameters nearest to `parameters`."""
 
+    multiples = channels.rounded_to(round_to)
+
     def below(factor: float) -> bool:
-        return channels.parameters(scaled(reference, factor, multiple)) <= parameters
+        return channels.parameters(scaled(reference, factor, multiples)) <= parameters
 
     factor = _last(below)
-    candidates = [scaled(reference, factor, multiple), scaled(reference, factor * (1 + 1e-6), multiple)]
+    candidates = [scaled(reference, factor, multiples), scaled(reference, factor * (1 + 1e-6), multiples)]
     return min(candidates, key=lambda widths: abs(channels.parameters(widths) - parameters))
 
 

@@ -1,0 +1,241 @@
+"""Which networks can be resized: every convolutional classifier of torchvision, and a fixed list of timm's.
+
+    python -m tests.benchmarks.channels          writes tests/benchmarks/channels.md
+
+A network counts as resized if it was built with random widths, every group between half and one and a half of its
+own, ran forward and backward, and has exactly the parameters and multiply-accumulates that were predicted; and if at
+least half of its layers can change. The table says how many of them keep their widths, and why.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from eigendet import channels
+from eigendet.channels import ChannelError
+
+NO_CONVOLUTIONS = ("maxvit", "swin", "vit")
+EXPECTED = ("an output of the network", "a single channel")  # reasons that hold for any method
+
+TIMM = [
+    "resnet18",
+    "resnet50d",
+    "resnetv2_50",
+    "resnetaa50",
+    "resnet50_gn",
+    "resnetblur50",
+    "seresnet50",
+    "skresnet18",
+    "ecaresnet50d",
+    "resnetrs50",
+    "resnext50_32x4d",
+    "seresnext50_32x4d",
+    "wide_resnet50_2",
+    "res2net50_26w_4s",
+    "res2next50",
+    "resnest26d",
+    "resnest50d_1s4x24d",
+    "hrnet_w18_small",
+    "hrnet_w32",
+    "dla34",
+    "dla60",
+    "dla60x",
+    "dla60_res2net",
+    "cspresnet50",
+    "cspdarknet53",
+    "darknet53",
+    "darknetaa53",
+    "dpn68",
+    "dpn92",
+    "densenet121",
+    "densenetblur121d",
+    "vgg11",
+    "vgg16_bn",
+    "xception41",
+    "xception65",
+    "legacy_xception",
+    "inception_v3",
+    "inception_v4",
+    "inception_resnet_v2",
+    "nasnetalarge",
+    "pnasnet5large",
+    "ghostnet_100",
+    "repghostnet_050",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_conv_medium",
+    "mobilenet_edgetpu_v2_s",
+    "tf_efficientnet_b0",
+    "tf_efficientnetv2_s",
+    "efficientnet_es",
+    "efficientnet_lite0",
+    "gc_efficientnetv2_rw_t",
+    "mixnet_s",
+    "fbnetc_100",
+    "fbnetv3_b",
+    "spnasnet_100",
+    "mnasnet_100",
+    "semnasnet_100",
+    "lcnet_050",
+    "tinynet_e",
+    "hardcorenas_a",
+    "rexnet_100",
+    "repvgg_a0",
+    "repvgg_b1g4",
+    "mobileone_s0",
+    "regnetx_002",
+    "regnety_002",
+    "regnetz_b16",
+    "regnetz_c16_evos",
+    "regnetv_040",
+    "nf_regnet_b0",
+    "nf_resnet50",
+    "nfnet_f0",
+    "dm_nfnet_f0",
+    "eca_nfnet_l0",
+    "convnext_atto",
+    "convnext_atto_ols",
+    "convnext_tiny",
+    "convnextv2_atto",
+    "convnextv2_nano",
+    "hgnet_tiny",
+    "hgnetv2_b0",
+    "selecsls42b",
+    "tresnet_m",
+    "legacy_seresnet18",
+    "legacy_seresnext26_32x4d",
+    "legacy_senet154",
+    "ese_vovnet19b_dw",
+    "vovnet39a",
+    "gernet_s",
+    "gcresnet33ts",
+    "gcresnet50t",
+    "seresnet33ts",
+    "starnet_s1",
+    "fasternet_t0",
+    "rdnet_tiny",
+    "repvit_m0_9",
+    "fastvit_t8",
+    "inception_next_atto",
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of resizing one network."""
+
+    groups: int = 0
+    layers: int = 0
+    kept: int = 0  # layers that cannot change, beyond those that no method could change
+    reason: str = ""  # of the first of them
+    refused: str = ""  # why it could not be built at all, or was not as predicted
+    seconds: float = 0.0  # to trace
+
+    @property
+    def resized(self) -> bool:
+        return not self.refused and 2 * self.kept <= self.layers
+
+
+def torchvision_network(name: str) -> tuple[Callable[[], nn.Module], tuple[int, int]]:
+    """How to build a classifier of torchvision without weights, and the image size it is meant for."""
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    side = 299 if name == "inception_v3" else 224
+    return partial(torchvision.models.get_model, name, weights=None, **options), (side, side)
+
+
+def timm_network(name: str) -> tuple[Callable[[], nn.Module], tuple[int, int]]:
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    height, width = settings.input_size[1:] if settings else (224, 224)
+    return partial(timm.create_model, name, pretrained=False), (height, width)
+
+
+def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0) -> Result:
+    """Trace, build with random widths, run forward and backward, and count."""
+    start = time.perf_counter()
+    try:
+        traced = channels.trace(build, size)
+    except ChannelError as error:
+        return Result(refused=str(error))
+    seconds = time.perf_counter() - start
+    kept = [why for why in traced.fixed.values() if not why.startswith(EXPECTED)]
+    rng = random.Random(seed)
+    widths = {
+        group: traced.multiples[group] * max(1, round(width * rng.uniform(0.5, 1.5) / traced.multiples[group]))
+        for group, width in traced.widths.items()
+    }
+    model = channels.rebuild(build, traced, widths).eval()
+    fault = _fault(model, traced, widths, size)
+    return Result(len(widths), len(traced.layers), len(kept), kept[0] if kept else "", fault, seconds)
+
+
+def _fault(model: nn.Module, traced: channels.Channels, widths: dict[str, int], size: tuple[int, int]) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    small = tuple(min(side, 128) for side in size)  # a real pass; costs are counted on one without memory
+    try:
+        result = model(torch.rand(1, 3, *small))
+        result.sum().backward()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.to("meta")(torch.empty(1, 3, *size, device="meta"))
+    except Exception as error:
+        return f"does not run: {type(error).__name__}: {error}"
+    macs = counter.get_total_flops() // 2
+    if (parameters, macs) != (traced.parameters(widths), traced.macs(widths)):
+        return f"{parameters}, {macs} instead of the predicted {traced.parameters(widths)}, {traced.macs(widths)}"
+    return ""
+
+
+def _section(title: str, results: dict[str, Result]) -> list[str]:
+    done = sum(result.resized for result in results.values())
+    whole = sum(result.resized and not result.kept for result in results.values())
+    lines = [
+        f"## {title}: {done} of {len(results)} resized, {whole} of them in every layer", "",
+        "| network | groups | layers | keep their width | trace, s | |", "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, result in results.items():
+        note = result.refused or result.reason
+        note = note.replace("|", "/").replace("\n", " ")[:160]
+        lines.append(
+            f"| {name} | {result.groups} | {result.layers} | {result.kept} | {result.seconds:.1f} | "
+            f"{'' if result.resized else '**not resized** '}{note} |"
+        )
+    return [*lines, ""]
+
+
+def _all(
+    names: Sequence[str], network: Callable[[str], tuple[Callable[[], nn.Module], tuple[int, int]]]
+) -> dict[str, Result]:
+    return {name: resized(*network(name)) for name in tqdm(names, disable=None)}
+
+
+def main() -> int:
+    names = list(torchvision.models.list_models(module=torchvision.models))
+    names = [name for name in names if not name.startswith(NO_CONVOLUTIONS)]
+    lines = ["# Which networks can be resized", "", *(__doc__ or "").strip().split("\n\n", 2)[2].split("\n"), ""]
+    lines += _section(f"torchvision {torchvision.__version__}", _all(names, torchvision_network))
+    try:
+        import timm
+
+        lines += _section(f"timm {timm.__version__}", _all(TIMM, timm_network))
+    except ImportError:
+        lines += ["timm is not installed, so its networks were left out."]
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
