@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench lock schema
+.PHONY: demo test lint bench resizable lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -30,6 +30,10 @@ lint: .venv/ready
 # What tapping costs, beside what others do: tests/benchmarks/<device>.md, anew. Takes 8 minutes on two cores.
 bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks.covariance
+
+# Which networks of torchvision and timm can be resized: tests/benchmarks/channels.md, anew. Takes 20 minutes.
+resizable: .venv/ready
+	$(BIN)/python -m tests.benchmarks.channels
 
 # The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
 lock: .venv/ready

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from eigendet import channels
-from eigendet.channels import ChannelError
+from eigendet.groups import ChannelError, Channels
 
 NO_CONVOLUTIONS = ("maxvit", "swin", "vit")
 EXPECTED = ("an output of the network", "a single channel")  # reasons that hold for any method
@@ -183,7 +183,7 @@ def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0
     return Result(len(widths), len(traced.layers), len(kept), kept[0] if kept else "", fault, seconds)
 
 
-def _fault(model: nn.Module, traced: channels.Channels, widths: dict[str, int], size: tuple[int, int]) -> str:
+def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tuple[int, int]) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     small = tuple(min(side, 128) for side in size)  # a real pass; costs are counted on one without memory
     try:

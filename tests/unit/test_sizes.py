@@ -76,5 +76,5 @@ def test_any_two_partitions_of_a_number_can_be_equated_and_keep_their_sizes(
     assert sizes.resolve(axes[0]) == sizes.resolve(axes[1])
     assert sizes.size(sizes.resolve(axes[0])) == total
     # Any other widths of what is left free satisfy the equation too.
-    sizes.values = [7 * value + unknown for unknown, value in enumerate(sizes.values)]
+    sizes.built = [7 * value + unknown for unknown, value in enumerate(sizes.built)]
     assert sizes.size(sizes.resolve(axes[0])) == sizes.size(sizes.resolve(axes[1]))

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from eigendet import channels, config, models, plugins, widths
-from eigendet.channels import Channels
-from eigendet.config import PluginChoice, WidthSettings
+from eigendet.config import BackboneChoice, PluginChoice, WidthSettings
 from eigendet.errors import UserError
+from eigendet.groups import Channels
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,33 @@ def test_tables_of_another_arm_or_backbone_are_refused(values: dict[str, Any], t
 
 
 def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
+    choice = BackboneChoice(plugin="resnet", depth=18, norm_groups=8)
+    _, widths = models.reference(choice)
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"widths": {"conv1": 8}}))
-    assert models.read_widths(file) == {"conv1": 8}
-    for content, message in [("[]", "no object 'widths'"), ("{", "not JSON"), ('{"widths": 3}', "no object 'widths'")]:
-        file.write_text(content)
-        with pytest.raises(UserError, match=message):
-            models.read_widths(file)
+    file.write_text(json.dumps({"widths": widths | {"conv1": 48}}))
+    assert models.read_widths(file, choice) == widths | {"conv1": 48}
+    by_layer = {group: width for group, width in widths.items() if group != "conv1"} | {"layer1.0.conv2": 48}
+    file.write_text(json.dumps({"widths": by_layer}))
+    assert models.read_widths(file, choice)["conv1"] == 48  # a layer tied to the stem
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "no object 'widths'"),
+        ("{", "not JSON"),
+        ('{"widths": 3}', "no object 'widths'"),
+        ('{"widths": {}}', "no width for the channel groups conv1, layer1"),
+        ('{"widths": {"conv9": 8}}', "unknown channel group 'conv9'"),
+        ('{"widths": {"conv1": 20}}', "'conv1': width 20; expected a multiple of 8"),
+        ('{"widths": {"conv1": -8}}', "'conv1': width -8; expected a positive integer"),
+        ('{"widths": {"conv1": 0}}', "'conv1': width 0; expected a positive integer"),
+        ('{"widths": {"conv1": 16, "layer1.1.conv2": 24}}', "'conv1' is 16 and 'layer1.1.conv2' is 24; they are tied"),
+        ('{"backbone": {"plugin": "resnet", "depth": 50}, "widths": {}}', "made for the backbone .*'depth': 50"),
+    ],
+)  # fmt: skip
+def test_a_wrong_widths_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"mine.json: .*{message}"):
+        models.read_widths(file, BackboneChoice(plugin="resnet", depth=18, norm_groups=8))

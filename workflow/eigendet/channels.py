@@ -16,7 +16,6 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -25,94 +24,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from eigendet.construction import RESIZABLE, constructing, resize_parameter
-from eigendet.errors import UserError, unknown
+from eigendet.groups import ChannelError, Channels, Layer, Size, check_widths, whole
 from eigendet.points import each_call
 from eigendet.sizes import Axis
 from eigendet.tracing import Call, Follower
 
 Build = Callable[[], nn.Module]
-Widths = dict[str, int]
-
-
-class ChannelError(UserError):
-    """A network that cannot be traced or resized, or widths that do not fit it; the message names the place."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A number of channels as a linear form: a constant, and channel groups with factors."""
-
-    constant: Fraction
-    terms: tuple[tuple[str, Fraction], ...]
-
-    def __call__(self, widths: Mapping[str, Any]) -> Any:
-        return sum((_plain(factor) * widths[group] for group, factor in self.terms), _plain(self.constant))
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer with weights, or a parameter that stands alone, over all its calls."""
-
-    module: str  # path of the module; of the parameter, where it stands alone
-    kind: str  # "conv", "linear", "norm" or "parameter"
-    source: Size | None  # channels read
-    out: Size  # channels written
-    kernel: int = 1  # elements of the kernel
-    groups: int = 1  # of a convolution; not counting a depthwise one, whose groups are its channels
-    depthwise: bool = False
-    positions: int = 0  # at which the weights are applied, for one image, over all calls
-    vectors: int = 0  # trainable parameters for each channel written: biases, and a norm's weight
-    dim: int = 0  # that holds the channels, of a parameter that stands alone
-    trained: bool = True  # its weights are parameters of its own
-
-    def weights(self, widths: Mapping[str, Any]) -> Any:
-        """Elements of the kernels or of the matrix."""
-        if self.kind in ("norm", "parameter"):
-            return 0
-        if self.depthwise or self.source is None:
-            return self.kernel * self.out(widths)
-        product = self.kernel * self.source(widths) * self.out(widths)
-        return product if self.groups == 1 else product / Fraction(self.groups)
-
-    def parameters(self, widths: Mapping[str, Any]) -> Any:
-        return self.weights(widths) * self.trained + self.vectors * self.out(widths)
-
-    def macs(self, widths: Mapping[str, Any]) -> Any:
-        return self.weights(widths) * self.positions
-
-
-@dataclass(frozen=True)
-class Channels:
-    """The channel groups of a network."""
-
-    widths: Widths  # group -> channels in the network as built; a group is named after the first layer that writes it
-    multiples: dict[str, int]  # group -> what its width must be a multiple of
-    layers: tuple[Layer, ...]
-    fixed: dict[str, str]  # layers whose width cannot change -> why
-    outputs: dict[tuple[str, int], str]  # (module, call) -> the group that its output's channels are
-    constant: int  # parameters that no width changes
-    order: tuple[str | None, ...] = field(repr=False)  # modules in order of construction; None: not in the network
-
-    def parameters(self, widths: Mapping[str, int]) -> int:
-        """Trainable parameters of the network built with `widths`."""
-        return self.constant + _whole(sum(layer.parameters(widths) for layer in self.layers))
-
-    def macs(self, widths: Mapping[str, Any]) -> Any:
-        """Multiply-accumulate operations of convolutions and linear layers for one image of the traced size."""
-        return _whole(sum(layer.macs(widths) for layer in self.layers))
-
-    def rounded_to(self, multiple: int) -> dict[str, int]:
-        """What the width of every group is a multiple of where it is rounded to `multiple`."""
-        return {group: math.lcm(own, multiple) for group, own in self.multiples.items()}
-
-    def members(self, group: str) -> list[tuple[str, str]]:
-        """The layers that a group reaches, and which side of each: "in" or "out"."""
-        found = []
-        for layer in self.layers:
-            for side, size in (("in", layer.source), ("out", layer.out)):
-                if size is not None and any(name == group for name, _ in size.terms):
-                    found.append((layer.module, side))
-        return found
 
 
 def trace(build: Build, size: tuple[int, int] = (64, 64)) -> Channels:
@@ -163,15 +80,15 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
         layer = layers.get(next(order, None) or "")
         if layer is None:
             return
-        out = _whole(layer.out(widths))
+        out = whole(layer.out(widths))
         if isinstance(module, nn.modules.conv._ConvNd):
             assert layer.source is not None
-            arguments |= {"in_channels": _whole(layer.source(widths)), "out_channels": out}
+            arguments |= {"in_channels": whole(layer.source(widths)), "out_channels": out}
             if layer.depthwise:
                 arguments["groups"] = arguments["in_channels"]
         elif isinstance(module, nn.Linear):
             assert layer.source is not None
-            arguments |= {"in_features": _whole(layer.source(widths)), "out_features": out}
+            arguments |= {"in_features": whole(layer.source(widths)), "out_features": out}
         elif isinstance(module, nn.GroupNorm):
             arguments["num_channels"] = out
         elif isinstance(module, nn.LayerNorm):
@@ -183,32 +100,8 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
         model = build()
     for layer in channels.layers:
         if layer.kind == "parameter" and layer.out.terms:
-            resize_parameter(model, layer.module, layer.dim, _whole(layer.out(widths)))
+            resize_parameter(model, layer.module, layer.dim, whole(layer.out(widths)))
     return model.to("meta") if meta else model
-
-
-def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
-    """Raise ChannelError unless `widths` names exactly the network's groups, each with a width that it can have."""
-    for group, width in widths.items():
-        if group not in channels.widths:
-            if group in channels.fixed:
-                raise ChannelError(f"channel group '{group}' cannot be resized: {channels.fixed[group]}")
-            raise ChannelError(unknown("channel group", group, channels.widths))
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise ChannelError(f"channel group '{group}': width {width!r}; expected a positive integer")
-        if width % channels.multiples[group]:
-            raise ChannelError(
-                f"channel group '{group}': width {width}; expected a multiple of {channels.multiples[group]}, "
-                "into which the network divides it"
-            )
-    missing = [group for group in channels.widths if group not in widths]
-    if missing:
-        raise ChannelError(f"no width for the channel groups {', '.join(missing)}; every group needs one")
-
-
-def scaled(sizes: Mapping[str, float], factor: float, multiples: Mapping[str, int]) -> Widths:
-    """`factor` times every size, to the nearest multiple, at least one multiple."""
-    return {group: max(1, round(size * factor / multiples[group])) * multiples[group] for group, size in sizes.items()}
 
 
 def _built(build: Build) -> tuple[nn.Module, tuple[str | None, ...]]:
@@ -263,7 +156,7 @@ def _channels(follower: Follower, order: tuple[str | None, ...]) -> Channels:
 
     def plain(axis: Axis) -> Size:
         terms = sizes.resolve(axis)
-        constant = sum((factor * sizes.values[u] for u, factor in terms if u in sizes.fixed), Fraction(0))
+        constant = sum((factor * sizes.built[u] for u, factor in terms if u in sizes.fixed), Fraction(0))
         free: dict[str, Fraction] = {}
         for u, factor in terms:
             if u not in sizes.fixed:
@@ -288,7 +181,7 @@ def _channels(follower: Follower, order: tuple[str | None, ...]) -> Channels:
     axes = [axis for _, axis in follower.made.values()]
     multiples = sizes.multiples()
     free = sorted({u for axis in axes for u, _ in sizes.resolve(axis) if u not in sizes.fixed})
-    widths = {sizes.names[u]: sizes.values[u] for u in free}
+    widths = {sizes.names[u]: sizes.built[u] for u in free}
     single = {key: sizes.resolve(axis) for key, axis in follower.outputs.items()}
     total = sum(parameter.numel() for parameter in follower.model.parameters())
     return Channels(
@@ -305,7 +198,7 @@ def _channels(follower: Follower, order: tuple[str | None, ...]) -> Channels:
             for key, axis in single.items()
             if len(axis) == 1 and axis[0][1] == 1 and axis[0][0] not in sizes.fixed
         },
-        constant=total - _whole(sum(layer.parameters(widths) for layer in layers)),
+        constant=total - whole(sum(layer.parameters(widths) for layer in layers)),
         order=order,
     )
 
@@ -390,19 +283,6 @@ def _trial(build: Build, channels: Channels, size: tuple[int, int], wider: int) 
             f"{channels.macs(widths)} were predicted"
         )
     return None
-
-
-def _whole(value: Any) -> Any:
-    """A whole Fraction as an int; floats, of relaxed widths, stay."""
-    if isinstance(value, Fraction):
-        if value.denominator != 1:
-            raise ChannelError(f"a size of {value} is not whole; widths must be multiples of what divides them")
-        return int(value)
-    return value
-
-
-def _plain(factor: Fraction) -> Any:
-    return int(factor) if factor.denominator == 1 else factor
 
 
 def _first_line(error: Exception) -> str:

@@ -16,10 +16,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from eigendet import channels, plugins
-from eigendet.channels import Widths
 from eigendet.config import BackboneChoice, PluginChoice
 from eigendet.errors import UserError, unknown
 from eigendet.files import read_json
+from eigendet.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
 
 WIDTH_MULTIPLE = 8  # of a backbone's width factor
 
@@ -94,12 +94,12 @@ class PyramidBackbone(nn.Module):
         return pyramid
 
 
-def reference(choice: BackboneChoice, size: tuple[int, int] = (64, 64)) -> tuple[channels.Channels, Widths]:
+def reference(choice: BackboneChoice, size: tuple[int, int] = (64, 64)) -> tuple[Channels, Widths]:
     """Channel groups of a backbone with costs at `size`, and the reference's width of each, width factor included."""
     traced = channels.trace(plugins.bind("backbone", choice), size)
     if choice.width == 1:
         return traced, traced.widths
-    return traced, channels.scaled(traced.widths, choice.width, traced.rounded_to(WIDTH_MULTIPLE))
+    return traced, scaled(traced.widths, choice.width, traced.rounded_to(WIDTH_MULTIPLE))
 
 
 def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.Module:
@@ -190,14 +190,35 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) 
     backbone.load_state_dict({name: found[name] for name in wanted})
 
 
-def read_widths(path: Path) -> Widths:
-    """The widths of a widths file: {"widths": {group: channels, …}, …}; other keys are for the reader."""
+def read_widths(path: Path, choice: BackboneChoice) -> Widths:
+    """The widths of a widths file for a backbone: {"widths": {group: channels, …}, …}.
+
+    Groups may be named after any layer that writes them. Where the file says which backbone it is for (`backbone`),
+    that is checked; other keys are for the reader.
+
+    Raises:
+        UserError: the file is of another backbone, or its widths do not fit; the message names the file.
+    """
     expected = 'an object {"widths": {"<channel group>": <channels>, …}}, as \'eigendet widths\' writes it'
     content = read_json(path, expected)
     if not isinstance(content, dict) or not isinstance(content.get("widths"), dict):
         raise UserError(f"{path}: no object 'widths'; expected {expected}.")
-    found: Widths = content["widths"]
+    made_for = content.get("backbone", identity(choice))
+    if made_for != identity(choice):
+        raise UserError(f"{path}: made for the backbone {made_for}; this one is {identity(choice)}.")
+    traced, _ = reference(choice)
+    try:
+        found = by_group(traced, content["widths"])
+        check_widths(traced, found)
+    except ChannelError as error:
+        raise UserError(f"{path}: {error}.") from None
     return found
+
+
+def identity(choice: BackboneChoice) -> dict[str, Any]:
+    """What makes a backbone's groups what they are: its plugin, options and width factor."""
+    plain: dict[str, Any] = choice.model_dump(mode="json", exclude={"pretrained"})
+    return plain
 
 
 def read_snapshot(path: Path) -> tuple[int, nn.Module, Definition]:

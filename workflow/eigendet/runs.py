@@ -85,12 +85,13 @@ def train(
         raise UserError(f"arm {arm} has the reference's widths: leave --widths out, or use --arm derived.")
     settings = experiment.training_of(arm)
     data = open_splits(experiment, "detection")
+    choice = choose(experiment.backbones, backbone, "backbones")
     definition = Definition(
-        _plain(choose(experiment.backbones, backbone, "backbones")),
+        _plain(choice),
         data["train"].classes,
         (settings.min_size, settings.max_size),
         _plain(choose(experiment.detectors, detector, "detectors")),
-        models.read_widths(widths) if widths else None,
+        models.read_widths(widths, choice) if widths else None,
     )
     identity = {
         "training": _material(settings),

@@ -19,9 +19,9 @@ Axis = tuple[tuple[int, Fraction], ...]  # (unknown, factor), in the order of me
 
 @dataclass
 class Sizes:
-    """Unknowns with their values in the network as built, and what is known of them."""
+    """Unknowns with their sizes in the network as built, and what is known of them."""
 
-    values: list[int] = field(default_factory=list)
+    built: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     solved: dict[int, Axis] = field(default_factory=dict)  # unknown -> what it was found to be
     fixed: dict[int, str] = field(default_factory=dict)  # unknown -> why it cannot change
@@ -29,9 +29,9 @@ class Sizes:
 
     def new(self, name: str, value: int) -> Axis:
         """A new unknown, as an axis."""
-        self.values.append(value)
+        self.built.append(value)
         self.names.append(name)
-        return ((len(self.values) - 1, Fraction(1)),)
+        return ((len(self.built) - 1, Fraction(1)),)
 
     def constant(self, value: int, reason: str) -> Axis:
         """An unknown that cannot change."""
@@ -41,7 +41,7 @@ class Sizes:
 
     def size(self, axis: Axis) -> Fraction:
         """Its size in the network as built."""
-        return sum((factor * self.values[unknown] for unknown, factor in axis), Fraction(0))
+        return sum((factor * self.built[unknown] for unknown, factor in axis), Fraction(0))
 
     def resolve(self, axis: Axis) -> Axis:
         """The axis over unknowns that are still free; neighbours of the same unknown become one term."""
@@ -82,7 +82,7 @@ class Sizes:
                 unknown, factor = long
                 other = self.new(self.names[unknown], 0)
                 # Kept whole: the rest has the unit of the unknown that it is a part of.
-                self.values[other[0][0]] = int(rest / factor) if (rest / factor).denominator == 1 else int(rest)
+                self.built[other[0][0]] = int(rest / factor) if (rest / factor).denominator == 1 else int(rest)
                 unit = Fraction(1) if (rest / factor).denominator == 1 else 1 / factor
                 self._solve(unknown, (*scaled((short,), 1 / factor), (other[0][0], unit)))
 
@@ -95,16 +95,16 @@ class Sizes:
             missing = Fraction(length)
             while missing > 0:
                 unknown, factor = rest.pop(0)
-                taken = min(factor, missing / self.values[unknown])
+                taken = min(factor, missing / self.built[unknown])
                 piece.append((unknown, taken))
-                missing -= taken * self.values[unknown]
+                missing -= taken * self.built[unknown]
                 if taken < factor:
                     rest.insert(0, (unknown, factor - taken))
             pieces.append(tuple(piece))
         return pieces
 
     def fix(self, axis: Axis, reason: str) -> None:
-        """Every unknown of the axis keeps its value; the first reason stays."""
+        """Every unknown of the axis keeps its size; the first reason stays."""
         for unknown, _ in self.resolve(axis):
             self.fixed.setdefault(unknown, reason)
 

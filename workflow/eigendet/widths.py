@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from eigendet import models
-from eigendet.channels import Channels, Widths, scaled
 from eigendet.config import Experiment, WidthSettings
 from eigendet.errors import UserError
 from eigendet.files import file_digest
+from eigendet.groups import Channels, Widths, scaled
 from eigendet.spectrum import RULES, RUN_COLUMNS, TAP_COLUMNS, intrinsic_dimension
 
 COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
@@ -48,6 +48,7 @@ def from_spectra(experiment: Experiment, backbone: str, files: Sequence[Path]) -
     dimension = dimensions(spectra, channels, settings)
     derived = derive(channels, reference, dimension, settings.round_to)
     control = uniform(channels, reference, channels.parameters(derived), settings.round_to)
+    network = {"backbone": models.identity(experiment.backbones[backbone])}
     source = {
         "rule": rule_text(settings),
         "settings": settings.model_dump(mode="json"),
@@ -56,8 +57,10 @@ def from_spectra(experiment: Experiment, backbone: str, files: Sequence[Path]) -
         "image": [side, side],
     }
     return {
-        "derived": describe(channels, reference, derived) | source,
-        "uniform": describe(channels, reference, control) | {"rule": "uniform scaling to the parameters of derived"},
+        "derived": network | describe(channels, reference, derived) | source,
+        "uniform": network
+        | describe(channels, reference, control)
+        | {"rule": "uniform scaling to the parameters of derived"},
     }
 
 
