@@ -43,6 +43,8 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             "covariance.points.0: got 'relu'; input should be 'conv', 'linear', 'norm', 'act'",
         ),
         ("covariance.arms", ["finetune"], "widths.arm is 'scratch', whose covariance is not dumped"),
+        ("widths.macs", None, "widths: macs, parameters and activations are all null; give at least one cap"),
+        ("widths", {"min_factor": 2.0, "max_factor": 1.5}, "min_factor is 2.0; it must not exceed max_factor, 1.5"),
         ("widths.point", "norm", "widths.point is 'norm'; it must be one of covariance.points, ['act']"),
         ("training.scale_jitter", [1.25, 0.8], "scale_jitter is [1.25, 0.8]; the lower end comes first"),
         ("widths.parameter", -1, "widths.parameter: got -1; input should be greater than 0"),

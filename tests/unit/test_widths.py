@@ -47,36 +47,12 @@ def test_dimensions_take_the_last_step_and_tie_over_taps_and_seeds(traced: Chann
     assert tied[residual] == (rank[residual] + 3) / 4
 
 
-@pytest.mark.parametrize("multiple", [1, 4, 8, 32])
-def test_derived_widths_move_without_more_macs(traced: Channels, multiple: int) -> None:
-    dimension = {group: width ** (0.5) for group, width in traced.widths.items()}
-    derived = widths.derive(traced, traced.widths, dimension, multiple)
-    assert traced.macs(derived) <= traced.macs(traced.widths)
-    assert all(width % multiple == 0 for width in derived.values())
-    change = {group: derived[group] / traced.widths[group] for group in derived}
-    assert min(change.values()) < 1 < max(change.values())
-    if multiple <= 8:
-        assert traced.macs(derived) > 0.95 * traced.macs(traced.widths)
-    assert derived == widths.derive(traced, traced.widths, dimension, multiple)
-
-
-def test_dimensions_proportional_to_the_reference_give_the_reference(traced: Channels) -> None:
-    dimension = {group: 0.3 * width for group, width in traced.widths.items()}
-    assert widths.derive(traced, traced.widths, dimension, 8) == traced.widths
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.73, 1.0, 1.5])
-def test_the_uniform_control_has_the_parameters_asked_for(traced: Channels, share: float) -> None:
-    wanted = int(share * traced.parameters(traced.widths))
-    control = widths.uniform(traced, traced.widths, wanted, 8)
-    assert traced.parameters(control) == pytest.approx(wanted, rel=0.03)
-    factors = [control[group] / width for group, width in traced.widths.items()]
-    assert max(factors) - min(factors) <= 8 / min(traced.widths.values())
-
-
-def test_constant_feature_maps_are_refused(traced: Channels) -> None:
-    with pytest.raises(UserError, match="every feature map is constant"):
-        widths.derive(traced, traced.widths, dict.fromkeys(traced.widths, 0.0), 8)
+def test_spectra_of_a_group_are_shares_tied_over_taps_and_averaged_over_seeds(traced: Channels) -> None:
+    rank = dict.fromkeys(traced.widths, 4)
+    table = pd.concat([planted(traced, rank, 0), planted(traced, dict.fromkeys(traced.widths, 2), 1)])
+    pooled = widths.pooled_spectra(table, traced, WidthSettings())
+    assert pooled["conv1"][:5].tolist() == [0.375, 0.375, 0.125, 0.125, 0.0]  # of 4 and of 2 equal eigenvalues
+    assert pooled["layer2.0.conv3"][:5].tolist() == [1.0, 0.375, 0.125, 0.125, 0.0]  # further taps have rank 1
 
 
 def test_a_point_without_taps_is_named(traced: Channels) -> None:

@@ -183,7 +183,19 @@ class WidthSettings(Section):
         "or lambda in mean eigenvalues for dof (0.1)",
     )
     tie: Literal["max", "mean"] = Field("max", description="over the taps of one channel group")
+    allocation: Literal["proportional", "marginal"] = Field(
+        "proportional",
+        description="widths in proportion to the rule's dimensions; or, whatever the rule, channel by channel where "
+        "the spectra lose most for their cost",
+    )
     round_to: PositiveInt = Field(8, description="widths are multiples of this")
+    macs: PositiveFloat | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
+    parameters: PositiveFloat | None = Field(None, description="cap on the backbone's parameters, likewise")
+    activations: PositiveFloat | None = Field(
+        None, description="cap on the elements that its convolutions and linear layers write, likewise"
+    )
+    min_factor: NonNegativeFloat = Field(0.0, description="least width of a group, as a share of the reference's")
+    max_factor: PositiveFloat | None = Field(None, description="largest width of a group, likewise")
 
     @model_validator(mode="after")
     def _parameter_fits_rule(self) -> Self:
@@ -193,6 +205,10 @@ class WidthSettings(Section):
             raise ValueError(f"parameter is {self.parameter}; the rule 'energy' takes a share, above 0 and up to 1")
         if self.rule in ("effective_rank", "participation") and self.parameter is not None:
             raise ValueError(f"parameter is {self.parameter}; the rule '{self.rule}' has none, so leave it out")
+        if self.macs is self.parameters is self.activations is None:
+            raise ValueError("macs, parameters and activations are all null; give at least one cap")
+        if self.max_factor is not None and self.min_factor > self.max_factor:
+            raise ValueError(f"min_factor is {self.min_factor}; it must not exceed max_factor, {self.max_factor}")
         return self
 
 

@@ -1,0 +1,238 @@
+"""How a compute budget becomes whole widths: three costs, and two ways to spend them.
+
+*Proportional* takes widths closest to one factor times the groups' intrinsic dimensions. *Marginal* takes width for a
+resource: it goes, a multiple at a time, where the spectra lose most by the next channels for what these cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+
+from eigendet.config import WidthSettings
+from eigendet.errors import UserError
+from eigendet.groups import Channels, Size, Widths, scaled
+
+COSTS = ("macs", "parameters", "activations")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Multiply-accumulates, parameters and activations of a network as quadratic forms of its widths, as arrays.
+
+    Activations are the elements that convolutions and linear layers write, for one image of the traced size.
+    """
+
+    groups: tuple[str, ...]
+    source: np.ndarray  # (layers, groups): channels read are source @ widths + source_constant
+    source_constant: np.ndarray
+    out: np.ndarray
+    out_constant: np.ndarray
+    product: np.ndarray  # (3, layers): costs of a channel read times a channel written
+    written: np.ndarray  # (3, layers): costs of a channel written
+    constant: np.ndarray  # (3,)
+
+    @classmethod
+    def of(cls, channels: Channels) -> Costs:
+        groups = tuple(channels.widths)
+        one = Size(Fraction(1), ())
+        pairs = [
+            (one if layer.depthwise or layer.source is None else layer.source, layer.out) for layer in channels.layers
+        ]
+        product, written = np.zeros((3, len(pairs))), np.zeros((3, len(pairs)))
+        for column, layer in enumerate(channels.layers):
+            if layer.kind not in ("norm", "parameter"):
+                weights = layer.kernel / layer.groups
+                product[:2, column] = weights * layer.positions, weights * layer.trained
+                written[2, column] = layer.positions
+            written[1, column] = layer.vectors
+        return cls(
+            groups,
+            *_linear([source for source, _ in pairs], groups),
+            *_linear([out for _, out in pairs], groups),
+            product,
+            written,
+            np.array([0.0, channels.constant, 0.0]),
+        )
+
+    def __call__(self, widths: np.ndarray) -> np.ndarray:
+        """The three costs, (3,), of widths in the order of `groups`."""
+        read, wrote = self.source @ widths + self.source_constant, self.out @ widths + self.out_constant
+        return self.product @ (read * wrote) + self.written @ wrote + self.constant
+
+    def steps(self, widths: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """What each group alone adds to the costs, (3, groups), when it grows by its step."""
+        read, wrote = self.source @ widths + self.source_constant, self.out @ widths + self.out_constant
+        by_one = (self.product * wrote) @ self.source + (self.product * read + self.written) @ self.out
+        return by_one * step + self.by_both * step**2
+
+    @cached_property
+    def by_both(self) -> np.ndarray:
+        """Of layers that read and write one group: (3, groups), to be multiplied by the square of its step."""
+        found: np.ndarray = self.product @ (self.source * self.out)
+        return found
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What widths may cost and how far each may go: arrays in the order of the groups."""
+
+    costs: Costs
+    caps: np.ndarray  # (3,)
+    multiple: np.ndarray
+    least: np.ndarray  # multiples of `multiple`, like `most`
+    most: np.ndarray
+
+    @classmethod
+    def of(cls, channels: Channels, reference: Widths, settings: WidthSettings) -> Budget:
+        """The budget of an experiment, relative to the reference.
+
+        Raises:
+            UserError: even the least widths cost more than the caps.
+        """
+        costs = Costs.of(channels)
+        usual = np.array([reference[group] for group in costs.groups], float)
+        rounded = channels.rounded_to(settings.round_to)
+        multiple = np.array([rounded[group] for group in costs.groups], float)
+        least = np.maximum(np.ceil(usual * settings.min_factor / multiple - 1e-9), 1) * multiple
+        most = np.full_like(usual, np.inf)
+        if settings.max_factor is not None:
+            most = np.maximum(np.floor(usual * settings.max_factor / multiple + 1e-9) * multiple, least)
+        shares = np.array([np.inf if share is None else share for share in (getattr(settings, c) for c in COSTS)])
+        spent, caps = costs(least), shares * costs(usual)
+        for name, share, needed, total in zip(COSTS, shares, spent, costs(usual), strict=True):
+            if needed > share * total:
+                raise UserError(
+                    f"widths.{name} is {share:g}; the narrowest network that widths.round_to ({settings.round_to}), "
+                    f"widths.min_factor ({settings.min_factor:g}) and its normalisation allow has "
+                    f"{needed / total:.4f} of the reference's, so give at least that."
+                )
+        return cls(costs, caps, multiple, least, most)
+
+    def affords(self, widths: np.ndarray) -> bool:
+        return bool((self.costs(widths) <= self.caps * (1 + 1e-12)).all())
+
+    def named(self, widths: np.ndarray) -> Widths:
+        return {group: round(width) for group, width in zip(self.costs.groups, widths.tolist(), strict=True)}
+
+
+def proportional(budget: Budget, dimension: Mapping[str, float]) -> Widths:
+    """Multiples nearest to widths proportional to the dimensions, within the budget.
+
+    The factor is the largest at which the unrounded widths fit. Widths are rounded down, then up to the next multiple
+    where that still fits, in order of what rounding down took away.
+
+    Raises:
+        UserError: every dimension is zero.
+    """
+    wanted = np.array([dimension[group] for group in budget.costs.groups])
+    if not wanted.any():
+        raise UserError("every feature map is constant, so no width can be derived; train longer, or look at the loss.")
+
+    def target(factor: float) -> np.ndarray:
+        return np.clip(factor * wanted, budget.least, budget.most)
+
+    aim = target(largest(lambda factor: budget.affords(target(factor))))
+    widths = np.floor(aim / budget.multiple + 1e-6) * budget.multiple
+    for group in np.argsort(widths - aim, kind="stable"):
+        wider = widths.copy()
+        wider[group] += budget.multiple[group]
+        if aim[group] > widths[group] and wider[group] <= budget.most[group] and budget.affords(wider):
+            widths = wider
+    return budget.named(widths)
+
+
+def marginal(budget: Budget, spectra: Mapping[str, np.ndarray]) -> Widths:
+    """Grow from the least widths, each time the group whose next channels hold most for their cost, while any fits.
+
+    What a channel holds is its eigenvalue as a share of the trace; beyond the width that was observed, the power law
+    fitted to the smaller half of the spectrum goes on. The cost is the share of the tightest cap.
+
+    Args:
+        spectra: eigenvalues of every group, in descending order.
+    """
+    held = [_cumulative(spectra[group], budget) for group in budget.costs.groups]
+    widths = budget.least.copy()
+    relevant = np.isfinite(budget.caps)
+    gain = np.array([hold(w + m) - hold(w) for hold, w, m in zip(held, widths, budget.multiple, strict=True)])
+    while True:
+        added = budget.costs.steps(widths, budget.multiple)[relevant]
+        left = (budget.caps - budget.costs(widths))[relevant]
+        fits = (added <= left[:, None] + 1e-12 * budget.caps[relevant][:, None]).all(0)
+        fits &= widths + budget.multiple <= budget.most
+        if not (fits & (gain > 0)).any():
+            return budget.named(widths)
+        price = (added / budget.caps[relevant][:, None]).max(0)
+        best = int(np.argmax(np.where(fits & (gain > 0), gain / np.maximum(price, 1e-30), -1.0)))
+        widths[best] += budget.multiple[best]
+        gain[best] = held[best](widths[best] + budget.multiple[best]) - held[best](widths[best])
+
+
+def power_law(values: np.ndarray) -> tuple[float, float]:
+    """(factor, exponent) of μ_k = factor · k^-exponent, by least squares on the logarithms of the smaller half.
+
+    The exponent is at least 1.01, so that what lies beyond any width is finite.
+    """
+    rank = np.arange(1, values.size + 1)
+    half = (rank > values.size // 2) & (values > 0)
+    if np.count_nonzero(half) < 2:
+        return 0.0, 1.01
+    slope, _ = np.polyfit(np.log(rank[half]), np.log(values[half]), 1)
+    exponent = max(-float(slope), 1.01)
+    return float(np.exp(np.mean(np.log(values[half]) + exponent * np.log(rank[half])))), exponent
+
+
+def uniform(channels: Channels, reference: Widths, parameters: int, round_to: int) -> Widths:
+    """The reference scaled by one factor to the number of parameters nearest to `parameters`."""
+    multiples = channels.rounded_to(round_to)
+
+    def below(factor: float) -> bool:
+        return channels.parameters(scaled(reference, factor, multiples)) <= parameters
+
+    factor = largest(below)
+    candidates = [scaled(reference, factor, multiples), scaled(reference, factor * (1 + 1e-6), multiples)]
+    return min(candidates, key=lambda widths: abs(channels.parameters(widths) - parameters))
+
+
+def largest(holds: Callable[[float], bool]) -> float:
+    """The largest factor for which `holds`, to a relative 1e-9, up to 2^40; it holds at 0."""
+    high = 1.0
+    while holds(high) and high < 2**40:
+        high *= 2
+    low = 0.0
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _cumulative(values: np.ndarray, budget: Budget) -> Callable[[float], float]:
+    """Share of the trace that the first k channels hold, k beyond the observed width by the fitted law."""
+    values = np.clip(values, 0.0, None)
+    total = values.sum() or 1.0
+    seen = np.concatenate([[0.0], np.cumsum(values)]) / total
+    factor, exponent = power_law(values)
+
+    def held(width: float) -> float:
+        if width <= values.size:
+            return float(seen[int(width)])
+        # The integral of the law between half ranks is its sum, to a good approximation.
+        start, end = values.size + 0.5, width + 0.5
+        tail = factor / (exponent - 1) * (start ** (1 - exponent) - end ** (1 - exponent))
+        return float(seen[-1] + tail / total)
+
+    return held
+
+
+def _linear(sizes: list[Size], groups: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    position = {group: column for column, group in enumerate(groups)}
+    factors, constants = np.zeros((len(sizes), len(groups))), np.zeros(len(sizes))
+    for row, size in enumerate(sizes):
+        constants[row] = float(size.constant)
+        for group, factor in size.terms:
+            factors[row, position[group]] += float(factor)
+    return factors, constants
