@@ -77,6 +77,12 @@ def test_tables_of_another_arm_or_backbone_are_refused(values: dict[str, Any], t
         widths.from_spectra(experiment, "tiny", [tmp_path / "no.parquet"])
 
 
+def test_the_rule_is_named_only_where_it_counts() -> None:
+    assert widths.rule_text(WidthSettings()) == "dof at 0.1"
+    assert widths.rule_text(WidthSettings(rule="participation")) == "participation"
+    assert widths.rule_text(WidthSettings(allocation="marginal")) == "marginal allocation"
+
+
 def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
     choice = BackboneChoice(plugin="resnet", depth=18, norm_groups=8)
     _, widths = models.reference(choice)

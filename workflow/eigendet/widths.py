@@ -152,6 +152,8 @@ def read_spectra(files: Sequence[Path]) -> pd.DataFrame:
 
 
 def rule_text(settings: WidthSettings) -> str:
-    """The rule and its parameter in words."""
+    """What the widths follow, in words: the rule and its parameter, or the marginal allocation, which has none."""
+    if settings.allocation == "marginal":
+        return "marginal allocation"
     parameter = RULES[settings.rule].default if settings.parameter is None else settings.parameter
     return settings.rule if parameter is None else f"{settings.rule} at {parameter:g}"
