@@ -11,7 +11,19 @@ from click.testing import CliRunner
 
 from eigendet.cli import main
 
-VERBS = ["check", "pretrain", "train", "evaluate", "dump", "inspect", "merge", "spectrum", "widths", "report"]
+VERBS = [
+    "check",
+    "channels",
+    "pretrain",
+    "train",
+    "evaluate",
+    "dump",
+    "inspect",
+    "merge",
+    "spectrum",
+    "widths",
+    "report",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

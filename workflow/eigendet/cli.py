@@ -102,25 +102,6 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, output: Path) -> N
 
 @command
 @config_option
-@click.argument("backbone")
-def channels(configs: tuple[Path, ...], backbone: str) -> None:
-    """Print the channel groups of a backbone: which widths are tied, and what they cost.
-
-    BACKBONE is an entry of `backbones`. Every line is a group, named after the first layer that writes it: its width,
-    what that must be a multiple of, parameters and multiply-accumulates of the layers that write it (for one training
-    image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
-    """
-    from eigendet import models, runs
-    from eigendet.groups import table
-
-    experiment = _experiment(configs)
-    choice = runs.choose(experiment.backbones, backbone, "backbones")
-    side = experiment.training.min_size
-    click.echo(table(*models.reference(choice, (side, side))))
-
-
-@command
-@config_option
 @click.option(
     "--arm", type=click.Choice(get_args(Arm)), default="scratch", help="How the run starts and with which widths."
 )
@@ -219,6 +200,25 @@ def spectrum(covariance: Path, eigenvalues: Path, metrics: Path) -> None:
     from eigendet import spectrum as stage
 
     stage.write(covariance, eigenvalues, metrics)
+
+
+@command
+@config_option
+@click.argument("backbone")
+def channels(configs: tuple[Path, ...], backbone: str) -> None:
+    """Print the channel groups of a backbone: which widths are tied, and what they cost.
+
+    BACKBONE is an entry of `backbones`. Every line is a group, named after the first layer that writes it: its width,
+    what that must be a multiple of, parameters and multiply-accumulates of the layers that write it (for one training
+    image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
+    """
+    from eigendet import models, runs
+    from eigendet.groups import table
+
+    experiment = _experiment(configs)
+    choice = runs.choose(experiment.backbones, backbone, "backbones")
+    side = experiment.training.min_size
+    click.echo(table(*models.reference(choice, (side, side))))
 
 
 @command

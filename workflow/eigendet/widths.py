@@ -145,8 +145,9 @@ def read_spectra(files: Sequence[Path]) -> pd.DataFrame:
         try:
             parts.append(pd.read_parquet(file, columns=COLUMNS))
         except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{file}: not an eigenvalue table ({error}); expected one that 'eigendet spectrum' wrote."
+                f"{file}: not an eigenvalue table ({reason}); expected one that 'eigendet spectrum' wrote."
             ) from None
     return pd.concat(parts, ignore_index=True)
 
