@@ -13,7 +13,6 @@ from eigendet.cli import main
 
 VERBS = [
     "check",
-    "channels",
     "pretrain",
     "train",
     "evaluate",
@@ -21,6 +20,7 @@ VERBS = [
     "inspect",
     "merge",
     "spectrum",
+    "channels",
     "widths",
     "report",
 ]
