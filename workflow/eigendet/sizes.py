@@ -10,7 +10,7 @@ becomes the sum of others. What is left free when the network was followed to it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -128,11 +128,6 @@ class Sizes:
 
 def scaled(axis: Axis, factor: Fraction | int) -> Axis:
     return tuple((unknown, own * factor) for unknown, own in axis)
-
-
-def evaluate(terms: Iterable[tuple[str, Fraction]], widths: Mapping[str, int]) -> Fraction:
-    """The value of a linear form over named groups."""
-    return sum((factor * widths[group] for group, factor in terms), Fraction(0))
 
 
 def _without_common_front(first: Axis, second: Axis) -> tuple[Axis, Axis]:
