@@ -191,7 +191,7 @@ def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tup
         result.sum().backward()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.to("meta")(torch.empty(1, 3, *size, device="meta"))
-    except Exception as error:
+    except Exception as error:  # whatever a network's own code raises is a result
         return f"does not run: {type(error).__name__}: {error}"
     macs = counter.get_total_flops() // 2
     if (parameters, macs) != (traced.parameters(widths), traced.macs(widths)):

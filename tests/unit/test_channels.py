@@ -203,6 +203,13 @@ def test_a_parameter_of_one_value_is_made_in_another_width() -> None:
     assert scale.shape == (12, 1, 1) and bool((scale == 0.25).all()) and scale.requires_grad
 
 
+def test_tracing_leaves_the_random_state_as_it_was() -> None:
+    state = torch.random.get_rng_state()
+    channels.trace(lambda: Odd(lambda: Scale(torch.rand(8, 1, 1))), (16, 16))
+    channels.trace(resnet(depth=18))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 FAMILIES = [
     "alexnet", "vgg11_bn", "resnet18", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
     "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_x_400mf", "regnet_y_400mf",

@@ -215,7 +215,8 @@ def _vectors(follower: Follower, call: Call, tensors: int) -> int:
 def _parameters_with_values(build: Build, follower: Follower) -> Iterator[tuple[Axis, str]]:
     """Parameters and buffers that stand alone and are not constant, so that none knows how a wider one would begin."""
     alone = [call for call in follower.calls if call.kind == "parameter"]
-    model = build() if alone else None
+    with torch.random.fork_rng(devices=[]):
+        model = build() if alone else None
     for call in alone:
         path, _, name = call.path.rpartition(".")
         assert model is not None

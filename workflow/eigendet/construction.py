@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import nn
 
 from eigendet.tracing import NORMS
@@ -37,6 +38,8 @@ def constructing(edit: Callable[[nn.Module, dict[str, Any]], None], meta: bool) 
         return construct
 
     with contextlib.ExitStack() as patches:
+        if meta:  # the network that is built for use begins as if this one never was
+            patches.enter_context(torch.random.fork_rng(devices=[]))
         for layer in CONSTRUCTED:
             patches.enter_context(mock.patch.object(layer, "__init__", patched(layer.__init__)))
         yield
