@@ -3,10 +3,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from eigendet import plugins
+from eigendet import config, plugins
 from eigendet.config import PluginChoice
 from eigendet.errors import UserError
 
@@ -60,6 +61,38 @@ def test_the_shipped_plugins_are_found_from_anywhere(folder: Path) -> None:
     assert {"coco", "image_folder", "digit_scenes", "digit_crops"} <= plugins.discover("dataset").keys()
     assert {"faster_rcnn", "mask_rcnn", "retinanet"} <= plugins.discover("detector").keys()
     assert "resnet" in plugins.discover("backbone")
+
+
+def test_a_rule_may_be_added_in_a_file(folder: Path) -> None:
+    (folder / "half.py").write_text(
+        "from eigendet.plugins import rule\n\n@rule\ndef half(values, *, part: float = 0.5):\n    return part * len(values)\n"
+    )
+    choice = PluginChoice(plugin="half", part=0.25)
+    assert plugins.bind("rule", choice)([4.0, 1.0, 1.0, 0.0]) == 1
+    assert plugins.described("rule", choice) == "half at part 0.25"
+    assert plugins.variants("rule", choice) == [choice]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("dofs", "widths.rule: unknown rule plugin 'dofs'. Did you mean 'dof'?"),
+        ({"plugin": "ratio", "threshold": 1}, "widths.rule.threshold: got 1; input should be less than 1"),
+        ({"plugin": "energy", "share": 1.1}, "widths.rule.share: got 1.1; input should be less than or equal to 1"),
+        ({"plugin": "participation", "share": 1}, "widths.rule.share: unknown key; accepted here: none"),
+    ],
+)
+def test_a_wrong_rule_is_named(rule: Any, message: str, values: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as error:
+        plugins.validate(config.parse(values | {"widths": {"rule": rule}}))
+    assert message in str(error.value)
+
+
+def test_a_rule_is_varied_over_the_examples_of_its_option_and_its_own_value() -> None:
+    varied = plugins.variants("rule", PluginChoice(plugin="dof", scale=0.2))
+    values = [choice.options["scale"] for choice in varied]
+    assert values == sorted(values) and {0.1, 0.2, 1.0} <= set(values)
+    assert plugins.variants("rule", PluginChoice(plugin="participation")) == [PluginChoice(plugin="participation")]
 
 
 def test_an_unknown_name_lists_the_near_and_the_known() -> None:

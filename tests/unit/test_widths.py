@@ -78,7 +78,7 @@ def test_tables_of_another_arm_or_backbone_are_refused(values: dict[str, Any], t
 
 
 def test_the_rule_is_named_only_where_it_counts() -> None:
-    assert widths.rule_text(WidthSettings()) == "dof at 0.1"
+    assert widths.rule_text(WidthSettings()) == "dof at scale 0.1"
     assert widths.rule_text(WidthSettings(rule="participation")) == "participation"
     assert widths.rule_text(WidthSettings(allocation="marginal")) == "marginal allocation"
 

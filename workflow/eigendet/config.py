@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -33,7 +34,6 @@ from eigendet.files import value_digest
 
 Arm = Literal["finetune", "scratch", "derived", "uniform"]
 Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
-Rule = Literal["ratio", "energy", "dof", "effective_rank", "participation"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 # Arms that take the widths of `widths.json`, against arms that keep the reference's.
@@ -170,17 +170,19 @@ class CovarianceSettings(Section):
     compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")
 
 
+def _named(value: Any) -> Any:
+    return {"plugin": value} if isinstance(value, str) else value
+
+
 class WidthSettings(Section):
     """How spectra become widths. The paper leaves all of this open; see README for the reasons of the defaults."""
 
     arm: Literal["finetune", "scratch"] = Field("scratch", description="whose last spectra are read")
     point: Literal["conv", "norm", "act", "block"] = "act"
     centred: bool = Field(True, description="covariance; false: raw second moments")
-    rule: Rule = "dof"
-    parameter: PositiveFloat | None = Field(
-        None,
-        description="of the rule: ratio to the largest eigenvalue (default 0.001), share of energy (0.99), "
-        "or lambda in mean eigenvalues for dof (0.1)",
+    rule: Annotated[PluginChoice, BeforeValidator(_named, json_schema_input_type=PluginChoice | str)] = Field(
+        PluginChoice(plugin="dof"),
+        description="plugin that gives a spectrum's dimension, with its options, or its name alone",
     )
     tie: Literal["max", "mean"] = Field("max", description="over the taps of one channel group")
     allocation: Literal["proportional", "marginal"] = Field(
@@ -198,13 +200,7 @@ class WidthSettings(Section):
     max_factor: PositiveFloat | None = Field(None, description="largest width of a group, likewise")
 
     @model_validator(mode="after")
-    def _parameter_fits_rule(self) -> Self:
-        if self.rule == "ratio" and self.parameter is not None and self.parameter >= 1:
-            raise ValueError(f"parameter is {self.parameter}; the rule 'ratio' takes a share, above 0 and below 1")
-        if self.rule == "energy" and self.parameter is not None and self.parameter > 1:
-            raise ValueError(f"parameter is {self.parameter}; the rule 'energy' takes a share, above 0 and up to 1")
-        if self.rule in ("effective_rank", "participation") and self.parameter is not None:
-            raise ValueError(f"parameter is {self.parameter}; the rule '{self.rule}' has none, so leave it out")
+    def _caps_and_factors(self) -> Self:
         if self.macs is self.parameters is self.activations is None:
             raise ValueError("macs, parameters and activations are all null; give at least one cap")
         if self.max_factor is not None and self.min_factor > self.max_factor:

@@ -1,9 +1,9 @@
-"""Backbones, detectors and data sets, found by name and loaded only when named.
+"""Backbones, detectors, data sets and width rules, found by name and loaded only when named.
 
-A plugin is a function marked with `backbone`, `detector` or `dataset`; its name is the plugin's name, the first line of
+A plugin is a function marked with `backbone`, `detector`, `dataset` or `rule`; its name is the plugin's name, the first line of
 its docstring the summary, its keyword-only parameters the options, validated by their annotations. It stands in a file
 of the folder `plugins/` (of the working directory or of this checkout), or an installed package names it as an entry
-point of the group `eigendet.backbones`, `eigendet.detectors` or `eigendet.datasets`.
+point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.datasets` or `eigendet.rules`.
 
     @backbone
     def resnet(*, depth: Literal[18, 50] = 50) -> nn.Module
@@ -26,6 +26,13 @@ point of the group `eigendet.backbones`, `eigendet.detectors` or `eigendet.datas
 
         What `eigendet.datasets` describes: `Detection` or `Classification`.
 
+    @rule
+    def dof(values: np.ndarray, *, scale: Annotated[float, Field(gt=0, examples=[1.0, 0.1, 0.01])] = 0.1) -> float
+
+        The intrinsic dimension of a feature map, in channels, from the eigenvalues of its covariance: (C,), descending,
+        none negative, the first positive. The `examples` of an option are the values over which it is compared with
+        itself (`eigendet front`).
+
 Files are discovered by reading them, not by importing them, so that one broken or heavy plugin hinders no other. Keep
 imports of torch inside the function: options are then checked before a workflow starts, at no cost.
 """
@@ -41,15 +48,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, PydanticUserError, create_model
 
 from eigendet.config import Experiment, PluginChoice, validate_options
 from eigendet.errors import UserError, unknown
 
-Kind = Literal["backbone", "detector", "dataset"]
-KINDS: tuple[Kind, ...] = ("backbone", "detector", "dataset")
+Kind = Literal["backbone", "detector", "dataset", "rule"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -65,6 +72,11 @@ def detector(function: F) -> F:
 
 def dataset(function: F) -> F:
     """Mark a function as a data set plugin."""
+    return function
+
+
+def rule(function: F) -> F:
+    """Mark a function as a width rule."""
     return function
 
 
@@ -126,6 +138,26 @@ def bind(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool
     return lambda *arguments: function(*arguments, **options)
 
 
+def variants(kind: Kind, choice: PluginChoice) -> list[PluginChoice]:
+    """The choice with the first option that has examples at each of these and at its own value, or the choice alone."""
+    model = _options_model(_load(find(kind, choice.plugin)), paths=False)
+    for name, field in model.model_fields.items():
+        if field.examples:
+            values = dict.fromkeys([*field.examples, choice.options.get(name, field.default)])
+            return [PluginChoice(plugin=choice.plugin, **choice.options | {name: value}) for value in sorted(values)]
+    return [choice]
+
+
+def described(kind: Kind, choice: PluginChoice) -> str:
+    """A choice in words, with the options that were left out: "dof at scale 0.1"."""
+    model = _options_model(_load(find(kind, choice.plugin)), paths=False)
+    options = {name: choice.options.get(name, field.default) for name, field in model.model_fields.items()}
+    values = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in options.items()
+    )
+    return f"{choice.plugin} at {values}" if options else choice.plugin
+
+
 def validate(experiment: Experiment, paths: bool = True) -> None:
     """Check the options of every plugin that an experiment names; UserError holds a line for each wrong one."""
     chosen: dict[str, tuple[Kind, PluginChoice]] = {}
@@ -135,6 +167,7 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
             chosen[f"data.{task}.{split}"] = "dataset", getattr(splits, split)
     chosen |= {f"backbones.{name}": ("backbone", choice) for name, choice in experiment.backbones.items()}
     chosen |= {f"detectors.{name}": ("detector", choice) for name, choice in experiment.detectors.items()}
+    chosen["widths.rule"] = "rule", experiment.widths.rule
     faults = []
     for where, (kind, choice) in chosen.items():
         try:
@@ -145,10 +178,11 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
         raise UserError("\n".join(faults))
 
 
-def files(kind: Kind, choices: list[PluginChoice]) -> list[str]:
-    """Local files of the chosen plugins, for Snakemake to watch."""
+def files(kind: Kind, choices: list[PluginChoice] | None = None) -> list[str]:
+    """Local files of the chosen plugins, or of all of a kind, for Snakemake to watch."""
     here = Path.cwd()
-    found = {file for choice in choices if (file := find(kind, choice.plugin).file)}
+    chosen = discover(kind).values() if choices is None else [find(kind, choice.plugin) for choice in choices]
+    found = {plugin.file for plugin in chosen if plugin.file}
     # Relative where possible, so that a checkout can be moved without everything being made again.
     return sorted(str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found)
 

@@ -1,15 +1,9 @@
-"""Eigenvalues of covariances and every number read from them, as tidy tables.
-
-A rule turns the spectrum of one feature map into its intrinsic dimension, a number of channels between 0 (a map that
-never varies) and C. Each takes eigenvalues in any order; negative ones are rounding noise of a positive semi-definite
-matrix and count as zero.
-"""
+"""Eigenvalues of covariances and every number read from them, as tidy tables."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from eigendet import store
-from eigendet.config import Rule
+from eigendet import plugins, store
+from eigendet.config import PluginChoice
 from eigendet.errors import UserError
 from eigendet.files import replacing
 
@@ -26,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]
 TAP_COLUMNS = ["step", "module", "call", "point", "channels", "undersampled", "centred"]
+Rule = Callable[[np.ndarray], float]  # from a descending spectrum, see `plugins`
 GPU_CHANNELS = 1024  # below, the CPU is faster than the transfer
 
 
@@ -59,67 +54,34 @@ def belongs(values: torch.Tensor, matrix: torch.Tensor) -> bool:
     return bool(same_trace and (values.norm() - norm).abs() <= 1e-12 * len(matrix) * norm)
 
 
-def ratio(values: np.ndarray, threshold: float = 1e-3) -> float:
-    """Number of eigenvalues above `threshold` times the largest."""
-    values = _positive(values)
-    return float(np.count_nonzero(values > threshold * values.max(initial=0.0)))
+def intrinsic_dimension(values: np.ndarray, rule: Rule) -> float:
+    """The rule's number of channels for eigenvalues in any order, (C,); 0 for a map that never varies.
 
+    Negative eigenvalues, which are rounding noise of a positive semi-definite matrix, count as zero.
 
-def energy(values: np.ndarray, share: float = 0.99) -> float:
-    """Smallest number k of leading eigenvalues whose sum is at least `share` of the trace."""
-    values = np.sort(_positive(values))[::-1]
-    cumulative = np.cumsum(values)
-    if not cumulative.size or cumulative[-1] == 0:
-        return 0.0
-    return float(np.searchsorted(cumulative, share * cumulative[-1]) + 1)
-
-
-def dof(values: np.ndarray, scale: float = 0.1) -> float:
-    """Degrees of freedom N(λ) = Σ μ / (μ + λ) with λ = `scale` times the mean eigenvalue (arXiv 1808.08558)."""
-    values = _positive(values)
+    Raises:
+        UserError: the rule does not give a number of channels.
+    """
+    values = np.sort(np.clip(np.asarray(values, dtype=np.float64), 0.0, None))[::-1]
     if not values.any():
         return 0.0
-    return float(np.sum(values / (values + scale * values.mean())))
+    dimension = rule(values)
+    if not 0 <= dimension < np.inf:
+        raise UserError(
+            f"a width rule gave {dimension!r} for {values.size} eigenvalues; expected a number of channels."
+        )
+    return float(dimension)
 
 
-def effective_rank(values: np.ndarray) -> float:
-    """exp of the entropy of the eigenvalues as shares of the trace (Roy and Vetterli, EUSIPCO 2007)."""
-    values = _positive(values)
-    if not values.any():
-        return 0.0
-    shares = values[values > 0] / values.sum()
-    return float(np.exp(-np.sum(shares * np.log(shares))))
-
-
-def participation(values: np.ndarray) -> float:
-    """Participation ratio (Σ μ)² / Σ μ²."""
-    values = _positive(values)
-    if not values.any():
-        return 0.0
-    values = values / values.max()  # squares of tiny eigenvalues would vanish
-    return float(values.sum() ** 2 / np.sum(values**2))
-
-
-@dataclass(frozen=True)
-class RuleEntry:
-    function: Callable[..., float]
-    default: float | None  # of the parameter; None: the rule has none
-
-
-RULES: dict[Rule, RuleEntry] = {
-    "ratio": RuleEntry(ratio, 1e-3),
-    "energy": RuleEntry(energy, 0.99),
-    "dof": RuleEntry(dof, 0.1),
-    "effective_rank": RuleEntry(effective_rank, None),
-    "participation": RuleEntry(participation, None),
-}
-
-
-def intrinsic_dimension(values: np.ndarray, rule: Rule, parameter: float | None = None) -> float:
-    """The rule's number for a spectrum; `parameter=None` takes the rule's default."""
-    entry = RULES[rule]
-    parameter = entry.default if parameter is None else parameter
-    return entry.function(values) if parameter is None else entry.function(values, parameter)
+def rules() -> dict[str, Rule]:
+    """All width rules by name, with their default options; what cannot be used so is left out, with a warning."""
+    found: dict[str, Rule] = {}
+    for name in plugins.discover("rule"):
+        try:
+            found[name] = plugins.bind("rule", PluginChoice(plugin=name))
+        except UserError as error:
+            logger.warning("no metric of the rule %s: %s", name, error)
+    return found
 
 
 def tables(covariance_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -134,6 +96,7 @@ def tables(covariance_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             largest, which is the size of the rounding errors in the spectrum.
     """
     run = store.provenance(covariance_file)["run"]
+    known = rules()
     spectra, metrics = [], []
     for record in store.read(covariance_file):
         for centred in (True, False):
@@ -147,7 +110,7 @@ def tables(covariance_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
                 "undersampled": record.undersampled,
                 "centred": centred,
             }
-            numbers: dict[str, float] = {rule: intrinsic_dimension(values, rule) for rule in RULES}
+            numbers = {name: intrinsic_dimension(values, rule) for name, rule in known.items()}
             numbers |= {"trace": float(values.sum()), "largest": float(values[0]), "samples": record.count}
             numbers["noise"] = float(max(-values[-1], 0) / values[0]) if values[0] > 0 else 0.0
             spectra.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
@@ -161,7 +124,3 @@ def write(covariance_file: Path, eigenvalue_file: Path, metric_file: Path) -> No
     with replacing(eigenvalue_file) as eigenvalue_part, replacing(metric_file) as metric_part:
         spectra.to_parquet(eigenvalue_part, index=False)
         metrics.to_csv(metric_part, index=False)
-
-
-def _positive(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.asarray(values, dtype=np.float64), 0.0, None)

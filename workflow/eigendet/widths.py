@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import models
+from eigendet import models, plugins
 from eigendet.allocation import Budget, marginal, proportional, uniform
 from eigendet.config import Experiment, WidthSettings
 from eigendet.errors import UserError
 from eigendet.files import file_digest
 from eigendet.groups import Channels, Widths
-from eigendet.spectrum import RULES, RUN_COLUMNS, TAP_COLUMNS, intrinsic_dimension
+from eigendet.spectrum import RUN_COLUMNS, TAP_COLUMNS, intrinsic_dimension
 
 TIES: dict[str, Callable[..., Any]] = {"max": np.max, "mean": np.mean}
 COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
@@ -77,16 +77,9 @@ def dimensions(spectra: pd.DataFrame, channels: Channels, settings: WidthSetting
     Raises:
         UserError: a group has no tap at the chosen point.
     """
-    tie = TIES[settings.tie]
+    tie, rule = TIES[settings.tie], plugins.bind("rule", settings.rule, "widths.rule")
     return {
-        group: float(
-            np.mean(
-                [
-                    tie([intrinsic_dimension(values, settings.rule, settings.parameter) for values in taps])
-                    for taps in seeds.values()
-                ]
-            )
-        )
+        group: float(np.mean([tie([intrinsic_dimension(v, rule) for v in taps]) for taps in seeds.values()]))
         for group, seeds in taps_of_groups(spectra, channels, settings).items()
     }
 
@@ -156,5 +149,4 @@ def rule_text(settings: WidthSettings) -> str:
     """What the widths follow, in words: the rule and its parameter, or the marginal allocation, which has none."""
     if settings.allocation == "marginal":
         return "marginal allocation"
-    parameter = RULES[settings.rule].default if settings.parameter is None else settings.parameter
-    return settings.rule if parameter is None else f"{settings.rule} at {parameter:g}"
+    return plugins.described("rule", settings.rule)

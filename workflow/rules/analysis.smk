@@ -25,7 +25,8 @@ rule dump_covariance:
 
 rule spectrum:
     input:
-        f"<results>/covariance/{RUN}.h5",
+        covariance=f"<results>/covariance/{RUN}.h5",
+        rules=plugins.files("rule"),
     output:
         eigenvalues=f"<results>/spectra/{RUN}/eigenvalues.parquet",
         metrics=f"<results>/spectra/{RUN}/metrics.csv",
@@ -36,7 +37,7 @@ rule spectrum:
     conda:
         "../../envs/eigendet.yaml"
     shell:
-        "eigendet spectrum {input} --eigenvalues {output.eigenvalues} --metrics {output.metrics} > {log} 2>&1"
+        "eigendet spectrum {input.covariance} --eigenvalues {output.eigenvalues} --metrics {output.metrics} > {log} 2>&1"
 
 
 rule derive_widths:
