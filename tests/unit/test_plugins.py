@@ -65,7 +65,8 @@ def test_the_shipped_plugins_are_found_from_anywhere(folder: Path) -> None:
 
 def test_a_rule_may_be_added_in_a_file(folder: Path) -> None:
     (folder / "half.py").write_text(
-        "from eigendet.plugins import rule\n\n@rule\ndef half(values, *, part: float = 0.5):\n    return part * len(values)\n"
+        "from eigendet.plugins import rule\n\n"
+        "@rule\ndef half(values, *, part: float = 0.5):\n    return part * len(values)\n"
     )
     choice = PluginChoice(plugin="half", part=0.25)
     assert plugins.bind("rule", choice)([4.0, 1.0, 1.0, 0.0]) == 1

@@ -88,8 +88,9 @@ def test_tables_hold_both_moments_of_every_tap(tmp_path: Path) -> None:
     covariance.update(samples)
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
     store.write(tmp_path / "c.h5", [(7, [Tap(TapKey("m", 1, "act"), 0, "none", covariance)])], {"run": run})
-    spectrum.write(tmp_path / "c.h5", tmp_path / "e.parquet", tmp_path / "m.csv")
-    eigenvalues, metrics = pd.read_parquet(tmp_path / "e.parquet"), pd.read_csv(tmp_path / "m.csv")
+    spectrum.write(tmp_path / "c.h5", tmp_path)
+    eigenvalues, metrics = pd.read_parquet(tmp_path / "eigenvalues.parquet"), pd.read_csv(tmp_path / "metrics.csv")
+    assert pd.read_parquet(tmp_path / "jackknife.parquet").empty
     assert list(eigenvalues) == [*spectrum.RUN_COLUMNS, *spectrum.TAP_COLUMNS, "index", "value"]
     exact = np.linalg.eigvalsh(np.cov(samples.double().numpy(), rowvar=False, bias=True))[::-1]
     centred = eigenvalues[eigenvalues["centred"]]
@@ -98,6 +99,29 @@ def test_tables_hold_both_moments_of_every_tap(tmp_path: Path) -> None:
     raw = metrics[~metrics["centred"] & (metrics["metric"] == "trace")]["value"].item()
     assert raw == pytest.approx(samples.double().square().sum(1).mean().item(), rel=1e-5)
     assert set(metrics["metric"]) == {*RULES, "trace", "largest", "samples", "noise"}
+
+
+def test_each_part_of_the_images_is_left_out_in_turn(tmp_path: Path) -> None:
+    blocks = torch.randn(3, 50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 1, 1e-2, 1e-4]) + 2
+    paths = []
+    for number, block in enumerate(blocks):
+        covariance = Covariance(4)
+        covariance.update(block)
+        paths.append(tmp_path / f"{number}.h5")
+        run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
+        taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
+        store.write(paths[-1], [(5, taps)], {"run": run, "experiment": "x"}, [number])
+    store.merge(tmp_path / "all.h5", paths, keep=True)
+    spectrum.write(tmp_path / "all.h5", tmp_path)
+    jackknife = pd.read_parquet(tmp_path / "jackknife.parquet")
+    assert jackknife.attrs["experiment"] == "x"
+    for left_out in range(3):
+        rest = np.delete(blocks.double().numpy(), left_out, 0).reshape(-1, 4)
+        exact = np.linalg.eigvalsh(np.cov(rest, rowvar=False, bias=True))[::-1]
+        found = jackknife[jackknife["centred"] & (jackknife["left_out"] == left_out)]["value"]
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-8 * exact[0])
+    store.merge(tmp_path / "again.h5", [tmp_path / "all.h5"])  # keeps the parts
+    assert len(next(store.read(tmp_path / "again.h5")).parts) == 3
 
 
 def test_eigenvalues_of_4096_channels_and_negative_noise_as_it_is() -> None:

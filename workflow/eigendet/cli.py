@@ -190,16 +190,15 @@ def merge(covariances: tuple[Path, ...], output: Path) -> None:
 
 @command
 @click.argument("covariance", type=EXISTING)
-@click.option("--eigenvalues", type=NEW, required=True, help="Parquet file for the eigenvalues.")
-@click.option("--metrics", type=NEW, required=True, help="CSV file for what is read from them.")
-def spectrum(covariance: Path, eigenvalues: Path, metrics: Path) -> None:
+@output_option("Folder for eigenvalues.parquet, metrics.csv and jackknife.parquet.")
+def spectrum(covariance: Path, output: Path) -> None:
     """Eigenvalues, effective ranks and intrinsic dimensions of a dump.
 
     COVARIANCE is a file that `eigendet dump` wrote.
     """
     from eigendet import spectrum as stage
 
-    stage.write(covariance, eigenvalues, metrics)
+    stage.write(covariance, output)
 
 
 @command

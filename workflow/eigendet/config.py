@@ -166,6 +166,11 @@ class CovarianceSettings(Section):
         None,
         description="GiB that accumulators may take at a time, with several passes over the images; null: no limit",
     )
+    jackknife: Annotated[int, Field(ge=2)] | None = Field(
+        8,
+        description="parts of the probe set that are each left out in turn, for intervals of what is read from the "
+        "last snapshot; they are stored too; null: no intervals",
+    )
     single: bool = Field(False, description="scatter stored in float32: half the disk")
     compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")
 

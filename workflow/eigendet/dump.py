@@ -56,28 +56,41 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
     provenance: dict[str, Any] = {
         "run": record["run"],
         "definition": record["definition"],
-        "experiment": value_digest(experiment.model_dump(mode="json")),
+        "experiment": experiment.experiment,
+        "settings": value_digest(experiment.model_dump(mode="json")),
         "probe": {"split": settings.split, "images": len(probe), "data": dataset.digest},
         "points": list(settings.points),
         "heads": settings.heads,
         "precision": PRECISION,
         store.CODE: versions(),
     }
-    parts = output.with_name(f"{output.name}.parts")
+    folder_of_parts = output.with_name(f"{output.name}.parts")
     written = []
     for step in tqdm(record["snapshots"], unit="snapshot", disable=None):
-        part = parts / f"step_{step:07d}.h5"
+        part = folder_of_parts / f"step_{step:07d}.h5"
         written.append(part)
         if store.holds(part, provenance, mine):
             logger.info("%s: complete already", part)
             continue
         _, model, _ = read_snapshot(snapshot_path(folder, step))
-        # The first image fixes the shifts, in every shard alike; the first shard counts it.
-        first = None if shard[0] == 1 else Images(dataset, probe, device)[0]
-        taps = tapped(model.to(device), settings, Images(dataset, mine, device), first)
-        store.write(part, [(step, taps)], provenance, mine, single=settings.single, compress=settings.compress)
+        model.to(device)
+        last = step == record["snapshots"][-1]
+        blocks = min(settings.jackknife or 1, len(mine)) if last else 1
+        pieces = [part.with_suffix(f".{block}.h5") for block in range(blocks)] if blocks > 1 else [part]
+        for block, piece in enumerate(pieces):
+            seen = mine[block::blocks]
+            if store.holds(piece, provenance, seen):
+                continue
+            # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
+            first = None if seen[0] == probe[0] else Images(dataset, probe, device)[0]
+            taps = tapped(model, settings, Images(dataset, seen, device), first)
+            store.write(piece, [(step, taps)], provenance, seen, single=settings.single, compress=settings.compress)
+        if blocks > 1:
+            store.merge(part, pieces, keep=True)
+            for piece in pieces:
+                piece.unlink()
     store.join(output, written)
-    shutil.rmtree(parts)
+    shutil.rmtree(folder_of_parts)
 
 
 def tapped(

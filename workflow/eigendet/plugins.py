@@ -1,9 +1,9 @@
 """Backbones, detectors, data sets and width rules, found by name and loaded only when named.
 
-A plugin is a function marked with `backbone`, `detector`, `dataset` or `rule`; its name is the plugin's name, the first line of
-its docstring the summary, its keyword-only parameters the options, validated by their annotations. It stands in a file
-of the folder `plugins/` (of the working directory or of this checkout), or an installed package names it as an entry
-point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.datasets` or `eigendet.rules`.
+A plugin is a function marked with `backbone`, `detector`, `dataset` or `rule`; its name is the plugin's name, the first
+line of its docstring the summary, its keyword-only parameters the options, validated by their annotations. It stands in
+a file of the folder `plugins/` (of the working directory or of this checkout), or an installed package names it as an
+entry point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.datasets` or `eigendet.rules`.
 
     @backbone
     def resnet(*, depth: Literal[18, 50] = 50) -> nn.Module

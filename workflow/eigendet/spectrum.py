@@ -84,43 +84,62 @@ def rules() -> dict[str, Rule]:
     return found
 
 
-def tables(covariance_file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Eigenvalues and metrics of one run, for every step and tap, from centred and from raw moments.
+def tables(covariance_file: Path) -> dict[str, pd.DataFrame]:
+    """What a dump shows, for every step and tap, from centred and from raw moments, by the tables' names.
+
+    All have the run's columns (arm, backbone, detector, seed) and the tap's (step, module, call, point, channels,
+    undersampled: fewer samples than channels, centred). Their `attrs` say what the run was: its experiment and the
+    definition of its network.
 
     Returns:
-        eigenvalues: a row an eigenvalue: the run's columns (arm, backbone, detector, seed), the tap's (step, module,
-            call, point, channels, undersampled: fewer samples than channels, centred), index (0 is the largest) and
-            value.
-        metrics: a row a number: the same columns with metric and value. Metrics are the rules with their default
-            parameters, `trace`, `largest`, `samples`, and `noise`: the most negative eigenvalue as a share of the
-            largest, which is the size of the rounding errors in the spectrum.
+        eigenvalues: a row an eigenvalue: index (0 is the largest) and value.
+        metrics: a row a number: metric and value. Metrics are the rules with their default options, `trace`, `largest`,
+            `samples`, and `noise`: the most negative eigenvalue as a share of the largest, which is the size of the
+            rounding errors in the spectrum.
+        jackknife: eigenvalues at the last step without one part of the images, whose number is `left_out`.
     """
-    run = store.provenance(covariance_file)["run"]
-    known = rules()
-    spectra, metrics = [], []
+    provenance = store.provenance(covariance_file)
+    run, known = provenance["run"], rules()
+    spectra, metrics, jackknife = [], [], []
     for record in store.read(covariance_file):
         for centred in (True, False):
-            values = eigenvalues(record.moment(centred))
             tap: dict[str, Any] = {column: run[column] for column in RUN_COLUMNS} | {
                 "step": record.step,
                 "module": record.key.module,
                 "call": record.key.call,
                 "point": record.key.point,
-                "channels": values.size,
+                "channels": len(record.mean),
                 "undersampled": record.undersampled,
                 "centred": centred,
             }
+            values = eigenvalues(record.moment(centred))
+            spectra.append(_spectrum(tap, values))
             numbers = {name: intrinsic_dimension(values, rule) for name, rule in known.items()}
             numbers |= {"trace": float(values.sum()), "largest": float(values[0]), "samples": record.count}
             numbers["noise"] = float(max(-values[-1], 0) / values[0]) if values[0] > 0 else 0.0
-            spectra.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
             metrics += [tap | {"metric": metric, "value": value} for metric, value in numbers.items()]
-    return pd.concat(spectra, ignore_index=True), pd.DataFrame(metrics)
+            for left_out, rest in enumerate(record.leaving_one_out()):
+                jackknife.append(_spectrum(tap | {"left_out": left_out}, eigenvalues(rest.moment(centred))))
+    empty = _spectrum(dict.fromkeys([*RUN_COLUMNS, *TAP_COLUMNS, "left_out"], 0), np.zeros(0))
+    found = {
+        "eigenvalues": pd.concat(spectra, ignore_index=True),
+        "metrics": pd.DataFrame(metrics),
+        "jackknife": pd.concat(jackknife, ignore_index=True) if jackknife else empty,
+    }
+    for table in found.values():
+        table.attrs = {name: provenance.get(name) for name in ("experiment", "definition")}
+    return found
 
 
-def write(covariance_file: Path, eigenvalue_file: Path, metric_file: Path) -> None:
-    """Write both tables of a run: eigenvalues as Parquet, metrics as CSV."""
-    spectra, metrics = tables(covariance_file)
-    with replacing(eigenvalue_file) as eigenvalue_part, replacing(metric_file) as metric_part:
-        spectra.to_parquet(eigenvalue_part, index=False)
-        metrics.to_csv(metric_part, index=False)
+def _spectrum(tap: dict[str, Any], values: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(tap | {"index": np.arange(values.size), "value": values})
+
+
+def write(covariance_file: Path, folder: Path) -> None:
+    """Write the tables of a run: eigenvalues.parquet, metrics.csv and jackknife.parquet."""
+    found = tables(covariance_file)
+    with replacing(folder / "metrics.csv") as part:
+        found["metrics"].to_csv(part, index=False)
+    for name in ("jackknife", "eigenvalues"):
+        with replacing(folder / f"{name}.parquet") as part:
+            found[name].to_parquet(part, index=False)

@@ -10,6 +10,8 @@
             mean             float64 (C,)
             scatter          float64 or float32 (C (C + 1) / 2,): upper triangle by rows of the sum of
                              (x - mean)(x - mean)ᵀ
+            parts/           at the last step of a dump, of K parts of the images, for the jackknife: count (K,),
+                             mean (K, C), and scatter (K, C (C + 1) / 2), always float32
 
 Covariance is scatter / count; the raw second moment adds mean meanᵀ. So both can be read later.
 """
@@ -20,7 +22,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ class Record:
     count: int
     mean: np.ndarray  # (C,)
     scatter: np.ndarray  # (C, C)
+    parts: tuple[Covariance, ...] = ()  # of parts of the images, where they were kept
 
     @property
     def undersampled(self) -> bool:
@@ -59,6 +62,17 @@ class Record:
         """Covariance, or the raw second moment, (C, C)."""
         covariance: np.ndarray = self.scatter / max(self.count, 1)
         return covariance if centred else covariance + np.outer(self.mean, self.mean)
+
+    @property
+    def accumulator(self) -> Covariance:
+        mean, scatter = torch.from_numpy(self.mean), torch.from_numpy(self.scatter)
+        return Covariance.from_moments(self.count, mean, scatter) if self.count else Covariance(len(self.mean))
+
+    def leaving_one_out(self) -> Iterator[Record]:
+        """The tap without each of its parts in turn."""
+        for left_out in range(len(self.parts)):
+            rest = merged(part for number, part in enumerate(self.parts) if number != left_out)
+            yield replace(self, count=rest.count, mean=rest.mean.numpy(), scatter=rest.scatter.numpy(), parts=())
 
 
 def write(
@@ -98,10 +112,13 @@ def join(path: Path, parts: Sequence[Path]) -> None:
                     source.copy(name, file)
 
 
-def merge(path: Path, parts: Sequence[Path]) -> None:
+def merge(path: Path, parts: Sequence[Path], keep: bool = False) -> None:
     """Write one file of all images in `parts`, which saw different images of one experiment.
 
-    The order of `parts` does not matter.
+    The order of `parts` does not matter. What they keep of parts of their own, the result keeps.
+
+    Args:
+        keep: the moments of each of `parts` as well, as a part of the result.
 
     Raises:
         UserError: the parts differ in anything but their images, saw an image twice, or do not say which they saw.
@@ -129,14 +146,20 @@ def merge(path: Path, parts: Sequence[Path]) -> None:
             group = file.create_group(step_name)
             group.attrs["step"] = files[0][step_name].attrs["step"]
             for name, node in files[0][step_name].items():
-                total = Covariance(int(node.attrs["channels"]))
-                for source in files:
-                    record = _record(source[step_name][name], 0)
-                    if record.count:
-                        mean, scatter = torch.from_numpy(record.mean), torch.from_numpy(record.scatter)
-                        total.merge(Covariance.from_moments(record.count, mean, scatter))
+                records = [_record(source[step_name][name], 0) for source in files]
+                total = merged(record.accumulator for record in records)
+                kept = [part for record in records for part in ([record.accumulator] if keep else record.parts)]
                 tap = Tap(_key(node), int(node.attrs["position"]), str(node.attrs["padding"]), total)
-                _write_tap(group, tap, node["scatter"].dtype, node["scatter"].compression is not None)
+                _write_tap(group, tap, node["scatter"].dtype, node["scatter"].compression is not None, kept)
+
+
+def merged(accumulators: Iterable[Covariance]) -> Covariance:
+    """All samples of several accumulators, which stay as they are; at least one."""
+    first, *others = accumulators
+    total = Covariance(first.channels)
+    for other in (first, *others):
+        total.merge(other)
+    return total
 
 
 def provenance(path: Path) -> dict[str, Any]:
@@ -147,11 +170,13 @@ def provenance(path: Path) -> dict[str, Any]:
 
 
 def holds(path: Path, wanted: Mapping[str, Any], seen: Sequence[str | int]) -> bool:
-    """Whether there is a whole file of just this provenance and these images."""
+    """Whether there is a whole file of just this provenance and these images, in any order."""
     if not path.exists():
         return False
     try:
-        return provenance(path) == json.loads(json.dumps(wanted)) and images(path) == [str(image) for image in seen]
+        return provenance(path) == json.loads(json.dumps(wanted)) and sorted(images(path) or []) == sorted(
+            map(str, seen)
+        )
     except UserError:
         return False
 
@@ -217,11 +242,11 @@ def _writing(path: Path, provenance: Mapping[str, Any], images: Sequence[str | i
             raise UserError(f"{path}: cannot be written ({reason[1]}); what was there stands.") from None
 
 
-def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool) -> None:
+def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool, parts: Sequence[Covariance] = ()) -> None:
     covariance, key = tap.covariance, tap.key
     count = covariance.count
     scatter = covariance.scatter.cpu().numpy()
-    mean = covariance.mean.cpu().numpy() if count else np.zeros(covariance.channels)
+    mean = _mean(covariance)
     if not (np.isfinite(scatter).all() and np.isfinite(mean).all()):
         raise UserError(f"{key}: its moments hold NaN or infinity; nothing was written to {group.file.filename}.")
     node = group.create_group(str(key).replace("/", "|"))  # a slash would nest; the attributes hold the true name
@@ -238,16 +263,41 @@ def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool) -> None:
     )
     node.create_dataset("count", data=np.int64(count))
     node.create_dataset("mean", data=mean)
-    packed = scatter[np.triu_indices(covariance.channels)].astype(dtype)
-    node.create_dataset("scatter", data=packed, **({"compression": "gzip", "shuffle": True} if compress else {}))
+    triangle = np.triu_indices(covariance.channels)
+    options = {"compression": "gzip", "shuffle": True} if compress else {}
+    node.create_dataset("scatter", data=scatter[triangle].astype(dtype), **options)
+    if parts:
+        kept = node.create_group("parts")
+        kept.create_dataset("count", data=np.array([part.count for part in parts], np.int64))
+        kept.create_dataset("mean", data=np.array([_mean(part) for part in parts]))
+        packed = [part.scatter.cpu().numpy()[triangle].astype(np.float32) for part in parts]
+        kept.create_dataset("scatter", data=np.array(packed), **options)
+
+
+def _mean(covariance: Covariance) -> np.ndarray:
+    found: np.ndarray = covariance.mean.cpu().numpy() if covariance.count else np.zeros(covariance.channels)
+    return found
 
 
 def _record(tap: h5py.Group, step: int) -> Record:
     channels = int(tap.attrs["channels"])
-    scatter = np.zeros((channels, channels))
-    scatter[np.triu_indices(channels)] = tap["scatter"][()]
-    scatter += np.triu(scatter, 1).T
-    return Record(step, _key(tap), str(tap.attrs["padding"]), int(tap["count"][()]), tap["mean"][()], scatter)
+    scatter = _unpacked(tap["scatter"][()], channels)
+    whole = Record(step, _key(tap), str(tap.attrs["padding"]), int(tap["count"][()]), tap["mean"][()], scatter)
+    if "parts" not in tap:
+        return whole
+    moments = zip(*(tap["parts"][name] for name in ("count", "mean", "scatter")), strict=True)
+    parts = [
+        replace(whole, count=int(count), mean=mean, scatter=_unpacked(packed, channels)).accumulator
+        for count, mean, packed in moments
+    ]
+    return replace(whole, parts=tuple(parts))
+
+
+def _unpacked(packed: np.ndarray, channels: int) -> np.ndarray:
+    matrix = np.zeros((channels, channels))
+    matrix[np.triu_indices(channels)] = packed
+    matrix += np.triu(matrix, 1).T
+    return matrix
 
 
 def _key(tap: h5py.Group) -> TapKey:
