@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from eigendet.config import Point
+from eigendet.sections import Point
 
 ALL: tuple[Point, ...] = ("conv", "linear", "norm", "act", "block")
 

@@ -27,10 +27,10 @@ from delve.torch_utils import TorchCovarianceMatrix
 from torch import Tensor, nn
 
 from eigendet import store
-from eigendet.config import Point
 from eigendet.covariance import Covariance
 from eigendet.points import point_of
 from eigendet.products import CHUNK_BYTES
+from eigendet.sections import Point
 from eigendet.spectrum import eigenvalues
 from eigendet.taps import Taps, tap
 

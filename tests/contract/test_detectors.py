@@ -12,6 +12,7 @@ from eigendet import config, dump, loading, models, plugins, runs, training
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.models import Definition
+from eigendet.sections import BackboneChoice, CovarianceSettings
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"fpn_channels": 16, "head_channels": 32, "anchor_sizes": [8, 16, 32, 48, 64], "box_samples": 16},
@@ -70,11 +71,11 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
 def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, Any]) -> None:
     experiment = config.parse(values)
     data = open_splits(experiment, "detection")["train"]
-    groups = models.reference(config.BackboneChoice(**definition(name).backbone))[1]
+    groups = models.reference(BackboneChoice(**definition(name).backbone))[1]
     for widths in (dict.fromkeys(groups, 4), {group: width + 12 for group, width in groups.items()}):
         model = definition(name, widths).build()
         assert list(models.feature_channels(models.backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
-        settings = config.CovarianceSettings(points=["act", "fpn"])
+        settings = CovarianceSettings(points=["act", "fpn"])
         images = dump.Images(data, [0], torch.device("cpu"))
         found = {str(tap.key): tap for tap in dump.tapped(model.eval(), settings, images)}
         assert found["layer4.1.relu#1:act"].covariance.channels == widths["layer4.0.conv2"]
@@ -85,7 +86,7 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_heads_are_tapped_on_request_a_shared_one_for_each_level(name: str, values: dict[str, Any]) -> None:
     data = open_splits(config.parse(values), "detection")["train"]
-    settings = config.CovarianceSettings(points=["conv", "linear"], heads=True)
+    settings = CovarianceSettings(points=["conv", "linear"], heads=True)
     images = dump.Images(data, [0], torch.device("cpu"))
     found = {str(tap.key): tap for tap in dump.tapped(definition(name).build(), settings, images)}
     shared = {"retinanet": "head.classification_head.conv.0.0"}.get(name, "rpn.head.conv.0.0")

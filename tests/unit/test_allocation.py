@@ -8,9 +8,9 @@ import pytest
 
 from eigendet import allocation, channels, plugins
 from eigendet.allocation import Budget, Costs
-from eigendet.config import PluginChoice, WidthSettings
 from eigendet.errors import UserError
 from eigendet.groups import Channels, Widths
+from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
 
 
@@ -142,13 +142,18 @@ def test_a_power_law_is_recovered_and_never_sums_to_infinity() -> None:
     assert allocation.power_law(np.zeros(8)) == (0.0, 1.01)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.73, 1.0, 1.5])
-def test_the_uniform_control_has_the_parameters_asked_for(traced: Channels, share: float) -> None:
-    wanted = int(share * traced.parameters(traced.widths))
-    control = allocation.uniform(traced, traced.widths, wanted, 8)
-    assert traced.parameters(control) == pytest.approx(wanted, rel=0.03)
-    factors = [control[group] / width for group, width in traced.widths.items()]
-    assert max(factors) - min(factors) <= 8 / min(traced.widths.values())
+def test_what_binds_each_group_is_named(traced: Channels) -> None:
+    dimension = {group: width**0.5 for group, width in traced.widths.items()} | {"conv1": 0.0, "layer4.0.conv1": 1e9}
+    spent = budget(traced, max_factor=2.0, min_factor=0.25)
+    widths = allocation.proportional(spent, dimension)
+    bound = spent.binding(widths, allocation.targets(spent, dimension))
+    assert (widths["conv1"], bound["conv1"]) == (16, "least")
+    assert (widths["layer4.0.conv1"], bound["layer4.0.conv1"]) == (1024, "most")
+    rest = {bound[group] for group in bound if 0.25 < widths[group] / traced.widths[group] < 2}
+    assert rest <= {"macs", "target"} and "macs" in rest
+    few = budget(traced, parameters=0.3, macs=5.0)
+    widths = allocation.proportional(few, dict.fromkeys(dimension, 1.0))
+    assert "parameters" in few.binding(widths, allocation.targets(few, dict.fromkeys(dimension, 1.0))).values()
 
 
 def test_constant_feature_maps_are_refused(traced: Channels) -> None:

@@ -12,8 +12,8 @@ from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet import channels, plugins
-from eigendet.config import PluginChoice
 from eigendet.groups import ChannelError
+from eigendet.sections import PluginChoice
 from tests.benchmarks import channels as resizing
 
 

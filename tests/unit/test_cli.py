@@ -68,9 +68,11 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
     assert "AP50 " in run("evaluate", "-c", configuration, results / "tuned", "-o", results / "tuned.json")
     assert "top1 " in run("evaluate", "-c", configuration, results / "pre", "-o", results / "pre.json")
     run("dump", "-c", configuration, results / "scratch", "-o", results / "c.h5")
-    tables = ["--eigenvalues", results / "e.parquet", "--metrics", results / "m.csv"]
-    run("spectrum", results / "c.h5", *tables)
-    assert "of the parameters" in run("widths", "-c", configuration, results / "e.parquet", "-o", results / "widths")
+    run("spectrum", results / "c.h5", "-o", results / "spectra")
+    derived = results / "widths/derived.json"
+    assert "of the parameters" in run("widths", "-c", configuration, "derived", results / "spectra", "-o", derived)
+    control = results / "widths/profile.json"
+    assert "of the MACs" in run("widths", "-c", configuration, "profile", "--derived", derived, "-o", control)
     run(
         "train", "-c", configuration, "--arm", "derived", "--widths", results / "widths/derived.json",
         "-o", results / "derived",
@@ -80,13 +82,18 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "-o", "x", "--arm", "scrach"], "'scrach' is not one of 'finetune', 'scratch', 'derived', 'uniform'"),
+        (["train", "-o", "x", "--arm", "scrach"], "--arm: unknown arm 'scrach'. Did you mean 'scratch'?"),
         (["train", "-c", "no.yaml", "-o", "x"], "Path 'no.yaml' does not exist"),
         (["train", "-o", "x", "--backbone", "vgg"], "unknown entry of backbones 'vgg'"),
         (["evaluate", "README.md", "-o", "x"], "README.md/run.json: cannot be read"),
         (["dump", "plugins", "-o", "x"], "plugins/run.json: cannot be read"),
-        (["spectrum", "README.md", "--eigenvalues", "x", "--metrics", "y"], "README.md: not HDF5, or truncated"),
-        (["widths", "README.md", "-o", "x"], "README.md: not an eigenvalue table"),
+        (["spectrum", "README.md", "-o", "x"], "README.md: not HDF5, or truncated"),
+        (["widths", "derived", "plugins", "-o", "x"], "plugins/eigenvalues.parquet: no table of 'eigendet spectrum'"),
+        (
+            ["widths", "derived", "-o", "x"],
+            "SPECTRA: none given; expected folders of the arm scratch, one for each seed",
+        ),
+        (["widths", "scratch", "-o", "x"], "unknown arm with widths of its own 'scratch'. Known: derived, profile"),
         (["report", "plugins"], "plugins/config.yaml: cannot be read"),
     ],
 )

@@ -33,7 +33,11 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("training.warmup_steps", 4, "training: warmup_steps is 4; it must be below steps, 4"),
         ("training.snapshots", [0, 99], "no snapshot can come after the last step, 4"),
         ("training.max_size", 32, "training: min_size is 64; it must not exceed max_size, 32"),
-        ("arms", {"scratc": {}}, "arms.scratc"),
+        ("arms", {"scratc": {}}, "arms: unknown arm 'scratc'. Did you mean 'scratch'?"),
+        ("arms", {"scratch": {"widths": "a.json"}}, "arms.scratch.widths is given; this arm has widths of its own"),
+        ("arms", {"scratch": {}, "profile": {}}, "arms.profile is compared with derived, which is not in arms"),
+        ("arms", {"scratch": {}, "derived_2": {"widths": "x"}}, "arms.derived_2: the name of a later round of derived"),
+        ("arms", {"finetune": {}, "untrained": {}}, "arms.untrained takes its widths from step 0 of scratch"),
         ("arms", {"scratch": {"stepz": 9}}, "arms.scratch.stepz: unknown key; did you mean 'steps'?"),
         ("seeds", [], "seeds: got []"),
         ("seeds", [1, 1], "seeds is [1, 1]; each may occur once"),
@@ -43,6 +47,7 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             "covariance.points.0: got 'relu'; input should be 'conv', 'linear', 'norm', 'act'",
         ),
         ("covariance.arms", ["finetune"], "widths.arm is 'scratch', whose covariance is not dumped"),
+        ("covariance.arms", ["scrach"], "covariance.arms: unknown arm 'scrach'. Did you mean 'scratch'?"),
         ("widths.macs", None, "widths: macs, parameters and activations are all null; give at least one cap"),
         ("widths", {"min_factor": 2.0, "max_factor": 1.5}, "min_factor is 2.0; it must not exceed max_factor, 1.5"),
         ("widths.point", "norm", "widths.point is 'norm'; it must be one of covariance.points, ['act']"),
@@ -61,6 +66,18 @@ def test_a_wrong_value_is_named_with_what_would_be_accepted(
         config.parse(changed(values, key, value), "my.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("my.yaml: ")
+
+
+def test_each_round_starts_from_the_spectra_of_the_round_before(values: dict[str, Any]) -> None:
+    values |= {"rounds": 3, "arms": {"scratch": {}, "derived": {"steps": 9}, "profile": {}, "permuted": {}}}
+    experiment = config.parse(values)
+    assert experiment.all_arms == ["scratch", "derived", "derived_2", "derived_3", "profile", "permuted"]
+    assert experiment.dumped == ["scratch", "derived", "derived_2"]
+    sources = [experiment.spectra_for(arm) for arm in experiment.all_arms]
+    assert sources == [None, "scratch", "derived", "derived_2", None, "derived_2"]
+    assert experiment.training_of("derived_3").steps == 9
+    with pytest.raises(UserError, match="rounds is 2; derived, which is repeated, is not in arms"):
+        config.parse(values | {"rounds": 2, "arms": {"scratch": {}}})
 
 
 def test_every_fault_has_its_line(values: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
         assert (whole.step, whole.key, whole.count) == (merged.step, merged.key, merged.count)
         assert np.linalg.norm(whole.scatter - merged.scatter) <= 1e-12 * np.linalg.norm(whole.scatter)
         np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-15)
+        assert len(whole.parts) == len(merged.parts) == (5 if whole.step == 4 else 0)  # one an image, at the last step
+        assert sum(part.count for part in whole.parts) in (0, whole.count)
     with pytest.raises(UserError, match=r"saw image '\d+', which .* saw too"):
         store.merge(tmp_path / "twice.h5", [shards[0], tmp_path / "whole.h5"])
     with pytest.raises(UserError, match="shard 7/9 of 5 probe images is empty"):

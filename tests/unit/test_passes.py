@@ -8,9 +8,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from eigendet import store
-from eigendet.config import Point
 from eigendet.errors import UserError
 from eigendet.passes import covariances
+from eigendet.sections import Point
 
 POINTS: tuple[Point, ...] = ("conv", "norm", "act", "block")
 

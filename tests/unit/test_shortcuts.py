@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torchvision.models import resnet50
 
-from eigendet.config import Point
 from eigendet.errors import UserError
+from eigendet.sections import Point
 from eigendet.taps import tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 

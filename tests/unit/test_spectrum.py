@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from eigendet import plugins, spectrum, store
-from eigendet.config import PluginChoice
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError
 from eigendet.points import TapKey
+from eigendet.sections import PluginChoice
 from eigendet.taps import Tap
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))

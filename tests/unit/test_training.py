@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from eigendet import config, runs, training
-from eigendet.config import DetectorTraining, Experiment
+from eigendet.config import Experiment
 from eigendet.errors import UserError
+from eigendet.sections import DetectorTraining
 
 
 class InterruptionError(Exception):

@@ -18,7 +18,7 @@ import yaml
 
 from tests.conftest import ROOT, minimal_experiment
 
-ARMS = ("finetune", "scratch", "derived", "uniform")
+ARMS = ("finetune", "scratch", "derived", "uniform_parameters", "profile")
 
 
 def snakemake(folder: Path, configuration: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +73,7 @@ def test_everything_from_data_to_report_is_there(finished: tuple[Path, dict[str,
     macs = summary.groupby("arm")["backbone_macs"].first()
     parameters = summary.groupby("arm")["backbone_parameters"].first()
     assert macs["derived"] <= macs["scratch"] == macs["finetune"]
-    assert parameters["uniform"] == pytest.approx(parameters["derived"], rel=0.2)
+    assert parameters["uniform_parameters"] == pytest.approx(parameters["derived"], rel=0.2)
     page = (results / "report.html").read_text()
     for words in ("minimal", "Accuracy and cost", "Spectra over training", "Widths before and after", "my_rcnn"):
         assert words in page
@@ -122,7 +122,7 @@ def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, dict[str, Any]])
             {"dump_covariance", "spectrum", "derive_widths", "retrain", "evaluate", "report"},
         ),
         (
-            {"arms": {"finetune": {"steps": 5}, "scratch": {}, "derived": {}, "uniform": {}}},
+            {"arms": {arm: {"steps": 5} if arm == "finetune" else {} for arm in ARMS}},
             {"finetune", "dump_covariance", "spectrum", "evaluate", "report"},
         ),
     ],

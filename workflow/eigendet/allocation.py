@@ -1,4 +1,4 @@
-"""How a compute budget becomes whole widths: three costs, and two ways to spend them.
+"""How a compute budget becomes whole widths: three costs, and two ways to spend them (for controls, see `controls`).
 
 *Proportional* takes widths closest to one factor times the groups' intrinsic dimensions. *Marginal* takes width for a
 resource: it goes, a multiple at a time, where the spectra lose most by the next channels for what these cost.
@@ -13,9 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from eigendet.config import WidthSettings
 from eigendet.errors import UserError
-from eigendet.groups import Channels, Size, Widths, scaled
+from eigendet.groups import Channels, Size, Widths
+from eigendet.sections import WidthSettings
 
 COSTS = ("macs", "parameters", "activations")
 
@@ -116,6 +116,25 @@ class Budget:
     def affords(self, widths: np.ndarray) -> bool:
         return bool((self.costs(widths) <= self.caps * (1 + 1e-12)).all())
 
+    def binding(self, widths: Widths, target: np.ndarray) -> dict[str, str]:
+        """What keeps each group from being wider (or from being narrower, where that is what holds it).
+
+        A cap ("macs", "parameters" or "activations") that one more multiple would exceed; "least" or "most", its own
+        range; or else "target", which lies nearer to the width it has.
+        """
+        vector = np.array([widths[group] for group in self.costs.groups], float)
+        after = (self.costs(vector)[:, None] + self.costs.steps(vector, self.multiple)) / self.caps[:, None]
+        found = {}
+        for position, group in enumerate(self.costs.groups):
+            if vector[position] == self.least[position] >= target[position]:
+                found[group] = "least"
+            elif vector[position] == self.most[position] <= target[position]:
+                found[group] = "most"
+            else:
+                tightest = int(np.argmax(after[:, position]))
+                found[group] = COSTS[tightest] if after[tightest, position] > 1 else "target"
+        return found
+
     def named(self, widths: np.ndarray) -> Widths:
         return {group: round(width) for group, width in zip(self.costs.groups, widths.tolist(), strict=True)}
 
@@ -123,8 +142,24 @@ class Budget:
 def proportional(budget: Budget, dimension: Mapping[str, float]) -> Widths:
     """Multiples nearest to widths proportional to the dimensions, within the budget.
 
-    The factor is the largest at which the unrounded widths fit. Widths are rounded down, then up to the next multiple
-    where that still fits, in order of what rounding down took away.
+    `targets` are rounded down, then up to the next multiple where that still fits, in order of what rounding down took
+    away.
+
+    Raises:
+        UserError: every dimension is zero.
+    """
+    aim = targets(budget, dimension)
+    widths = np.floor(aim / budget.multiple + 1e-6) * budget.multiple
+    for group in np.argsort(widths - aim, kind="stable"):
+        wider = widths.copy()
+        wider[group] += budget.multiple[group]
+        if aim[group] > widths[group] and wider[group] <= budget.most[group] and budget.affords(wider):
+            widths = wider
+    return budget.named(widths)
+
+
+def targets(budget: Budget, dimension: Mapping[str, float]) -> np.ndarray:
+    """Widths proportional to the dimensions, not yet whole: the largest that the budget affords, (groups,).
 
     Raises:
         UserError: every dimension is zero.
@@ -136,14 +171,7 @@ def proportional(budget: Budget, dimension: Mapping[str, float]) -> Widths:
     def target(factor: float) -> np.ndarray:
         return np.clip(factor * wanted, budget.least, budget.most)
 
-    aim = target(largest(lambda factor: budget.affords(target(factor))))
-    widths = np.floor(aim / budget.multiple + 1e-6) * budget.multiple
-    for group in np.argsort(widths - aim, kind="stable"):
-        wider = widths.copy()
-        wider[group] += budget.multiple[group]
-        if aim[group] > widths[group] and wider[group] <= budget.most[group] and budget.affords(wider):
-            widths = wider
-    return budget.named(widths)
+    return target(largest(lambda factor: budget.affords(target(factor))))
 
 
 def marginal(budget: Budget, spectra: Mapping[str, np.ndarray]) -> Widths:
@@ -184,18 +212,6 @@ def power_law(values: np.ndarray) -> tuple[float, float]:
     slope, _ = np.polyfit(np.log(rank[half]), np.log(values[half]), 1)
     exponent = max(-float(slope), 1.01)
     return float(np.exp(np.mean(np.log(values[half]) + exponent * np.log(rank[half])))), exponent
-
-
-def uniform(channels: Channels, reference: Widths, parameters: int, round_to: int) -> Widths:
-    """The reference scaled by one factor to the number of parameters nearest to `parameters`."""
-    multiples = channels.rounded_to(round_to)
-
-    def below(factor: float) -> bool:
-        return channels.parameters(scaled(reference, factor, multiples)) <= parameters
-
-    factor = largest(below)
-    candidates = [scaled(reference, factor, multiples), scaled(reference, factor * (1 + 1e-6), multiples)]
-    return min(candidates, key=lambda widths: abs(channels.parameters(widths) - parameters))
 
 
 def largest(holds: Callable[[float], bool]) -> float:

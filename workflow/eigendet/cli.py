@@ -7,13 +7,13 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from eigendet import __version__
-from eigendet.config import Arm, Experiment, load
-from eigendet.errors import UserError
+from eigendet.config import Experiment, load
+from eigendet.errors import UserError, unknown
 
 # Imports of torch stand inside the commands, so that help and errors come at once.
 
@@ -102,20 +102,18 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, output: Path) -> N
 
 @command
 @config_option
-@click.option(
-    "--arm", type=click.Choice(get_args(Arm)), default="scratch", help="How the run starts and with which widths."
-)
+@click.option("--arm", default="scratch", help="How the run starts and with which widths: a key of `arms`.")
 @backbone_option
 @detector_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Fixes weights, order and augmentation.")
 @click.option("--init", type=EXISTING, help="Weights that the backbone starts from, for the arm finetune.")
 @click.option(
-    "--widths", type=EXISTING, help="File of widths, for the arms derived and uniform; may be edited by hand."
+    "--widths", type=EXISTING, help="File of widths, for all arms but finetune and scratch; may be edited by hand."
 )
 @output_option("Folder of the run.")
 def train(
     configs: tuple[Path, ...],
-    arm: Arm,
+    arm: str,
     backbone: str | None,
     detector: str | None,
     seed: int,
@@ -223,22 +221,40 @@ def channels(configs: tuple[Path, ...], backbone: str) -> None:
 @command
 @config_option
 @backbone_option
-@click.argument("eigenvalues", type=EXISTING, nargs=-1, required=True)
-@output_option("Folder for derived.json and its control, uniform.json.")
-def widths(configs: tuple[Path, ...], backbone: str | None, eigenvalues: tuple[Path, ...], output: Path) -> None:
-    """Derive the widths of a backbone from spectra, at the reference's multiply-accumulates.
+@click.argument("arm")
+@click.argument("spectra", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1)
+@click.option("--derived", type=EXISTING, help="File of the derived widths, for a control that is compared with them.")
+@output_option("JSON file for the widths.")
+def widths(
+    configs: tuple[Path, ...],
+    backbone: str | None,
+    arm: str,
+    spectra: tuple[Path, ...],
+    derived: Path | None,
+    output: Path,
+) -> None:
+    """Derive the widths of a backbone from spectra, or those of a control.
 
-    EIGENVALUES are tables that `eigendet spectrum` wrote, of one arm, a table for each seed.
+    ARM is a key of `arms`. SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm from which
+    the widths are read (for `derived`, `untrained` and `permuted`).
     """
-    from eigendet import files
+    from eigendet import controls, files, runs
     from eigendet import widths as stage
 
     experiment = _experiment(configs)
     name = _only(experiment.backbones, backbone, "backbone")
-    for arm, content in stage.from_spectra(experiment, name, eigenvalues).items():
-        files.write_json(output / f"{arm}.json", content)
-        change = {cost: content[cost]["result"] / content[cost]["reference"] for cost in ("parameters", "macs")}
-        click.echo(f"{arm}: {change['parameters']:.3f} of the parameters, {change['macs']:.3f} of the MACs")
+    runs.choose(experiment.backbones, name, "backbones")
+    if arm in experiment.derived:
+        content = stage.derive(experiment, name, spectra, experiment.spectra_for(arm) or "")
+    elif arm in experiment.controls:
+        content = controls.control(experiment, name, arm, spectra, derived)
+    else:
+        raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
+    files.write_json(output, content)
+    change = {cost: content[cost]["result"] / content[cost]["reference"] for cost in ("parameters", "macs")}
+    click.echo(f"{arm}: {change['parameters']:.3f} of the parameters, {change['macs']:.3f} of the MACs")
+    if content.get("undetermined"):
+        click.echo(f"the images leave open the widths of {', '.join(content['undetermined'])}")
 
 
 @command

@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eigendet import plugins
-from eigendet.config import Experiment, Splits
+from eigendet.config import Experiment
 from eigendet.errors import UserError
+from eigendet.sections import Splits
 
 RLE = dict[str, Any]  # COCO's compressed run lengths: {"size": [height, width], "counts": bytes}
 

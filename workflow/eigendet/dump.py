@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eigendet import store
-from eigendet.config import CovarianceSettings, Experiment
+from eigendet.config import Experiment
 from eigendet.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
@@ -31,6 +31,7 @@ from eigendet.models import backbone_of, device_of, read_snapshot
 from eigendet.passes import covariances
 from eigendet.points import point_of
 from eigendet.runs import read_run, versions
+from eigendet.sections import CovarianceSettings
 from eigendet.taps import PRECISION, Tap
 from eigendet.training import snapshot_path
 

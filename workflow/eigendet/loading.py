@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from eigendet.config import DetectorTraining, Optimisation, Pretraining
 from eigendet.datasets import Classification, Detection, Target
 from eigendet.errors import UserError
+from eigendet.sections import DetectorTraining, Optimisation, Pretraining
 
 Sample = Any
 Batch = Any

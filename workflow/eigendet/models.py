@@ -16,10 +16,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from eigendet import channels, plugins
-from eigendet.config import BackboneChoice, PluginChoice
 from eigendet.errors import UserError, unknown
 from eigendet.files import read_json
 from eigendet.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
+from eigendet.sections import BackboneChoice, PluginChoice
 
 WIDTH_MULTIPLE = 8  # of a backbone's width factor
 

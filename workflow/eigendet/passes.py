@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from eigendet.config import Point
 from eigendet.errors import UserError
 from eigendet.points import TapKey
+from eigendet.sections import Point
 from eigendet.taps import Tap, tap
 
 BYTES = 8  # of an entry of an accumulator

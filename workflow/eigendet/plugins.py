@@ -52,8 +52,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, PydanticUserError, create_model
 
-from eigendet.config import Experiment, PluginChoice, validate_options
+from eigendet.config import Experiment, validate_options
 from eigendet.errors import UserError, unknown
+from eigendet.sections import PluginChoice
 
 Kind = Literal["backbone", "detector", "dataset", "rule"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet.config import Point
 from eigendet.errors import UserError
+from eigendet.sections import Point
 
 CONVOLUTIONS = nn.modules.conv._ConvNd
 LAST_DIMENSION = (nn.Linear, nn.LayerNorm, nn.RMSNorm)  # features last, whatever comes before

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,13 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from eigendet import config as configuration
-from eigendet.config import Arm, Experiment
+from eigendet.config import ARMS, Experiment
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_text
 from eigendet.spectrum import RUN_COLUMNS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one an arm, in every figure.
-COLOURS: dict[str, str] = {"finetune": "#D55E00", "scratch": "#0072B2", "derived": "#009E73", "uniform": "#CC79A7"}
-ARMS: dict[str, str] = {
-    "finetune": "from the pre-trained backbone",
-    "scratch": "from random weights",
-    "derived": "from random weights, with the widths derived from the spectra",
-    "uniform": "control: from random weights, all widths scaled alike to the parameters of derived",
-}
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
 POINTS_A_SPECTRUM = 64  # drawn of each spectrum; the tables hold all
 
 
@@ -52,7 +46,7 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
         UserError: no run has been evaluated.
     """
     rows = []
-    for path in _runs(experiment, experiment.arms):
+    for path in _runs(experiment, experiment.all_arms):
         file = folder / "evaluation" / f"{path}.json"
         if not file.is_file():
             continue
@@ -68,7 +62,7 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
             f"{folder / 'evaluation'}: holds no evaluation of this experiment; run 'eigendet evaluate' first."
         )
     table = pd.DataFrame(rows)
-    table["arm"] = pd.Categorical(table["arm"], list(ARMS), ordered=True)
+    table["arm"] = pd.Categorical(table["arm"], experiment.all_arms, ordered=True)
     return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
 
 
@@ -95,6 +89,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         loader=jinja2.PackageLoader("eigendet", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
+    colours = _colours(experiment)
     widths = _widths(folder, experiment)
     data = _data(folder, experiment)
     records = [folder / "pretrained" / name / "run.json" for name in experiment.backbones]
@@ -104,29 +99,44 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     record = read_json(folder / "runs" / path / "run.json", "the record of a run")
     return environment.get_template("report.html.j2").render(
         experiment=experiment,
-        arms={arm: text for arm, text in ARMS.items() if arm in set(runs["arm"])},
+        arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
         differences=_differences(experiment),
         averages=averages(runs),
         has_masks="mask_AP" in runs,
         seeds=sorted(set(runs["seed"])),
-        scores=_div(_score_figure(runs)),
-        widths=[entry | {"figure": _div(_width_figure(entry))} for entry in widths],
+        scores=_div(_score_figure(runs, colours)),
+        widths=[entry | {"figure": _div(_width_figure(entry, colours))} for entry in widths],
         data=data,
         pretrained=pretrained,
         record=record,
         configuration=configuration.dump_yaml(experiment),
         plotly=get_plotlyjs(),
         spectra=_script_json(_spectra(folder, experiment)),
-        colours=_script_json(COLOURS),
+        colours=_script_json(colours),
     )
 
 
-def _runs(experiment: Experiment, arms: Iterable[Arm]) -> Iterator[Path]:
+def _runs(experiment: Experiment, arms: Sequence[str]) -> Iterator[Path]:
     """Paths of an experiment's runs below `runs/`, `evaluation/` and `spectra/`; others are from earlier settings."""
-    chosen = [arm for arm in arms if arm in experiment.arms]
     for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
-        for arm, seed in itertools.product(chosen, experiment.seeds):
+        for arm, seed in itertools.product(arms, experiment.seeds):
             yield Path(arm) / backbone / detector / f"seed_{seed}"
+
+
+def _colours(experiment: Experiment) -> dict[str, str]:
+    """Arm -> colour: always the same for those that most experiments have."""
+    usual = ["scratch", "finetune", "derived"]
+    others = [arm for arm in experiment.all_arms if arm not in usual]
+    return dict(zip([*usual, *others], itertools.cycle(PALETTE), strict=False))
+
+
+def _text(arm: str, experiment: Experiment) -> str:
+    """What sets an arm apart."""
+    if arm in ARMS:
+        return ARMS[arm]
+    if arm in experiment.derived:
+        return f"as derived, from the spectra of {experiment.spectra_for(arm)}"
+    return f"with the widths of {experiment.arms[arm]['widths']}"
 
 
 def _data(folder: Path, experiment: Experiment) -> dict[str, Any]:
@@ -144,13 +154,13 @@ def _differences(experiment: Experiment) -> list[str]:
     """What the arms do not have in common, besides start and widths."""
     usual = experiment.training.model_dump()
     lines = []
-    for arm in experiment.arms:
+    for arm in experiment.all_arms:
         changed = {key: value for key, value in experiment.training_of(arm).model_dump().items() if usual[key] != value}
         lines += [f"{arm}: {key} is {value} instead of {usual[key]}" for key, value in changed.items()]
     return lines
 
 
-def _score_figure(runs: pd.DataFrame) -> go.Figure:
+def _score_figure(runs: pd.DataFrame, colours: dict[str, str]) -> go.Figure:
     """AP of every run against parameters and multiply-accumulates of its backbone."""
     costs = {"backbone_parameters": "backbone parameters", "backbone_macs": "backbone multiply-accumulates"}
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.05)
@@ -161,7 +171,7 @@ def _score_figure(runs: pd.DataFrame) -> go.Figure:
         name = f"{arm}, {detector} on {backbone}" if several else str(arm)
         for column, (cost, title) in enumerate(costs.items(), start=1):
             hover = f"{name}, seed %{{customdata}}<br>AP %{{y:.2f}}<br>{title} %{{x:.3s}}<extra></extra>"
-            marker = {"color": COLOURS[str(arm)], "size": 11, "symbol": symbols[backbone, detector]}
+            marker = {"color": colours[str(arm)], "size": 11, "symbol": symbols[backbone, detector]}
             figure.add_scatter(
                 x=group[cost], y=100 * group["AP"], mode="markers", name=name, legendgroup=name, marker=marker,
                 showlegend=column == 1, customdata=group["seed"], hovertemplate=hover, row=1, col=column,
@@ -177,13 +187,13 @@ def _widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
     found = []
     for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
         files = sorted((folder / "widths" / backbone / detector).glob("*.json"))
-        contents = {file.stem: read_json(file, "widths") for file in files if file.stem in experiment.arms}
+        contents = {file.stem: read_json(file, "widths") for file in files if file.stem in experiment.all_arms}
         if "derived" in contents:
             found.append({"backbone": backbone, "detector": detector, "files": contents})
     return found
 
 
-def _width_figure(entry: dict[str, Any]) -> go.Figure:
+def _width_figure(entry: dict[str, Any], colours: dict[str, str]) -> go.Figure:
     derived = entry["files"]["derived"]
     groups = list(derived["widths"])
     figure = go.Figure()
@@ -191,7 +201,7 @@ def _width_figure(entry: dict[str, Any]) -> go.Figure:
         x=groups, y=[derived["reference"][group] for group in groups], name="reference", marker_color="#999999"
     )
     for arm, content in entry["files"].items():
-        figure.add_bar(x=groups, y=[content["widths"][group] for group in groups], name=arm, marker_color=COLOURS[arm])
+        figure.add_bar(x=groups, y=[content["widths"][group] for group in groups], name=arm, marker_color=colours[arm])
     figure.update_layout(
         barmode="group", xaxis_title="channel group, named after its first layer", yaxis_title="channels"
     )
@@ -201,7 +211,7 @@ def _width_figure(entry: dict[str, Any]) -> go.Figure:
 def _spectra(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
     """Centred spectra of every run for the page: relative to the largest eigenvalue, thinned on a logarithmic scale."""
     found: list[dict[str, Any]] = []
-    for path in _runs(experiment, experiment.covariance.arms):
+    for path in _runs(experiment, experiment.dumped):
         file = folder / "spectra" / path / "eigenvalues.parquet"
         if not file.is_file():
             continue

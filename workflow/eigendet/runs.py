@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from eigendet import __version__, models, training
-from eigendet.config import IMMATERIAL, RESIZED_ARMS, Arm, BackboneChoice, Experiment, Optimisation, PluginChoice
+from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.evaluation import average_precision, top1
 from eigendet.files import file_digest, read_json, replacing
 from eigendet.loading import classification_batches, detection_batches, evaluation_crop, stream_seed
 from eigendet.models import Definition
+from eigendet.sections import IMMATERIAL, BackboneChoice, Optimisation, PluginChoice
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
 
 def train(
     experiment: Experiment,
-    arm: Arm,
+    arm: str,
     backbone: str,
     detector: str,
     seed: int,
@@ -73,15 +74,17 @@ def train(
 
     Args:
         init: weights that the backbone starts from (arm finetune, and no other).
-        widths: file of the backbone's widths (arms derived and uniform, and no other).
+        widths: file of the backbone's widths (not for the arms finetune and scratch, but for every other).
     """
+    if arm not in experiment.all_arms:
+        raise UserError(f"--arm: {unknown('arm', arm, experiment.all_arms)} Others can be added to `arms`.")
     if init is None and arm == "finetune":
         raise UserError("arm finetune starts from pre-trained weights: give --init FILE.")
     if init is not None and arm != "finetune":
         raise UserError(f"arm {arm} starts from random weights: leave --init out, or use --arm finetune.")
-    if widths is None and arm in RESIZED_ARMS:
+    if widths is None and arm not in WITH_REFERENCE_WIDTHS:
         raise UserError(f"arm {arm} has widths of its own: give --widths FILE.")
-    if widths is not None and arm not in RESIZED_ARMS:
+    if widths is not None and arm in WITH_REFERENCE_WIDTHS:
         raise UserError(f"arm {arm} has the reference's widths: leave --widths out, or use --arm derived.")
     settings = experiment.training_of(arm)
     data = open_splits(experiment, "detection")

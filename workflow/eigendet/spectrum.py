@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 
 from eigendet import plugins, store
-from eigendet.config import PluginChoice
 from eigendet.errors import UserError
 from eigendet.files import replacing
+from eigendet.sections import PluginChoice
 
 logger = logging.getLogger(__name__)
 

@@ -148,7 +148,10 @@ def merge(path: Path, parts: Sequence[Path], keep: bool = False) -> None:
             for name, node in files[0][step_name].items():
                 records = [_record(source[step_name][name], 0) for source in files]
                 total = merged(record.accumulator for record in records)
-                kept = [part for record in records for part in ([record.accumulator] if keep else record.parts)]
+                if keep or any(record.parts for record in records):  # a file without parts is one part itself
+                    kept = [part for record in records for part in record.parts or [record.accumulator]]
+                else:
+                    kept = []
                 tap = Tap(_key(node), int(node.attrs["position"]), str(node.attrs["padding"]), total)
                 _write_tap(group, tap, node["scatter"].dtype, node["scatter"].compression is not None, kept)
 

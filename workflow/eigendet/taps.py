@@ -24,12 +24,12 @@ from typing import get_args
 
 from torch import nn
 
-from eigendet.config import Point
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError, unknown
 from eigendet.observer import Observer
 from eigendet.padding import Canvas
 from eigendet.points import TapKey, each_call, point_of, refuse_hookless
+from eigendet.sections import Point
 
 logger = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet.config import Optimisation
 from eigendet.errors import UserError
 from eigendet.files import read_json, replacing, write_json, write_text
 from eigendet.loading import stream_seed
 from eigendet.models import Definition
+from eigendet.sections import Optimisation
 
 logger = logging.getLogger(__name__)
 

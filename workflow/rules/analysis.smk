@@ -30,36 +30,34 @@ rule spectrum:
     output:
         eigenvalues=f"<results>/spectra/{RUN}/eigenvalues.parquet",
         metrics=f"<results>/spectra/{RUN}/metrics.csv",
+        jackknife=f"<results>/spectra/{RUN}/jackknife.parquet",
     log:
         f"<logs>/spectrum/{RUN}.log",
     benchmark:
         f"<benchmarks>/spectrum/{RUN}.tsv"
     conda:
         "../../envs/eigendet.yaml"
+    params:
+        folder=subpath(output.metrics, parent=True),
     shell:
-        "eigendet spectrum {input.covariance} --eigenvalues {output.eigenvalues} --metrics {output.metrics} > {log} 2>&1"
+        "eigendet spectrum {input.covariance} --output {params.folder} > {log} 2>&1"
 
 
 rule derive_widths:
     input:
-        expand(
-            "<results>/spectra/{arm}/{{backbone}}/{{detector}}/seed_{seed}/eigenvalues.parquet",
-            arm=EXPERIMENT.widths.arm,
-            seed=EXPERIMENT.seeds,
-        ),
+        unpack(width_inputs),
     output:
-        derived="<results>/widths/{backbone}/{detector}/derived.json",
-        uniform="<results>/widths/{backbone}/{detector}/uniform.json",
+        "<results>/widths/{backbone}/{detector}/{arm}.json",
     log:
-        "<logs>/derive_widths/{backbone}/{detector}.log",
+        "<logs>/derive_widths/{backbone}/{detector}/{arm}.log",
     benchmark:
-        "<benchmarks>/derive_widths/{backbone}/{detector}.tsv"
+        "<benchmarks>/derive_widths/{backbone}/{detector}/{arm}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     params:
         config=CONFIG,
-        folder=subpath(output.derived, parent=True),
-        settings=EXPERIMENT.widths.model_dump(mode="json"),
+        sources=width_sources,
+        settings=width_settings,
     shell:
-        "eigendet widths {input} --config {params.config} --backbone {wildcards.backbone}"
-        " --output {params.folder} > {log} 2>&1"
+        "eigendet widths {wildcards.arm} {params.sources} --config {params.config}"
+        " --backbone {wildcards.backbone} --output {output} > {log} 2>&1"

@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from eigendet import config as configuration
-from eigendet import files, plugins
+from eigendet import files, plugins, sections
 from eigendet.errors import UserError
 
 
@@ -44,7 +44,7 @@ wildcard_constraints:
     task="classification|detection",
     split="train|val",
     digest="[0-9a-f]{8}",
-    arm="finetune|scratch|derived|uniform",
+    arm="|".join(EXPERIMENT.all_arms),
     backbone="[^/]+",
     detector="[^/]+",
     seed=r"\d+",
@@ -65,7 +65,7 @@ def runs(arms):
     """Run paths of these arms, every backbone, detector and seed."""
     return expand(
         RUN,
-        arm=[arm for arm in arms if arm in EXPERIMENT.arms],
+        arm=arms,
         backbone=EXPERIMENT.backbones,
         detector=EXPERIMENT.detectors,
         seed=EXPERIMENT.seeds,
@@ -107,9 +107,45 @@ def detector_plugins(wildcards):
     ]
 
 
+def spectra(wildcards):
+    """Folders of the spectra that an arm's widths are read from, one a seed."""
+    source = EXPERIMENT.spectra_for(wildcards.arm)
+    folder = f"{RESULTS}/spectra/{source}/{wildcards.backbone}/{wildcards.detector}"
+    return [f"{folder}/seed_{seed}" for seed in EXPERIMENT.seeds if source]
+
+
+def last_derived(wildcards):
+    """The file of widths that a control is compared with, if it is with any."""
+    folder = f"{RESULTS}/widths/{wildcards.backbone}/{wildcards.detector}"
+    compared = wildcards.arm in configuration.AFTER_DERIVED
+    return f"{folder}/{EXPERIMENT.derived[-1]}.json" if compared else []
+
+
+def width_inputs(wildcards):
+    tables = ("eigenvalues", "jackknife")
+    return {
+        "spectra": [
+            f"{folder}/{t}.parquet" for folder in spectra(wildcards) for t in tables
+        ],
+        "derived": last_derived(wildcards),
+        "file": EXPERIMENT.arms.get(wildcards.arm, {}).get("widths", []),
+        "rules": plugins.files("rule", [EXPERIMENT.widths.rule]),
+    }
+
+
+def width_sources(wildcards):
+    """The same as arguments."""
+    derived = last_derived(wildcards)
+    return " ".join([*spectra(wildcards), *(["--derived", derived] if derived else [])])
+
+
+def width_settings(wildcards):
+    return [EXPERIMENT.widths.model_dump(mode="json"), EXPERIMENT.training.min_size]
+
+
 def material(section):
     """The settings of a section that change what comes of a run."""
-    return section.model_dump(mode="json", exclude=configuration.IMMATERIAL)
+    return section.model_dump(mode="json", exclude=sections.IMMATERIAL)
 
 
 def pretrains(wildcards):

@@ -22,11 +22,11 @@ rule evaluate:
 
 rule report:
     input:
-        scores=expand("<results>/evaluation/{run}.json", run=runs(EXPERIMENT.arms)),
+        scores=expand("<results>/evaluation/{run}.json", run=runs(EXPERIMENT.all_arms)),
         data=[check("detection", split) for split in ("train", "val")],
         spectra=expand(
             "<results>/spectra/{run}/eigenvalues.parquet",
-            run=runs(EXPERIMENT.covariance.arms),
+            run=runs(EXPERIMENT.dumped),
         ),
     output:
         page="<results>/report.html",

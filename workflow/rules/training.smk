@@ -82,7 +82,7 @@ use rule scratch as retrain with:
     benchmark:
         "<benchmarks>/retrain/{arm}/{backbone}/{detector}/seed_{seed}.tsv"
     wildcard_constraints:
-        arm="derived|uniform",
+        arm="|".join([*EXPERIMENT.derived, *EXPERIMENT.controls]) or "none",
     params:
         config=CONFIG,
         folder=subpath(output.run, parent=True),

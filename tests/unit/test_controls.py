@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eigendet import channels, config, controls, models, plugins
+from eigendet.allocation import Budget, proportional
+from eigendet.dimensions import GroupSpectra
+from eigendet.errors import UserError
+from eigendet.groups import Channels, Widths
+from eigendet.sections import PluginChoice, WidthSettings
+from tests.benchmarks.channels import torchvision_network
+
+
+@pytest.fixture(scope="module")
+def traced() -> Channels:
+    return channels.trace(plugins.bind("backbone", PluginChoice(plugin="resnet", norm="batch")), (128, 128))
+
+
+def early(traced: Channels) -> Widths:
+    """Widths that grow early and shrink late, at the reference's MACs."""
+    dimension = {group: width**0.5 for group, width in traced.widths.items()}
+    return proportional(Budget.of(traced, traced.widths, WidthSettings()), dimension)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.73, 1.0, 1.5])
+@pytest.mark.parametrize("cost", ["parameters", "macs"])
+def test_the_uniform_control_has_the_cost_asked_for(traced: Channels, share: float, cost: str) -> None:
+    goal = {group: max(1, round(share**0.5 * width)) for group, width in traced.widths.items()}
+    spent = getattr(traced, cost)
+    control, factor = controls.uniform(traced, traced.widths, spent, goal, 8)
+    assert spent(control) == pytest.approx(spent(goal), rel=0.03)
+    assert factor == pytest.approx(share**0.5, rel=0.05)
+    factors = [control[group] / width for group, width in traced.widths.items()]
+    assert max(factors) - min(factors) <= 8 / min(traced.widths.values())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "regnet_y_400mf", "densenet121"])
+def test_a_profile_of_two_numbers_has_the_parameters_and_the_macs_asked_for(name: str) -> None:
+    traced = channels.trace(*torchvision_network(name))
+    goal = early(traced)
+    found, factor, ratio = controls.profile(traced, traced.widths, goal, 1)
+    assert traced.parameters(found) == pytest.approx(traced.parameters(goal), rel=0.03)
+    assert traced.macs(found) == pytest.approx(traced.macs(goal), rel=0.03)
+    stage = controls.stages(traced)
+    for group, width in found.items():
+        assert abs(width - factor * ratio ** stage[group] * traced.widths[group]) <= traced.multiples[group] / 2 + 1e-6
+
+
+def test_a_profile_is_found_again(traced: Channels) -> None:
+    stage = controls.stages(traced)
+    assert [stage[g] for g in ("conv1", "layer1.0.conv1", "layer2.0.conv3", "layer4.2.conv2")] == [0, 1, 2, 4]
+    goal = {g: round(1.5 * 0.8 ** stage[g] * width) for g, width in traced.widths.items()}
+    found, factor, ratio = controls.profile(traced, traced.widths, goal, 1)
+    assert factor == pytest.approx(1.5, rel=0.01) and ratio == pytest.approx(0.8, rel=0.01)
+    assert all(abs(found[g] - goal[g]) <= max(2, 0.02 * goal[g]) for g in goal)
+
+
+def test_every_group_gets_the_spectrum_of_another_by_share_of_width() -> None:
+    shown = GroupSpectra(
+        {
+            g: {0: [np.r_[np.ones(k), np.zeros(w - k)]]}
+            for g, (w, k) in {"a": (8, 2), "b": (16, 16), "c": (32, 4)}.items()
+        },
+        {},
+    )
+    other, origin = controls.permuted(shown)
+    assert sorted(origin) == sorted(origin.values()) == ["a", "b", "c"]
+    assert all(group != whose for group, whose in origin.items())
+    used = {"a": 1 / 4, "b": 1.0, "c": 1 / 8}
+    settings = WidthSettings(rule=PluginChoice(plugin="ratio"))
+    for group, dimension in other.dimensions(settings).items():
+        assert dimension == used[origin[group]] * {"a": 8, "b": 16, "c": 32}[group]
+    assert controls.permuted(shown)[1] == origin
+
+
+def test_a_spectrum_is_stretched_with_its_trace() -> None:
+    values = np.array([4.0, 2.0, 1.0, 1.0])
+    np.testing.assert_allclose(controls.stretched(values, 8), [2, 2, 1, 1, 0.5, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(controls.stretched(values, 2), [6, 2])
+    np.testing.assert_allclose(controls.stretched(values, 4), values)
+
+
+def test_the_reference_and_a_file_of_ones_own(values: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    values["arms"] = {"scratch": {}, "reference": {}, "mine": {"widths": str(file), "steps": 3}}
+    experiment = config.parse(values)
+    reference = controls.control(experiment, "tiny", "reference", [], None)
+    assert reference["widths"] == reference["reference"]
+    file.write_text(json.dumps({"widths": reference["widths"] | {"conv1": 12}}))
+    mine = controls.control(experiment, "tiny", "mine", [], None)
+    assert mine["widths"]["conv1"] == 12 and mine["parameters"]["result"] > mine["parameters"]["reference"]
+    assert mine["backbone"] == models.identity(experiment.backbones["tiny"])
+    assert experiment.training_of("mine").steps == 3
+    file.write_text(json.dumps({"widths": {"conv1": 12}}))
+    with pytest.raises(UserError, match=r"mine.json: no width for the channel groups layer"):
+        controls.control(experiment, "tiny", "mine", [], None)
+
+
+def test_a_control_of_derived_widths_needs_these(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="the control profile is for derived widths; give --derived FILE"):
+        controls.control(config.parse(values), "tiny", "profile", [], None)

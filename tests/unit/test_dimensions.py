@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from eigendet import channels, config, dimensions, models, plugins, widths
+from eigendet.allocation import Budget
+from eigendet.dimensions import of_groups
+from eigendet.errors import UserError
+from eigendet.groups import Channels
+from eigendet.sections import PluginChoice, WidthSettings
+from tests.benchmarks.channels import torchvision_network
+
+
+@pytest.fixture(scope="module")
+def traced() -> Channels:
+    return channels.trace(plugins.bind("backbone", PluginChoice(plugin="resnet", norm="batch")), (128, 128))
+
+
+def planted(traced: Channels, rank: dict[str, int], seed: int = 0, point: str = "act") -> pd.DataFrame:
+    """An eigenvalue table in which every tap of a group has the group's rank, or 1 beyond the group's first tap."""
+    rows = []
+    seen: set[str] = set()
+    for (module, call), group in traced.outputs.items():
+        if "relu" in module or point == "conv":
+            values = np.zeros(traced.widths[group])
+            values[: rank[group] if group not in seen else 1] = 1.0
+            seen.add(group)
+            rows += [
+                {"arm": "scratch", "backbone": "b", "seed": seed, "step": step, "module": module, "call": call,
+                 "point": point, "centred": True, "value": value}
+                for step in (0, 5) for value in (values if step else np.ones_like(values))
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_dimensions_take_the_last_step_and_tie_over_taps_and_seeds(traced: Channels) -> None:
+    rank = {group: 4 + position for position, group in enumerate(traced.widths)}
+    more = {group: value + 2 for group, value in rank.items()}
+    settings = WidthSettings(rule=PluginChoice(plugin="ratio"))
+    table = pd.concat([planted(traced, rank, 0), planted(traced, more, 1)])
+    assert of_groups(table, traced, settings).dimensions(settings) == {g: value + 1 for g, value in rank.items()}
+    assert of_groups(table, traced, settings, first=True).dimensions(settings) == traced.widths
+    mean = WidthSettings(rule=PluginChoice(plugin="ratio"), tie="mean")
+    residual = "layer2.0.conv3"  # four blocks, so four taps: its rank once and three times 1
+    assert of_groups(planted(traced, rank), traced, mean).dimensions(mean)[residual] == (rank[residual] + 3) / 4
+
+
+def test_spectra_of_a_group_are_shares_tied_over_taps_and_averaged_over_seeds(traced: Channels) -> None:
+    rank = dict.fromkeys(traced.widths, 4)
+    table = pd.concat([planted(traced, rank, 0), planted(traced, dict.fromkeys(traced.widths, 2), 1)])
+    pooled = of_groups(table, traced, WidthSettings()).pooled(WidthSettings())
+    assert pooled["conv1"][:5].tolist() == [0.375, 0.375, 0.125, 0.125, 0.0]  # of 4 and of 2 equal eigenvalues
+    assert pooled["layer2.0.conv3"][:5].tolist() == [1.0, 0.375, 0.125, 0.125, 0.0]  # further taps have rank 1
+
+
+def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> None:
+    """The maps that a DenseNet's layers add are activated only in concatenations."""
+    dense = channels.trace(*torchvision_network("densenet121"))
+    rank = dict.fromkeys(dense.widths, 2)
+    act = planted(dense, rank)
+    with pytest.raises(UserError, match=r"denseblock1.denselayer1.conv2.*; add block or norm or conv to covariance"):
+        of_groups(act, dense, WidthSettings())
+    read = of_groups(pd.concat([act, planted(dense, rank, point="conv")]), dense, WidthSettings())
+    assert read.groups.keys() == dense.widths.keys()
+    assert read.elsewhere["features.denseblock1.denselayer1.conv2"] == "conv"
+    assert "features.denseblock1.denselayer1.conv1" not in read.elsewhere
+
+
+def test_a_point_without_taps_is_named(traced: Channels) -> None:
+    table = planted(traced, dict.fromkeys(traced.widths, 3)).assign(point="fpn")
+    with pytest.raises(UserError, match=r"widths\.point is 'norm', and the channel groups conv1, .*; add act or block"):
+        of_groups(table, traced, WidthSettings(point="norm"))
+
+
+def row(experiment: config.Experiment, **changes: Any) -> pd.DataFrame:
+    values: dict[str, Any] = dict.fromkeys(dimensions.COLUMNS, 0) | {
+        "arm": "scratch", "backbone": "tiny", "detector": "rcnn", "point": "act"
+    }  # fmt: skip
+    table = pd.DataFrame([values | changes])
+    backbone = models.identity(experiment.backbones["tiny"])
+    table.attrs = {"experiment": "minimal", "definition": {"backbone": backbone | {"pretrained": "workflow"}}}
+    return table
+
+
+def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values)
+
+    def read(*tables: pd.DataFrame) -> pd.DataFrame:
+        folders = []
+        for number, table in enumerate(tables):
+            folders.append(tmp_path / str(number))
+            folders[-1].mkdir(exist_ok=True)
+            table.to_parquet(folders[-1] / "eigenvalues.parquet")
+        return dimensions.read(experiment, "tiny", "scratch", folders, "eigenvalues")
+
+    good = row(experiment)
+    assert len(read(good, row(experiment, seed=1))) == 2
+    with pytest.raises(UserError, match="two of the tables are of the same run"):
+        read(good, good)
+    with pytest.raises(UserError, match="of the detectors other, rcnn; expected one"):
+        read(good, row(experiment, detector="other"))
+    with pytest.raises(UserError, match="the tables are of the arms finetune; expected some of scratch"):
+        read(row(experiment, arm="finetune"))
+    other = row(experiment)
+    other.attrs = good.attrs | {"experiment": "bccd"}
+    with pytest.raises(UserError, match=r"0/eigenvalues.parquet: of the experiment 'bccd'; this one is 'minimal'"):
+        read(other)
+    other.attrs = good.attrs | {"definition": {"backbone": {"plugin": "resnet", "depth": 50}}}
+    with pytest.raises(UserError, match=r"of the backbone .*'depth': 50.*; this one is .*'depth': 18"):
+        read(other)
+    (tmp_path / "0/eigenvalues.parquet").write_text("no")
+    with pytest.raises(UserError, match="no table of 'eigendet spectrum'"):
+        dimensions.read(experiment, "tiny", "scratch", [tmp_path / "0"], "eigenvalues")
+    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no table"):
+        dimensions.read(experiment, "tiny", "scratch", [tmp_path / "nowhere"], "eigenvalues")
+
+
+def test_the_jackknife_of_a_mean_is_the_interval_of_students_t() -> None:
+    sample = np.random.default_rng(0).normal(5, 2, 9)
+    without = [float(np.delete(sample, k).mean()) for k in range(9)]
+    exact = scipy.stats.t.interval(0.95, 8, sample.mean(), scipy.stats.sem(sample))
+    assert dimensions.interval(float(sample.mean()), without) == pytest.approx(exact, rel=1e-12)
+    assert dimensions.interval(0.1, [0.0, 0.2, 0.1])[0] == 0
+
+
+def test_nine_of_ten_intervals_of_a_dimension_hold_what_many_images_show() -> None:
+    """Coverage on simulated images with a known spectrum: near the nominal 0.95, whatever the number of images."""
+    scale = np.arange(1, 13) ** -0.5
+    rule = plugins.bind("rule", PluginChoice(plugin="participation"))
+    random = np.random.default_rng(0)
+
+    def dimension(samples: np.ndarray) -> float:
+        return float(rule(np.linalg.eigvalsh(np.cov(samples, rowvar=False))[::-1]))
+
+    truth = float(rule(scale**2))
+    held = 0
+    for _ in range(200):
+        parts = random.normal(size=(8, 250, 12)) * scale
+        without = [dimension(np.delete(parts, k, 0).reshape(-1, 12)) for k in range(8)]
+        low, high = dimensions.interval(dimension(parts.reshape(-1, 12)), without)
+        held += low <= truth <= high
+    assert 0.90 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize("allocation", ["proportional", "marginal"])
+def test_widths_that_the_images_leave_open_are_named(traced: Channels, allocation: str) -> None:
+    settings = WidthSettings(rule=PluginChoice(plugin="ratio"), allocation=allocation)
+    sure = dict.fromkeys(traced.widths, 40)
+    unsure = "layer3.2.conv1"
+    parts = []
+    for k in range(6):
+        parts.append(planted(traced, sure | {unsure: 30 + 4 * k}).assign(left_out=k))
+    whole = of_groups(planted(traced, sure), traced, settings)
+    budget = Budget.of(traced, traced.widths, settings)
+    found, target = widths.allocate(budget, whole, settings)
+    content = widths.intervals(
+        pd.concat(parts), traced, budget, settings, whole.dimensions(settings), dict(zip(found, target, strict=True))
+    )
+    assert unsure in content["undetermined"]
+    low, high = content["dimension_intervals"][unsure]
+    assert low < 40 < high
+    assert content["dimension_intervals"]["conv1"] == (40, 40)
+    widest = max(content["width_intervals"], key=lambda g: np.subtract(*content["width_intervals"][g][::-1]) / found[g])
+    assert widest == unsure

@@ -1,0 +1,151 @@
+"""Widths to compare derived ones with: as many parameters or operations, and less of the spectra, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eigendet import dimensions, models
+from eigendet.allocation import Budget, Costs, largest
+from eigendet.config import Experiment
+from eigendet.dimensions import GroupSpectra
+from eigendet.errors import UserError
+from eigendet.files import read_json
+from eigendet.groups import Channels, Widths, scaled
+from eigendet.widths import allocate, describe
+
+RATIOS = (1 / 16, 16.0)  # of a profile, from a stage to the next
+
+
+def control(
+    experiment: Experiment, backbone: str, arm: str, folders: Sequence[Path], derived: Path | None
+) -> dict[str, Any]:
+    """The widths file of one of an experiment's controls.
+
+    Args:
+        folders: of the spectra from which `derived` comes, and of those of the arm scratch for the arm untrained.
+        derived: the widths file that the control is for.
+
+    Raises:
+        UserError: what the arm needs is missing or of another backbone.
+    """
+    choice, settings = experiment.backbones[backbone], experiment.widths
+    side = experiment.training.min_size
+    channels, reference = models.reference(choice, (side, side))
+    identity = {"backbone": models.identity(choice)}
+
+    def shown(of: str, first: bool = False) -> GroupSpectra:
+        spectra = dimensions.read(experiment, backbone, of, folders, "eigenvalues")
+        return dimensions.of_groups(spectra, channels, settings, first)
+
+    more: dict[str, Any] = {}
+    if "widths" in experiment.arms[arm]:
+        file = Path(experiment.arms[arm]["widths"])
+        widths, more["rule"] = models.read_widths(file, choice), f"as {file} says"
+    elif arm == "reference":
+        widths, more["rule"] = reference, "the reference's"
+    elif arm == "untrained":
+        widths, _ = allocate(Budget.of(channels, reference, settings), shown("scratch", first=True), settings)
+        more["rule"] = "as derived, from the spectra at step 0"
+    elif derived is None:
+        raise UserError(f"the control {arm} is for derived widths; give --derived FILE.")
+    else:
+        goal = models.read_widths(derived, choice)
+        if arm == "permuted":
+            other, more["spectrum_of"] = permuted(shown(read_json(derived, "a widths file")["arm"]))
+            widths, _ = allocate(Budget.of(channels, reference, settings), other, settings)
+            more["rule"] = "as derived, each group with the spectrum of another"
+        elif arm == "profile":
+            widths, factor, ratio = profile(channels, reference, goal, settings.round_to)
+            more["rule"] = f"{factor:.3f} of the reference's, times {ratio:.3f} from stage to stage"
+        else:
+            cost = channels.parameters if arm == "uniform_parameters" else channels.macs
+            widths, factor = uniform(channels, reference, cost, goal, settings.round_to)
+            more["rule"] = f"{factor:.3f} of the reference's"
+    return identity | describe(channels, reference, widths) | more
+
+
+def uniform(
+    channels: Channels, reference: Widths, cost: Callable[[Widths], int], goal: Widths, round_to: int
+) -> tuple[Widths, float]:
+    """The reference scaled by one factor, to the cost nearest to the goal's; and the factor."""
+    multiples = channels.rounded_to(round_to)
+    factor = largest(lambda factor: cost(scaled(reference, factor, multiples)) <= cost(goal))
+    candidates = [(scaled(reference, near, multiples), near) for near in (factor, factor * (1 + 1e-6))]
+    return min(candidates, key=lambda candidate: abs(cost(candidate[0]) - cost(goal)))
+
+
+def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) -> tuple[Widths, float, float]:
+    """The reference scaled by a factor times a ratio to the power of the stage, to the parameters and MACs of the goal.
+
+    Both numbers are solved for before rounding; among the widths that numbers near to them round to, the nearest to the
+    goal in the larger of the two errors are taken.
+
+    Returns:
+        Widths, factor, ratio.
+    """
+    costs = Costs.of(channels)
+    usual, wanted = (np.array([widths[group] for group in costs.groups], float) for widths in (reference, goal))
+    stage = stages(channels)
+    power = np.array([stage[group] for group in costs.groups], float)
+    macs, parameters, _ = costs(wanted)
+
+    def shaped(ratio: float) -> tuple[float, np.ndarray]:
+        """The factor at which this ratio has the goal's MACs, and the widths."""
+        factor = largest(lambda factor: costs(factor * ratio**power * usual)[0] <= macs)
+        return factor, factor * ratio**power * usual
+
+    low, high = RATIOS
+    while high / low > 1 + 1e-6:  # parameters sit late, so that they grow with the ratio
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if costs(shaped(middle)[1])[1] <= parameters else (low, middle)
+    base, _ = shaped(low)
+    rounded = channels.rounded_to(round_to)
+    multiple = np.array([rounded[group] for group in costs.groups], float)
+    best = None
+    for ratio in low * np.linspace(0.95, 1.05, 41):
+        for factor in base * np.linspace(0.95, 1.05, 41):
+            widths = np.maximum(np.round(factor * ratio**power * usual / multiple), 1) * multiple
+            spent = costs(widths)
+            error = max(abs(np.log(spent[0] / macs)), abs(np.log(spent[1] / parameters)))
+            if best is None or error < best[0] - 1e-9:
+                best = error, widths, float(factor), float(ratio)
+    assert best is not None
+    return {g: round(w) for g, w in zip(costs.groups, best[1].tolist(), strict=True)}, best[2], best[3]
+
+
+def stages(channels: Channels) -> dict[str, int]:
+    """Stage of every group, from 0: how many resolutions lie before the coarsest of the layers that write it."""
+    positions: dict[str, int] = {}
+    for layer in channels.layers:
+        for group, _ in layer.out.terms if layer.positions else ():
+            positions[group] = min(positions.get(group, layer.positions), layer.positions)
+    order = sorted(set(positions.values()), reverse=True)
+    return {group: order.index(positions[group]) if group in positions else 0 for group in channels.widths}
+
+
+def permuted(shown: GroupSpectra) -> tuple[GroupSpectra, dict[str, str]]:
+    """The spectra, each given to another group in a random cycle (always the same), stretched to its width.
+
+    So a group gets the share of its width that another's spectrum uses. Also says whose spectrum each group has.
+    """
+    groups = list(shown.groups)
+    order = np.random.default_rng(0).permutation(len(groups))
+    origin = {groups[here]: groups[there] for here, there in zip(order, np.roll(order, 1), strict=True)}
+    width = {group: len(next(iter(seeds.values()))[0]) for group, seeds in shown.groups.items()}
+    given = {
+        group: {
+            seed: [stretched(values, width[group]) for values in taps] for seed, taps in shown.groups[other].items()
+        }
+        for group, other in ((group, origin[group]) for group in groups)
+    }
+    return GroupSpectra(given, {}), origin
+
+
+def stretched(values: np.ndarray, width: int) -> np.ndarray:
+    """A spectrum over another number of channels, (width,), with the same share of the trace by share of width."""
+    held = np.concatenate([[0.0], np.cumsum(np.sort(values)[::-1])])
+    return np.diff(np.interp(np.linspace(0, 1, width + 1), np.linspace(0, 1, len(held)), held))

@@ -1,0 +1,194 @@
+"""The sections of an experiment's configuration, each a typed value that checks itself (see `config`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from eigendet.files import value_digest
+
+Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+# Settings that change how a run proceeds but not what comes of it.
+IMMATERIAL = {"workers", "log_every", "checkpoint_every"}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PluginChoice(BaseModel):
+    """A plugin by name; every further key is one of its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    plugin: str = Field(description="name of the plugin")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @property
+    def digest(self) -> str:
+        """Eight characters that stand for the plugin and its options in file names."""
+        return value_digest(self.model_dump(mode="json"))[:8]
+
+
+class BackboneChoice(PluginChoice):
+    width: PositiveFloat = Field(1.0, description="factor on every width of the network, to multiples of 8")
+    pretrained: str = Field(
+        "workflow",
+        description="start of the finetune arm: 'workflow' (pre-train here), a state-dict file, or published weights "
+        "as torchvision names them, for example 'torchvision:ResNet50_Weights.IMAGENET1K_V2'",
+    )
+
+
+class Splits(Section):
+    train: PluginChoice
+    val: PluginChoice
+
+
+class Data(Section):
+    classification: Splits | None = Field(None, description="for pre-training; not needed with other weights")
+    detection: Splits
+
+
+class Optimisation(Section):
+    """What both training loops share. Steps are optimizer updates."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; AdamW keeps its own betas")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="on weights; not on biases and normalisation")
+    warmup_steps: NonNegativeInt = Field(0, description="linear rise of the learning rate from 0")
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.67, 0.89], description="of the step schedule: shares of all steps after which the rate falls to a tenth"
+    )
+    clip_norm: PositiveFloat | None = Field(None, description="largest norm of the gradient; null: no clipping")
+    precision: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="of the forward pass on a GPU; a CPU always computes in float32"
+    )
+    snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
+        8, description="how many (first, then spaced logarithmically, then last), or the steps themselves"
+    )
+    log_every: PositiveInt = Field(20, description="steps between rows of the log")
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints for resuming")
+    workers: NonNegativeInt = Field(0, description="processes that load data; 0: the training process itself")
+
+    @model_validator(mode="after")
+    def _within_steps(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be below steps, {self.steps}")
+        if isinstance(self.snapshots, list):
+            outside = [step for step in self.snapshots if step > self.steps]
+            if outside:
+                raise ValueError(
+                    f"snapshots holds {outside[0]}; no snapshot can come after the last step, {self.steps}"
+                )
+        return self
+
+
+class Pretraining(Optimisation):
+    image_size: PositiveInt = Field(224, description="side of the square crop, pixels")
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.35, 1.0), description="share of the image in a crop")
+    flip: bool = Field(True, description="mirror half of the images")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> Self:
+        _in_order("crop_scale", self.crop_scale)
+        return self
+
+
+class DetectorTraining(Optimisation):
+    min_size: PositiveInt = Field(800, description="shorter side after resizing, pixels")
+    max_size: PositiveInt = Field(1333, description="longest side allowed, pixels")
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] = Field((0.8, 1.25), description="range of the random factor")
+    flip: bool = Field(True, description="mirror half of the images")
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> Self:
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size is {self.min_size}; it must not exceed max_size, {self.max_size}")
+        _in_order("scale_jitter", self.scale_jitter)
+        return self
+
+
+def _in_order(key: str, interval: tuple[float, float]) -> None:
+    if interval[0] > interval[1]:
+        raise ValueError(f"{key} is {list(interval)}; the lower end comes first")
+
+
+class CovarianceSettings(Section):
+    """Which feature maps are observed, in which runs, on which images."""
+
+    arms: list[Name] = Field(["finetune", "scratch"], min_length=1)
+    points: list[Point] = Field(["act"], min_length=1)
+    heads: bool = Field(False, description="also at these points of the detector's own layers: proposals, boxes, masks")
+    images: PositiveInt = Field(200, description="images of the probe set, the same for every run and snapshot")
+    split: Literal["train", "val"] = Field(
+        "train", description="where the probe images come from; widths read from 'val' would have seen the test"
+    )
+    memory: PositiveFloat | None = Field(
+        None,
+        description="GiB that accumulators may take at a time, with several passes over the images; null: no limit",
+    )
+    jackknife: Annotated[int, Field(ge=2)] | None = Field(
+        8,
+        description="parts of the probe set that are each left out in turn, for intervals of what is read from the "
+        "last snapshot; they are stored too; null: no intervals",
+    )
+    single: bool = Field(False, description="scatter stored in float32: half the disk")
+    compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")
+
+
+def _named(value: Any) -> Any:
+    return {"plugin": value} if isinstance(value, str) else value
+
+
+class WidthSettings(Section):
+    """How spectra become widths. The paper leaves all of this open; see README for the reasons of the defaults."""
+
+    arm: Literal["finetune", "scratch"] = Field("scratch", description="whose last spectra are read")
+    point: Literal["conv", "norm", "act", "block"] = "act"
+    centred: bool = Field(True, description="covariance; false: raw second moments")
+    rule: Annotated[PluginChoice, BeforeValidator(_named, json_schema_input_type=PluginChoice | str)] = Field(
+        PluginChoice(plugin="dof"),
+        description="plugin that gives a spectrum's dimension, with its options, or its name alone",
+    )
+    tie: Literal["max", "mean"] = Field("max", description="over the taps of one channel group")
+    allocation: Literal["proportional", "marginal"] = Field(
+        "proportional",
+        description="widths in proportion to the rule's dimensions; or, whatever the rule, channel by channel where "
+        "the spectra lose most for their cost",
+    )
+    round_to: PositiveInt = Field(8, description="widths are multiples of this")
+    macs: PositiveFloat | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
+    parameters: PositiveFloat | None = Field(None, description="cap on the backbone's parameters, likewise")
+    activations: PositiveFloat | None = Field(
+        None, description="cap on the elements that its convolutions and linear layers write, likewise"
+    )
+    min_factor: NonNegativeFloat = Field(0.0, description="least width of a group, as a share of the reference's")
+    max_factor: PositiveFloat | None = Field(None, description="largest width of a group, likewise")
+
+    @model_validator(mode="after")
+    def _caps_and_factors(self) -> Self:
+        if self.macs is self.parameters is self.activations is None:
+            raise ValueError("macs, parameters and activations are all null; give at least one cap")
+        if self.max_factor is not None and self.min_factor > self.max_factor:
+            raise ValueError(f"min_factor is {self.min_factor}; it must not exceed max_factor, {self.max_factor}")
+        return self
