@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,14 @@ VERBS = [
     "pretrain",
     "train",
     "evaluate",
+    "latency",
     "dump",
     "inspect",
     "merge",
     "spectrum",
     "channels",
     "widths",
+    "front",
     "report",
 ]
 
@@ -67,10 +70,16 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
     run("train", "-c", configuration, "-o", results / "scratch")
     assert "AP50 " in run("evaluate", "-c", configuration, results / "tuned", "-o", results / "tuned.json")
     assert "top1 " in run("evaluate", "-c", configuration, results / "pre", "-o", results / "pre.json")
+    lines = run("latency", "-c", configuration, results / "tuned", results / "scratch", "-o", results / "latency.json")
+    assert [line.split(",")[0] for line in lines.splitlines()] == ["finetune", "scratch"]
+    for measured in json.loads((results / "latency.json").read_text())["runs"]:
+        assert 0 < measured["backbone"]["median"] < measured["detector"]["median"]
+        assert measured["detector"]["low"] <= measured["detector"]["median"] <= measured["detector"]["high"]
     run("dump", "-c", configuration, results / "scratch", "-o", results / "c.h5")
     run("spectrum", results / "c.h5", "-o", results / "spectra")
     derived = results / "widths/derived.json"
     assert "of the parameters" in run("widths", "-c", configuration, "derived", results / "spectra", "-o", derived)
+    assert "dof at scale" in run("front", "-c", configuration, results / "spectra", "-o", results / "front.csv")
     control = results / "widths/profile.json"
     assert "of the MACs" in run("widths", "-c", configuration, "profile", "--derived", derived, "-o", control)
     run(

@@ -152,6 +152,25 @@ def evaluate(configs: tuple[Path, ...], run: Path, output: Path) -> None:
 
 @command
 @config_option
+@click.argument("runs", type=EXISTING, nargs=-1, required=True)
+@output_option("JSON file for the times.")
+def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], output: Path) -> None:
+    """Measure how long detectors and their backbones take for one image, in turns.
+
+    RUNS are folders of complete runs. Let nothing else run meanwhile.
+    """
+    from eigendet import files
+    from eigendet import latency as stage
+
+    result = stage.measure(_experiment(configs), runs)
+    files.write_json(output, result)
+    for run in result["runs"]:
+        times = ", ".join(f"{part} {run[part]['median']:.1f} ms" for part in ("detector", "backbone"))
+        click.echo(f"{run['arm']}, seed {run['seed']}: {times}")
+
+
+@command
+@config_option
 @click.argument("run", type=EXISTING)
 @click.option("--shard", default="1/1", help="K/N: only every N-th image from the K-th on, for `eigendet merge`.")
 @output_option("HDF5 file for the covariances.")
@@ -255,6 +274,25 @@ def widths(
     click.echo(f"{arm}: {change['parameters']:.3f} of the parameters, {change['macs']:.3f} of the MACs")
     if content.get("undetermined"):
         click.echo(f"the images leave open the widths of {', '.join(content['undetermined'])}")
+
+
+@command
+@config_option
+@backbone_option
+@click.argument("spectra", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1)
+@output_option("CSV file for the table.")
+def front(configs: tuple[Path, ...], backbone: str | None, spectra: tuple[Path, ...], output: Path) -> None:
+    """Compare parameters and operations over the width rule's option, at several budgets.
+
+    SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm that `widths.arm` names.
+    """
+    from eigendet import files
+    from eigendet import front as stage
+
+    experiment = _experiment(configs)
+    table = stage.front(experiment, _only(experiment.backbones, backbone, "backbone"), spectra)
+    files.write_text(output, table.to_csv(index=False))
+    click.echo(table[table["on_front"]].to_string(index=False, float_format="{:.3f}".format))
 
 
 @command

@@ -61,3 +61,26 @@ rule derive_widths:
     shell:
         "eigendet widths {wildcards.arm} {params.sources} --config {params.config}"
         " --backbone {wildcards.backbone} --output {output} > {log} 2>&1"
+
+
+rule pareto_front:
+    input:
+        lambda wildcards: [
+            f"{folder}/eigenvalues.parquet" for folder in spectra(wildcards)
+        ],
+        plugins.files("rule", [EXPERIMENT.widths.rule]),
+    output:
+        "<results>/widths/{backbone}/{detector}/front.csv",
+    log:
+        "<logs>/pareto_front/{backbone}/{detector}.log",
+    benchmark:
+        "<benchmarks>/pareto_front/{backbone}/{detector}.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    params:
+        config=CONFIG,
+        folders=spectra,
+        settings=width_settings,
+    shell:
+        "eigendet front {params.folders} --config {params.config} --backbone {wildcards.backbone}"
+        " --output {output} > {log} 2>&1"

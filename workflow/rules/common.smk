@@ -72,6 +72,21 @@ def runs(arms):
     )
 
 
+def networks(pattern):
+    """A file for every backbone and detector."""
+    return expand(pattern, backbone=EXPERIMENT.backbones, detector=EXPERIMENT.detectors)
+
+
+def first_seed_runs(wildcards):
+    """Folders of every arm's first run."""
+    network = f"{wildcards.backbone}/{wildcards.detector}/seed_{EXPERIMENT.seeds[0]}"
+    return [f"{RESULTS}/runs/{arm}/{network}" for arm in EXPERIMENT.all_arms]
+
+
+def first_seed_records(wildcards):
+    return [f"{folder}/run.json" for folder in first_seed_runs(wildcards)]
+
+
 def dataset_choice(task, split):
     return getattr(getattr(EXPERIMENT.data, task), split)
 
@@ -108,8 +123,8 @@ def detector_plugins(wildcards):
 
 
 def spectra(wildcards):
-    """Folders of the spectra that an arm's widths are read from, one a seed."""
-    source = EXPERIMENT.spectra_for(wildcards.arm)
+    """Folders of the spectra that an arm's widths, or the front, are read from, one a seed."""
+    source = EXPERIMENT.spectra_for(getattr(wildcards, "arm", "derived"))
     folder = f"{RESULTS}/spectra/{source}/{wildcards.backbone}/{wildcards.detector}"
     return [f"{folder}/seed_{seed}" for seed in EXPERIMENT.seeds if source]
 

@@ -20,6 +20,29 @@ rule evaluate:
         "eigendet evaluate {params.folder} --config {params.config} --output {output} > {log} 2>&1"
 
 
+# All arms in turns in one job that has the machine to itself: times are to be compared.
+rule latency:
+    input:
+        first_seed_records,
+        data=check("detection", "val"),
+    output:
+        "<results>/latency/{backbone}/{detector}.json",
+    log:
+        "<logs>/latency/{backbone}/{detector}.log",
+    benchmark:
+        "<benchmarks>/latency/{backbone}/{detector}.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=gpus(),
+    params:
+        config=CONFIG,
+        folders=first_seed_runs,
+    shell:
+        "eigendet latency {params.folders} --config {params.config} --output {output} > {log} 2>&1"
+
+
 rule report:
     input:
         scores=expand("<results>/evaluation/{run}.json", run=runs(EXPERIMENT.all_arms)),
@@ -27,6 +50,12 @@ rule report:
         spectra=expand(
             "<results>/spectra/{run}/eigenvalues.parquet",
             run=runs(EXPERIMENT.dumped),
+        ),
+        latency=networks("<results>/latency/{backbone}/{detector}.json"),
+        fronts=(
+            networks("<results>/widths/{backbone}/{detector}/front.csv")
+            if EXPERIMENT.derived
+            else []
         ),
     output:
         page="<results>/report.html",

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eigendet import config, models
+from eigendet.front import UNIFORM, front
+
+
+def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values | {"widths": {"round_to": 1, "macs": 0.9}})
+    choice = experiment.backbones["tiny"]
+    channels, reference = models.reference(choice, (64, 64))
+    rows = []
+    for (module, call), group in channels.outputs.items():
+        if "relu" in module:
+            spectrum = np.arange(1, reference[group] + 1) ** -(1.0 + ("layer4" in module))
+            rows += [
+                {"arm": "scratch", "backbone": "tiny", "detector": "d", "seed": 0, "step": 4, "module": module,
+                 "call": call, "point": "act", "channels": reference[group], "undersampled": False, "centred": True,
+                 "index": index, "value": value}
+                for index, value in enumerate(spectrum)
+            ]  # fmt: skip
+    spectra = pd.DataFrame(rows)
+    spectra.attrs = {"experiment": "minimal", "definition": {"backbone": models.identity(choice)}}
+    spectra.to_parquet(tmp_path / "eigenvalues.parquet")
+    table = front(experiment, "tiny", [tmp_path])
+    assert {"dof at scale 0.1", "dof at scale 1", UNIFORM} <= set(table["widths"])
+    assert {0.5, 0.9, 1.0} <= set(table["cap"])
+    assert (table["mac_share"] <= table["cap"]).all()
+    derived = table[table["widths"] != UNIFORM]
+    best = derived[derived["on_front"]]
+    assert 0 < len(best) < len(derived)
+    for _, row in derived[~derived["on_front"]].iterrows():
+        assert ((best["parameters"] <= row["parameters"]) & (best["macs"] <= row["macs"])).any()
+    assert not table[table["widths"] == UNIFORM]["on_front"].any()
+    whole = table[(table["widths"] == UNIFORM) & (table["cap"] == 1.0)].iloc[0]
+    assert whole["parameters"] == channels.parameters(reference)

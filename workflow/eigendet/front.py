@@ -1,0 +1,63 @@
+"""What a rule's option does to parameters and operations: the Pareto front over it, at several budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eigendet import dimensions, models, plugins
+from eigendet.allocation import Budget, proportional
+from eigendet.config import Experiment
+from eigendet.errors import UserError
+from eigendet.groups import Widths
+from eigendet.sections import WidthSettings
+from eigendet.widths import allocate, rule_text
+
+CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares of the reference's
+UNIFORM = "uniform scaling"
+
+
+def front(experiment: Experiment, backbone: str, folders: Sequence[Path]) -> pd.DataFrame:
+    """A row for every value of the rule's option and every cap on MACs that can be met.
+
+    Columns: `widths` (how they are found, in words), `cap`; `parameters`, `macs` (of the backbone), `parameter_share`,
+    `mac_share` (of the reference's); `on_front`: no other row has as few of both and fewer of one. Uniform scaling is
+    there for comparison, and takes no part in the front. What accuracy each row has, only training can tell.
+    """
+    settings = experiment.widths
+    arm = experiment.spectra_for("derived") or ""
+    spectra = dimensions.read(experiment, backbone, arm, folders, "eigenvalues")
+    side = experiment.training.min_size
+    channels, reference = models.reference(experiment.backbones[backbone], (side, side))
+    shown = dimensions.of_groups(spectra, channels, settings)
+    rules = plugins.variants("rule", settings.rule) if settings.allocation == "proportional" else [settings.rule]
+    rows: list[dict[str, Any]] = []
+
+    def add(how: str, cap: float, widths: Widths) -> None:
+        spent = {"parameters": channels.parameters(widths), "macs": channels.macs(widths)}
+        shares = {
+            "parameter_share": spent["parameters"] / channels.parameters(reference),
+            "mac_share": spent["macs"] / channels.macs(reference),
+        }
+        rows.append({"widths": how, "cap": cap} | spent | shares)
+
+    for cap in sorted({*CAPS, settings.macs or 1.0}):
+        capped = settings.model_copy(update={"macs": cap})
+        try:
+            budget = Budget.of(channels, reference, capped)
+        except UserError:
+            continue  # not even the narrowest network is so small
+        for rule in rules:
+            varied: WidthSettings = capped.model_copy(update={"rule": rule})
+            add(rule_text(varied), cap, allocate(budget, shown, varied)[0])
+        add(UNIFORM, cap, proportional(budget, reference))
+    table = pd.DataFrame(rows)
+    costs = table.loc[table["widths"] != UNIFORM, ["parameters", "macs"]].to_numpy()
+    table["on_front"] = False
+    table.loc[table["widths"] != UNIFORM, "on_front"] = [
+        not ((costs <= own).all(1) & (costs < own).any(1)).any() for own in costs
+    ]
+    return table
