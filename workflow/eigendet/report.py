@@ -14,18 +14,15 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
 
 from eigendet import config as configuration
+from eigendet import figures
 from eigendet.config import ARMS, Experiment
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_text
 from eigendet.spectrum import RUN_COLUMNS
 
-# Okabe and Ito's colours, told apart by colour-blind readers; one an arm, in every figure.
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
 POINTS_A_SPECTRUM = 64  # drawn of each spectrum; the tables hold all
 
 
@@ -40,7 +37,7 @@ def write(folder: Path) -> str:
 
 
 def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
-    """A row a run: arm, backbone, detector, seed; AP in percent; parameters; multiply-accumulates; time.
+    """A row a run: arm, backbone, detector, seed; AP; parameters; multiply-accumulates; latency; time of training.
 
     Raises:
         UserError: no run has been evaluated.
@@ -56,7 +53,7 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
         for kind, prefix in (("boxes", ""), ("masks", "mask_")):
             row |= {prefix + name: value for name, value in scores.get(kind, {}).items()}
         row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
-        rows.append(row)
+        rows.append(row | _latency(folder, path))
     if not rows:
         raise UserError(
             f"{folder / 'evaluation'}: holds no evaluation of this experiment; run 'eigendet evaluate' first."
@@ -64,6 +61,16 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["arm"] = pd.Categorical(table["arm"], experiment.all_arms, ordered=True)
     return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
+
+
+def _latency(folder: Path, run: Path) -> dict[str, float]:
+    """Milliseconds for an image, of an arm's first seed: its other seeds have the same network."""
+    arm, backbone, detector, _ = run.parts
+    file = folder / "latency" / backbone / f"{detector}.json"
+    for entry in read_json(file, "latencies")["runs"] if file.is_file() else ():
+        if entry["arm"] == arm:
+            return {f"{part}_ms": entry[part]["median"] for part in ("detector", "backbone")}
+    return {}
 
 
 def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -80,6 +87,9 @@ def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
             for cost in ("parameters", "backbone_parameters", "backbone_macs"):
                 row[cost] = int(seeds[cost].iloc[0])
                 row[f"{cost}_ratio"] = row[cost] / int(usual[cost].iloc[0]) if len(usual) else None
+            for time in [name for name in ("detector_ms", "backbone_ms") if name in seeds]:
+                row[time] = float(seeds[time].iloc[0])
+                row[f"{time}_ratio"] = row[time] / float(usual[time].iloc[0]) if len(usual) else None
             rows.append(row)
     return rows
 
@@ -89,7 +99,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         loader=jinja2.PackageLoader("eigendet", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
-    colours = _colours(experiment)
+    colours = figures.colours(experiment)
     widths = _widths(folder, experiment)
     data = _data(folder, experiment)
     records = [folder / "pretrained" / name / "run.json" for name in experiment.backbones]
@@ -102,10 +112,11 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
         differences=_differences(experiment),
         averages=averages(runs),
+        has_latency="detector_ms" in runs,
         has_masks="mask_AP" in runs,
         seeds=sorted(set(runs["seed"])),
-        scores=_div(_score_figure(runs, colours)),
-        widths=[entry | {"figure": _div(_width_figure(entry, colours))} for entry in widths],
+        scores=figures.div(figures.scores(runs, colours)),
+        widths=[_width_section(entry, colours) for entry in widths],
         data=data,
         pretrained=pretrained,
         record=record,
@@ -121,13 +132,6 @@ def _runs(experiment: Experiment, arms: Sequence[str]) -> Iterator[Path]:
     for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
         for arm, seed in itertools.product(arms, experiment.seeds):
             yield Path(arm) / backbone / detector / f"seed_{seed}"
-
-
-def _colours(experiment: Experiment) -> dict[str, str]:
-    """Arm -> colour: always the same for those that most experiments have."""
-    usual = ["scratch", "finetune", "derived"]
-    others = [arm for arm in experiment.all_arms if arm not in usual]
-    return dict(zip([*usual, *others], itertools.cycle(PALETTE), strict=False))
 
 
 def _text(arm: str, experiment: Experiment) -> str:
@@ -160,52 +164,51 @@ def _differences(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _score_figure(runs: pd.DataFrame, colours: dict[str, str]) -> go.Figure:
-    """AP of every run against parameters and multiply-accumulates of its backbone."""
-    costs = {"backbone_parameters": "backbone parameters", "backbone_macs": "backbone multiply-accumulates"}
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.05)
-    networks = runs.groupby(["backbone", "detector"]).groups
-    symbols = dict(zip(networks, itertools.cycle(["circle", "square", "diamond", "cross", "x"]), strict=False))
-    for (arm, backbone, detector), group in runs.groupby(["arm", "backbone", "detector"], sort=False):
-        several = len(symbols) > 1
-        name = f"{arm}, {detector} on {backbone}" if several else str(arm)
-        for column, (cost, title) in enumerate(costs.items(), start=1):
-            hover = f"{name}, seed %{{customdata}}<br>AP %{{y:.2f}}<br>{title} %{{x:.3s}}<extra></extra>"
-            marker = {"color": colours[str(arm)], "size": 11, "symbol": symbols[backbone, detector]}
-            figure.add_scatter(
-                x=group[cost], y=100 * group["AP"], mode="markers", name=name, legendgroup=name, marker=marker,
-                showlegend=column == 1, customdata=group["seed"], hovertemplate=hover, row=1, col=column,
-            )  # fmt: skip
-    for column, title in enumerate(costs.values(), start=1):
-        figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
-    figure.update_yaxes(title_text="box AP, percent", row=1, col=1)
-    return _styled(figure, 380)
-
-
 def _widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
-    """Contents of the widths files, a dict for each backbone and detector: their names, and the file of each arm."""
+    """Contents of the widths files, a dict for each backbone and detector: of every arm, and the front."""
     found = []
     for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
-        files = sorted((folder / "widths" / backbone / detector).glob("*.json"))
-        contents = {file.stem: read_json(file, "widths") for file in files if file.stem in experiment.all_arms}
-        if "derived" in contents:
-            found.append({"backbone": backbone, "detector": detector, "files": contents})
+        place = folder / "widths" / backbone / detector
+        files = [place / f"{arm}.json" for arm in experiment.all_arms]
+        contents = {file.stem: read_json(file, "widths") for file in files if file.is_file()}
+        derived = [contents[arm] for arm in experiment.derived if arm in contents]
+        if derived:
+            front = pd.read_csv(place / "front.csv") if (place / "front.csv").is_file() else None
+            entry = {"backbone": backbone, "detector": detector, "files": contents, "derived": derived, "front": front}
+            found.append(entry | {"settled": settled(derived, experiment.widths.round_to)})
     return found
 
 
-def _width_figure(entry: dict[str, Any], colours: dict[str, str]) -> go.Figure:
-    derived = entry["files"]["derived"]
-    groups = list(derived["widths"])
-    figure = go.Figure()
-    figure.add_bar(
-        x=groups, y=[derived["reference"][group] for group in groups], name="reference", marker_color="#999999"
+def settled(derived: Sequence[dict[str, Any]], round_to: int) -> str:
+    """Whether widths still move from round to round, in a sentence; nothing for a single round."""
+    if len(derived) < 2:
+        return ""
+    changes = []
+    for before, after in itertools.pairwise(entry["widths"] for entry in derived):
+        changes.append({group: abs(after[group] - before[group]) for group in after})
+    moved = [
+        sum(change.values()) / sum(entry["widths"].values()) for change, entry in zip(changes, derived, strict=False)
+    ]
+    course = ", ".join(f"{100 * share:.1f} %" for share in moved)
+    last = changes[-1]
+    farthest = max(last, key=last.__getitem__)
+    verdict = "The widths have settled" if last[farthest] <= round_to else "The widths have not settled"
+    return (
+        f"{verdict}: in the last round {sum(map(bool, last.values()))} of {len(last)} groups changed, the farthest, "
+        f"{farthest}, by {last[farthest]} channels (rounding is to {round_to}). Share of all channels that moved, "
+        f"round by round: {course}."
     )
-    for arm, content in entry["files"].items():
-        figure.add_bar(x=groups, y=[content["widths"][group] for group in groups], name=arm, marker_color=colours[arm])
-    figure.update_layout(
-        barmode="group", xaxis_title="channel group, named after its first layer", yaxis_title="channels"
-    )
-    return _styled(figure, 420)
+
+
+def _width_section(entry: dict[str, Any], colours: dict[str, str]) -> dict[str, Any]:
+    return entry | {
+        "figure": figures.div(figures.widths(entry, colours)),
+        "front_figure": None if entry["front"] is None else figures.div(figures.front(entry, colours)),
+        "bounds": {
+            "macs": "the cap on MACs", "parameters": "the cap on parameters", "activations": "the cap on activations",
+            "least": "its least width", "most": "its largest width", "target": "its share, rounded",
+        },
+    }  # fmt: skip
 
 
 def _spectra(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
@@ -231,21 +234,6 @@ def _spectra(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
             {"arm": arm, "seed": int(seed), "network": f"{detector} on {backbone}", "steps": steps, "taps": taps}
         )
     return found
-
-
-def _styled(figure: go.Figure, height: int) -> go.Figure:
-    figure.update_layout(
-        template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 20, "b": 60},
-        legend={"orientation": "h", "y": 1.12}, font={"family": "system-ui, sans-serif", "size": 13},
-    )  # fmt: skip
-    return figure
-
-
-def _div(figure: go.Figure) -> str:
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
-    )
-    return html
 
 
 def _script_json(value: Any) -> str:
