@@ -121,9 +121,22 @@ class Odd(nn.Module):
         return {"out": self.operation(self.stem(images))}
 
 
+class Blur(nn.Module):
+    """Convolves by itself, with a filter that its constructor makes for each channel."""
+
+    def __init__(self, channels: int, size: int = 3) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filter", torch.rand(size, size).expand(channels, 1, size, size).clone())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return nn.functional.conv2d(maps, self.get_buffer("filter"), groups=self.channels)
+
+
 @pytest.mark.parametrize(
     ("make", "widths"),
     [
+        (lambda: Blur(8), {"stem": 12}),
         (lambda: nn.Conv2d(8, 8, 3, groups=8), {"stem": 12}),
         (lambda: nn.Conv2d(8, 24, 3, groups=8), {"stem": 12}),
         (lambda: nn.Conv2d(8, 12, 3, groups=4), {"stem": 12, "operation": 8}),
@@ -175,6 +188,7 @@ class Scale(nn.Module):
         (lambda: lambda maps: torch.cat(maps.split(4, 1)[:2], 1) + maps, "keeps its sizes"),
         (lambda: lambda maps: maps.reshape(1, 8, -1), "operation|Odd keeps its sizes"),
         (lambda: Head(), "operation.conv keeps its sizes"),
+        (lambda: Blur(8, size=8), "operation keeps its sizes"),  # which eight is the width?
         (lambda: lambda maps: maps * torch.ones(1, 8, 1, 1, device=maps.device), "Odd keeps its sizes"),
         (lambda: Scale(torch.rand(8, 1, 1)), "operation.scale has values of its own"),
         (lambda: lambda maps: maps.mean((2, 3)), "an output of the network, a number for each class"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -27,7 +27,7 @@ from eigendet.construction import RESIZABLE, constructing, resize_parameter
 from eigendet.groups import ChannelError, Channels, Layer, Size, check_widths, whole
 from eigendet.points import each_call
 from eigendet.sizes import Axis
-from eigendet.tracing import Call, Follower
+from eigendet.tracing import NORMS, Call, Follower
 
 Build = Callable[[], nn.Module]
 
@@ -48,10 +48,12 @@ def trace(build: Build, size: tuple[int, int] = (64, 64)) -> Channels:
         raise ChannelError(
             f"{type(model).__name__}: cannot be run on an image of {size}: {_first_line(error)}"
         ) from None
+    if others := _convolving(follower):
+        _, order = _built(build, others)
     for axis, reason in _parameters_with_values(build, follower):
         follower.sizes.fix(axis, reason)
     while True:
-        found = _channels(follower, order)
+        found = _channels(follower, order, others)
         faults = (_trial(build, found, size, wider) for wider in (0, 1))
         fault = next((fault for fault in faults if fault is not None), None)
         if fault is None:
@@ -93,10 +95,14 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
             arguments["num_channels"] = out
         elif isinstance(module, nn.LayerNorm):
             arguments["normalized_shape"] = (out,)
-        else:
+        elif isinstance(module, NORMS):
             arguments["num_features"] = out
+        else:  # of the network's own: what says its width is the one argument with that value
+            built = whole(layer.out(channels.widths))
+            same = [name for name, value in arguments.items() if type(value) is int and value == built]
+            arguments |= {name: out for name in same if len(same) == 1}
 
-    with constructing(edit, meta):
+    with constructing(edit, meta, channels.others):
         model = build()
     for layer in channels.layers:
         if layer.kind == "parameter" and layer.out.terms:
@@ -104,13 +110,19 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
     return model.to("meta") if meta else model
 
 
-def _built(build: Build) -> tuple[nn.Module, tuple[str | None, ...]]:
+def _built(build: Build, others: Collection[type[nn.Module]] = ()) -> tuple[nn.Module, tuple[str | None, ...]]:
     """The network on the meta device, and its layers in order of construction."""
     made: list[nn.Module] = []
-    with constructing(lambda layer, arguments: made.append(layer), meta=True):
+    with constructing(lambda layer, arguments: made.append(layer), meta=True, others=others):
         model = build()
     paths = {id(module): path for path, module in model.named_modules()}
     return model.to("meta"), tuple(paths.get(id(layer)) for layer in made)
+
+
+def _convolving(follower: Follower) -> tuple[type[nn.Module], ...]:
+    """Classes of the network's own whose modules convolve by themselves, with weights that their constructors make."""
+    modules = (follower.model.get_submodule(call.path) for call in follower.calls if call.kind == "conv")
+    return tuple(dict.fromkeys(type(module) for module in modules if not isinstance(module, RESIZABLE)))
 
 
 def _follow(follower: Follower, size: tuple[int, int]) -> None:
@@ -150,7 +162,7 @@ def _run(follower: Follower, image: Tensor) -> None:
             follower.sizes.fix(axis, "an output of the network, a number for each class")
 
 
-def _channels(follower: Follower, order: tuple[str | None, ...]) -> Channels:
+def _channels(follower: Follower, order: tuple[str | None, ...], others: tuple[type[nn.Module], ...]) -> Channels:
     """What a follower found, in names."""
     sizes = follower.sizes
 
@@ -200,6 +212,7 @@ def _channels(follower: Follower, order: tuple[str | None, ...]) -> Channels:
         },
         constant=total - whole(sum(layer.parameters(widths) for layer in layers)),
         order=order,
+        others=others,
     )
 
 
@@ -277,7 +290,7 @@ def _trial(build: Build, channels: Channels, size: tuple[int, int], wider: int) 
         for predicted, found in ((layer.source, source), (layer.out, axis)):
             if predicted is not None and (found is None or follower.sizes.size(found) != predicted(widths)):
                 return [layer.module], layer.module, f"{layer.module} does not follow other widths"
-    again = _channels(follower, channels.order)
+    again = _channels(follower, channels.order, channels.others)
     if again.macs(again.widths) != channels.macs(widths):
         raise ChannelError(
             f"{type(follower.model).__name__}: {again.macs(again.widths)} multiply-accumulates where "

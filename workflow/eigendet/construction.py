@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from unittest import mock
 
@@ -18,8 +18,12 @@ RESIZABLE = (nn.modules.conv._ConvNd, nn.Linear, *NORMS)
 
 
 @contextlib.contextmanager
-def constructing(edit: Callable[[nn.Module, dict[str, Any]], None], meta: bool) -> Iterator[None]:
+def constructing(
+    edit: Callable[[nn.Module, dict[str, Any]], None], meta: bool, others: Collection[type[nn.Module]] = ()
+) -> Iterator[None]:
     """While open, every resizable layer that is constructed passes its arguments through `edit(layer, arguments)`.
+
+    So do modules of the classes in `others`.
 
     With `meta` the layers hold no memory. (As torch's default device, meta would also reach arithmetic by which
     networks find their widths.)
@@ -40,7 +44,7 @@ def constructing(edit: Callable[[nn.Module, dict[str, Any]], None], meta: bool) 
     with contextlib.ExitStack() as patches:
         if meta:  # the network that is built for use begins as if this one never was
             patches.enter_context(torch.random.fork_rng(devices=[]))
-        for layer in CONSTRUCTED:
+        for layer in (*CONSTRUCTED, *others):
             patches.enter_context(mock.patch.object(layer, "__init__", patched(layer.__init__)))
         yield
 

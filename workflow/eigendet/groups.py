@@ -71,6 +71,7 @@ class Channels:
     outputs: dict[tuple[str, int], str]  # (module, call) -> the group that its output's channels are
     constant: int  # parameters that no width changes
     order: tuple[str | None, ...] = field(repr=False)  # modules in order of construction; None: not in the network
+    others: tuple[type, ...] = ()  # classes of modules in `order` that convolve with weights of their own making
 
     def parameters(self, widths: Mapping[str, int]) -> int:
         """Trainable parameters of the network built with `widths`."""
