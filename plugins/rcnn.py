@@ -28,7 +28,9 @@ def faster_rcnn(
     from torchvision.models.detection import FasterRCNN
 
     parts = _parts(backbone, classes, size, fpn_channels, head_channels, anchor_sizes, proposals, box_samples)
-    return FasterRCNN(**parts)
+    model = FasterRCNN(**parts)
+    model.regions = {"roi_heads": proposals}
+    return model
 
 
 @detector
@@ -56,6 +58,7 @@ def mask_rcnn(
         mask_head=MaskRCNNHeads(fpn_channels, [mask_channels] * 4, dilation=1),
         mask_predictor=MaskRCNNPredictor(mask_channels, mask_channels, classes + 1),
     )
+    model.regions = {"roi_heads": proposals, "roi_heads.mask": model.roi_heads.detections_per_img}
     model.learns_masks = True
     return model
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import config, dump, loading, models, plugins, runs, training
+from eigendet import channels, config, dump, loading, models, plugins, runs, training
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.models import Definition
@@ -81,6 +85,38 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
         assert found["layer4.1.relu#1:act"].covariance.channels == widths["layer4.0.conv2"]
         assert sum(tap.key.point == "fpn" for tap in found.values()) == 5
         assert {tap.padding for tap in found.values()} == {"excluded"}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
+    reference = replace(definition(name), heads=True)
+    groups, usual = reference.reference(64)
+    backbone, _ = models.reference(BackboneChoice(**reference.backbone))
+    own = usual.keys() - backbone.widths.keys()
+    assert {f"backbone.fpn.inner_blocks.{2 if name == 'retinanet' else 3}.0"} <= own
+    assert not own & {"roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits"}
+    random = Random(0)
+    widths = {g: groups.multiples[g] * random.randint(1, 40 // groups.multiples[g]) for g in usual}
+    model = replace(reference, widths=widths).build()
+    assert models.parameter_count(model) == groups.parameters(widths)
+    seen: dict[str, int] = {}
+    for prefix, path in {"roi_heads": "roi_heads.box_head", "roi_heads.mask": "roi_heads.mask_head"}.items():
+        if path in dict(model.named_modules()):
+            model.get_submodule(path).register_forward_pre_hook(
+                lambda module, inputs, prefix=prefix: seen.update({prefix: len(inputs[0])})
+            )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()([torch.rand(3, 64, 64)])
+    assert seen.keys() == getattr(model, "regions", {}).keys()
+    counted = channels.trace(partial(definition(name)._at_full_width, (64, 64)), (64, 64), seen).renamed(
+        "backbone.body."
+    )
+    assert counted.macs(widths) == counter.get_total_flops() // 2
+    target = {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([1])}
+    losses = model.train()([torch.rand(3, 64, 64)], [target | {"masks": torch.ones(1, 64, 64, dtype=torch.uint8)}])
+    sum(losses.values()).backward()
+    again = models.Definition.of(replace(reference, widths=widths).plain()).build()
+    assert again.load_state_dict(model.state_dict()).missing_keys == []
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eigendet import channels, config, controls, models, plugins
+from eigendet import channels, config, controls, plugins, runs
 from eigendet.allocation import Budget, proportional
 from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
@@ -89,18 +89,21 @@ def test_the_reference_and_a_file_of_ones_own(values: dict[str, Any], tmp_path: 
     file = tmp_path / "mine.json"
     values["arms"] = {"scratch": {}, "reference": {}, "mine": {"widths": str(file), "steps": 3}}
     experiment = config.parse(values)
-    reference = controls.control(experiment, "tiny", "reference", [], None)
+    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    reference = controls.control(experiment, network, "reference", [], None)
     assert reference["widths"] == reference["reference"]
     file.write_text(json.dumps({"widths": reference["widths"] | {"conv1": 12}}))
-    mine = controls.control(experiment, "tiny", "mine", [], None)
+    mine = controls.control(experiment, network, "mine", [], None)
     assert mine["widths"]["conv1"] == 12 and mine["parameters"]["result"] > mine["parameters"]["reference"]
-    assert mine["backbone"] == models.identity(experiment.backbones["tiny"])
+    assert mine["backbone"] == network.identity()["backbone"]
     assert experiment.training_of("mine").steps == 3
     file.write_text(json.dumps({"widths": {"conv1": 12}}))
     with pytest.raises(UserError, match=r"mine.json: no width for the channel groups layer"):
-        controls.control(experiment, "tiny", "mine", [], None)
+        controls.control(experiment, network, "mine", [], None)
 
 
 def test_a_control_of_derived_widths_needs_these(values: dict[str, Any]) -> None:
+    experiment = config.parse(values)
+    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     with pytest.raises(UserError, match="the control profile is for derived widths; give --derived FILE"):
-        controls.control(config.parse(values), "tiny", "profile", [], None)
+        controls.control(experiment, network, "profile", [], None)

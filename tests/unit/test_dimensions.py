@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eigendet import channels, config, dimensions, models, plugins, widths
+from eigendet import channels, config, dimensions, plugins, runs, widths
 from eigendet.allocation import Budget
 from eigendet.dimensions import of_groups
 from eigendet.errors import UserError
 from eigendet.groups import Channels
+from eigendet.models import Definition
 from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
 
@@ -78,18 +80,17 @@ def test_a_point_without_taps_is_named(traced: Channels) -> None:
         of_groups(table, traced, WidthSettings(point="norm"))
 
 
-def row(experiment: config.Experiment, **changes: Any) -> pd.DataFrame:
+def row(network: Definition, **changes: Any) -> pd.DataFrame:
     values: dict[str, Any] = dict.fromkeys(dimensions.COLUMNS, 0) | {
         "arm": "scratch", "backbone": "tiny", "detector": "rcnn", "point": "act"
     }  # fmt: skip
     table = pd.DataFrame([values | changes])
-    backbone = models.identity(experiment.backbones["tiny"])
-    table.attrs = {"experiment": "minimal", "definition": {"backbone": backbone | {"pretrained": "workflow"}}}
+    table.attrs = {"experiment": "minimal", "definition": network.plain()}
     return table
 
 
 def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
-    experiment = config.parse(values)
+    network = runs.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
 
     def read(*tables: pd.DataFrame) -> pd.DataFrame:
         folders = []
@@ -97,28 +98,28 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
             folders.append(tmp_path / str(number))
             folders[-1].mkdir(exist_ok=True)
             table.to_parquet(folders[-1] / "eigenvalues.parquet")
-        return dimensions.read(experiment, "tiny", "scratch", folders, "eigenvalues")
+        return dimensions.read("minimal", network, "scratch", folders, "eigenvalues")
 
-    good = row(experiment)
-    assert len(read(good, row(experiment, seed=1))) == 2
+    good = row(network)
+    assert len(read(good, row(network, seed=1))) == 2
     with pytest.raises(UserError, match="two of the tables are of the same run"):
         read(good, good)
-    with pytest.raises(UserError, match="of the detectors other, rcnn; expected one"):
-        read(good, row(experiment, detector="other"))
     with pytest.raises(UserError, match="the tables are of the arms finetune; expected some of scratch"):
-        read(row(experiment, arm="finetune"))
-    other = row(experiment)
+        read(row(network, arm="finetune"))
+    other = row(network)
     other.attrs = good.attrs | {"experiment": "bccd"}
     with pytest.raises(UserError, match=r"0/eigenvalues.parquet: of the experiment 'bccd'; this one is 'minimal'"):
         read(other)
-    other.attrs = good.attrs | {"definition": {"backbone": {"plugin": "resnet", "depth": 50}}}
+    other = row(replace(network, backbone=network.backbone | {"depth": 50}))
     with pytest.raises(UserError, match=r"of the backbone .*'depth': 50.*; this one is .*'depth': 18"):
         read(other)
+    with pytest.raises(UserError, match=r"of the detector .*'retinanet'.*; this one is .*'faster_rcnn'"):
+        read(row(replace(network, detector={"plugin": "retinanet"})))
     (tmp_path / "0/eigenvalues.parquet").write_text("no")
     with pytest.raises(UserError, match="no table of 'eigendet spectrum'"):
-        dimensions.read(experiment, "tiny", "scratch", [tmp_path / "0"], "eigenvalues")
+        dimensions.read("minimal", network, "scratch", [tmp_path / "0"], "eigenvalues")
     with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no table"):
-        dimensions.read(experiment, "tiny", "scratch", [tmp_path / "nowhere"], "eigenvalues")
+        dimensions.read("minimal", network, "scratch", [tmp_path / "nowhere"], "eigenvalues")
 
 
 def test_the_jackknife_of_a_mean_is_the_interval_of_students_t() -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import config, models
+from eigendet import config, runs
 from eigendet.front import UNIFORM, front
 
 
 def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any], tmp_path: Path) -> None:
     experiment = config.parse(values | {"widths": {"round_to": 1, "macs": 0.9}})
-    choice = experiment.backbones["tiny"]
-    channels, reference = models.reference(choice, (64, 64))
+    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    channels, reference = network.reference(64)
     rows = []
     for (module, call), group in channels.outputs.items():
         if "relu" in module:
@@ -25,9 +25,9 @@ def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any],
                 for index, value in enumerate(spectrum)
             ]  # fmt: skip
     spectra = pd.DataFrame(rows)
-    spectra.attrs = {"experiment": "minimal", "definition": {"backbone": models.identity(choice)}}
+    spectra.attrs = {"experiment": "minimal", "definition": network.plain()}
     spectra.to_parquet(tmp_path / "eigenvalues.parquet")
-    table = front(experiment, "tiny", [tmp_path])
+    table = front(experiment, network, [tmp_path])
     assert {"dof at scale 0.1", "dof at scale 1", UNIFORM} <= set(table["widths"])
     assert {0.5, 0.9, 1.0} <= set(table["cap"])
     assert (table["mac_share"] <= table["cap"]).all()

@@ -7,7 +7,10 @@ import pytest
 
 from eigendet import models, widths
 from eigendet.errors import UserError
-from eigendet.sections import BackboneChoice, WidthSettings
+from eigendet.models import Definition
+from eigendet.sections import WidthSettings
+
+NETWORK = Definition({"plugin": "resnet", "depth": 18, "norm_groups": 8}, [], (64, 64))
 
 
 def test_the_rule_is_named_only_where_it_counts() -> None:
@@ -17,14 +20,13 @@ def test_the_rule_is_named_only_where_it_counts() -> None:
 
 
 def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
-    choice = BackboneChoice(plugin="resnet", depth=18, norm_groups=8)
-    _, widths = models.reference(choice)
+    _, widths = NETWORK.reference()
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"widths": widths | {"conv1": 48}}))
-    assert models.read_widths(file, choice) == widths | {"conv1": 48}
+    assert models.read_widths(file, NETWORK) == widths | {"conv1": 48}
     by_layer = {group: width for group, width in widths.items() if group != "conv1"} | {"layer1.0.conv2": 48}
     file.write_text(json.dumps({"widths": by_layer}))
-    assert models.read_widths(file, choice)["conv1"] == 48  # a layer tied to the stem
+    assert models.read_widths(file, NETWORK)["conv1"] == 48  # a layer tied to the stem
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
         ('{"widths": {"conv1": -8}}', "'conv1': width -8; expected a positive integer"),
         ('{"widths": {"conv1": 0}}', "'conv1': width 0; expected a positive integer"),
         ('{"widths": {"conv1": 16, "layer1.1.conv2": 24}}', "'conv1' is 16 and 'layer1.1.conv2' is 24; they are tied"),
+        ('{"detector": {"plugin": "retinanet"}, "widths": {}}', "widths of the detector's own layers; set"),
         ('{"backbone": {"plugin": "resnet", "depth": 50}, "widths": {}}', "made for the backbone .*'depth': 50"),
     ],
 )  # fmt: skip
@@ -46,4 +49,4 @@ def test_a_wrong_widths_file_is_refused_by_name(tmp_path: Path, content: str, me
     file = tmp_path / "mine.json"
     file.write_text(content)
     with pytest.raises(UserError, match=f"mine.json: .*{message}"):
-        models.read_widths(file, BackboneChoice(plugin="resnet", depth=18, norm_groups=8))
+        models.read_widths(file, NETWORK)

@@ -32,14 +32,20 @@ from eigendet.tracing import NORMS, Call, Follower
 Build = Callable[[], nn.Module]
 
 
-def trace(build: Build, size: tuple[int, int] = (64, 64)) -> Channels:
+def trace(build: Build, size: tuple[int, int] = (64, 64), regions: Mapping[str, int] | None = None) -> Channels:
     """Channel groups of the network that `build` makes, with costs for one image of `size` (height, width).
 
+    Args:
+        regions: None for a network that takes a batch of images: it is run on the meta device. For a detector, which
+            takes a list of images and looks at what it finds: it is run on noise, and modules whose path begins so are
+            counted as if they saw so many regions of it.
+
     Raises:
-        ChannelError: the network cannot be run on the meta device at this size.
+        ChannelError: the network cannot be run at this size.
     """
-    model, order = _built(build)
-    follower = Follower(model)
+    meta = regions is None
+    model, order = _built(build, meta=meta)
+    follower = Follower(model, regions)
     try:
         _follow(follower, size)
     except ChannelError:
@@ -49,12 +55,12 @@ def trace(build: Build, size: tuple[int, int] = (64, 64)) -> Channels:
             f"{type(model).__name__}: cannot be run on an image of {size}: {_first_line(error)}"
         ) from None
     if others := _convolving(follower):
-        _, order = _built(build, others)
+        _, order = _built(build, others, meta)
     for axis, reason in _parameters_with_values(build, follower):
         follower.sizes.fix(axis, reason)
     while True:
         found = _channels(follower, order, others)
-        faults = (_trial(build, found, size, wider) for wider in (0, 1))
+        faults = (_trial(build, found, size, regions, wider) for wider in (0, 1))
         fault = next((fault for fault in faults if fault is not None), None)
         if fault is None:
             return found
@@ -110,13 +116,16 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
     return model.to("meta") if meta else model
 
 
-def _built(build: Build, others: Collection[type[nn.Module]] = ()) -> tuple[nn.Module, tuple[str | None, ...]]:
-    """The network on the meta device, and its layers in order of construction."""
+def _built(
+    build: Build, others: Collection[type[nn.Module]] = (), meta: bool = True
+) -> tuple[nn.Module, tuple[str | None, ...]]:
+    """The network, on the meta device or with the same weights each time, and its layers in order of construction."""
     made: list[nn.Module] = []
-    with constructing(lambda layer, arguments: made.append(layer), meta=True, others=others):
+    with torch.random.fork_rng(devices=[]), constructing(lambda layer, arguments: made.append(layer), meta, others):
+        torch.manual_seed(0)
         model = build()
     paths = {id(module): path for path, module in model.named_modules()}
-    return model.to("meta"), tuple(paths.get(id(layer)) for layer in made)
+    return model.to("meta") if meta else model, tuple(paths.get(id(layer)) for layer in made)
 
 
 def _convolving(follower: Follower) -> tuple[type[nn.Module], ...]:
@@ -126,8 +135,11 @@ def _convolving(follower: Follower) -> tuple[type[nn.Module], ...]:
 
 
 def _follow(follower: Follower, size: tuple[int, int]) -> None:
-    """A forward pass in evaluation, and one in training where some layers only run then."""
+    """A forward pass in evaluation, and on the meta device one in training too where some layers only run then."""
     model = follower.model.eval()
+    if not all(tensor.is_meta for tensor in model.parameters()):
+        _run(follower, [torch.rand(3, *size, generator=torch.Generator().manual_seed(0))])
+        return
     _run(follower, torch.empty(1, 3, *size, device="meta"))
     if any(isinstance(m, RESIZABLE) and path not in follower.made for path, m in model.named_modules()):
         follower.counting = False
@@ -136,7 +148,7 @@ def _follow(follower: Follower, size: tuple[int, int]) -> None:
         model.eval()
 
 
-def _run(follower: Follower, image: Tensor) -> None:
+def _run(follower: Follower, images: Any) -> None:
     model = follower.model
     with contextlib.ExitStack() as hooks:
         for path, module in model.named_modules():
@@ -151,8 +163,8 @@ def _run(follower: Follower, image: Tensor) -> None:
 
         hooks.enter_context(each_call(model, leave))
         hooks.enter_context(follower)
-        follower.begin(image)
-        result = model(image)
+        follower.begin(images)
+        result = model(images)
     for tensor in tree_leaves(result):
         if (
             isinstance(tensor, Tensor)
@@ -262,7 +274,9 @@ def _fix(follower: Follower, layers: list[str], module: str, reason: str) -> boo
     return False
 
 
-def _trial(build: Build, channels: Channels, size: tuple[int, int], wider: int) -> tuple[list[str], str, str] | None:
+def _trial(
+    build: Build, channels: Channels, size: tuple[int, int], regions: Mapping[str, int] | None, wider: int
+) -> tuple[list[str], str, str] | None:
     """Build with other widths, every other one wider, and follow again; layers that fail, where, and how.
 
     Args:
@@ -275,7 +289,9 @@ def _trial(build: Build, channels: Channels, size: tuple[int, int], wider: int) 
         widths[group] = multiple * (
             units + 1 + position % 3 if position % 2 == wider else max(1, units - 1 - position % 3)
         )
-    follower = Follower(rebuild(build, channels, widths, meta=True))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        follower = Follower(rebuild(build, channels, widths, meta=regions is None), regions)
     try:
         _follow(follower, size)
     except Exception as error:  # whatever a network's own code raises

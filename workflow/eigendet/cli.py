@@ -220,26 +220,28 @@ def spectrum(covariance: Path, output: Path) -> None:
 
 @command
 @config_option
+@click.option("--detector", help="Of this entry of `detectors` over the backbone, pyramid and heads included.")
 @click.argument("backbone")
-def channels(configs: tuple[Path, ...], backbone: str) -> None:
+def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> None:
     """Print the channel groups of a backbone: which widths are tied, and what they cost.
 
     BACKBONE is an entry of `backbones`. Every line is a group, named after the first layer that writes it: its width,
     what that must be a multiple of, parameters and multiply-accumulates of the layers that write it (for one training
     image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
     """
-    from eigendet import models, runs
+    from eigendet import runs
     from eigendet.groups import table
 
     experiment = _experiment(configs)
-    choice = runs.choose(experiment.backbones, backbone, "backbones")
-    side = experiment.training.min_size
-    click.echo(table(*models.reference(choice, (side, side))))
+    chosen = detector if detector is not None else next(iter(experiment.detectors))
+    network = runs.definition_for_widths(experiment, backbone, chosen, heads=detector is not None)
+    click.echo(table(*network.reference(network.size[0])))
 
 
 @command
 @config_option
 @backbone_option
+@detector_option
 @click.argument("arm")
 @click.argument("spectra", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1)
 @click.option("--derived", type=EXISTING, help="File of the derived widths, for a control that is compared with them.")
@@ -247,26 +249,26 @@ def channels(configs: tuple[Path, ...], backbone: str) -> None:
 def widths(
     configs: tuple[Path, ...],
     backbone: str | None,
+    detector: str | None,
     arm: str,
     spectra: tuple[Path, ...],
     derived: Path | None,
     output: Path,
 ) -> None:
-    """Derive the widths of a backbone from spectra, or those of a control.
+    """Derive the widths of a network from spectra, or those of a control.
 
     ARM is a key of `arms`. SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm from which
     the widths are read (for `derived`, `untrained` and `permuted`).
     """
-    from eigendet import controls, files, runs
+    from eigendet import controls, files
     from eigendet import widths as stage
 
     experiment = _experiment(configs)
-    name = _only(experiment.backbones, backbone, "backbone")
-    runs.choose(experiment.backbones, name, "backbones")
+    network = _network(experiment, backbone, detector)
     if arm in experiment.derived:
-        content = stage.derive(experiment, name, spectra, experiment.spectra_for(arm) or "")
+        content = stage.derive(experiment, network, spectra, experiment.spectra_for(arm) or "")
     elif arm in experiment.controls:
-        content = controls.control(experiment, name, arm, spectra, derived)
+        content = controls.control(experiment, network, arm, spectra, derived)
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
     files.write_json(output, content)
@@ -279,9 +281,12 @@ def widths(
 @command
 @config_option
 @backbone_option
+@detector_option
 @click.argument("spectra", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1)
 @output_option("CSV file for the table.")
-def front(configs: tuple[Path, ...], backbone: str | None, spectra: tuple[Path, ...], output: Path) -> None:
+def front(
+    configs: tuple[Path, ...], backbone: str | None, detector: str | None, spectra: tuple[Path, ...], output: Path
+) -> None:
     """Compare parameters and operations over the width rule's option, at several budgets.
 
     SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm that `widths.arm` names.
@@ -290,7 +295,7 @@ def front(configs: tuple[Path, ...], backbone: str | None, spectra: tuple[Path, 
     from eigendet import front as stage
 
     experiment = _experiment(configs)
-    table = stage.front(experiment, _only(experiment.backbones, backbone, "backbone"), spectra)
+    table = stage.front(experiment, _network(experiment, backbone, detector), spectra)
     files.write_text(output, table.to_csv(index=False))
     click.echo(table[table["on_front"]].to_string(index=False, float_format="{:.3f}".format))
 
@@ -309,6 +314,15 @@ def report(results: Path) -> None:
 
 def _experiment(configs: tuple[Path, ...]) -> Experiment:
     return load([Path(config) for config in configs])
+
+
+def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Any:
+    """The definition whose widths are chosen."""
+    from eigendet import runs
+
+    backbone = _only(experiment.backbones, backbone, "backbone")
+    detector = _only(experiment.detectors, detector, "detector")
+    return runs.definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -152,6 +152,8 @@ class Experiment(Section):
                     f"widths.arm is '{self.widths.arm}', whose covariance is not dumped; add it to arms and "
                     "covariance.arms, or leave the arm derived out"
                 )
+            if self.widths.heads and not self.covariance.heads:
+                raise ValueError("widths.heads is true, and covariance.heads is not; set it, so that there are spectra")
             if self.widths.point not in self.covariance.points:
                 raise ValueError(
                     f"widths.point is '{self.widths.point}'; it must be one of covariance.points, "

@@ -15,36 +15,36 @@ from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
 from eigendet.files import read_json
 from eigendet.groups import Channels, Widths, scaled
+from eigendet.models import Definition
 from eigendet.widths import allocate, describe
 
 RATIOS = (1 / 16, 16.0)  # of a profile, from a stage to the next
 
 
 def control(
-    experiment: Experiment, backbone: str, arm: str, folders: Sequence[Path], derived: Path | None
+    experiment: Experiment, network: Definition, arm: str, folders: Sequence[Path], derived: Path | None
 ) -> dict[str, Any]:
     """The widths file of one of an experiment's controls.
 
     Args:
+        network: without widths.
         folders: of the spectra from which `derived` comes, and of those of the arm scratch for the arm untrained.
         derived: the widths file that the control is for.
 
     Raises:
-        UserError: what the arm needs is missing or of another backbone.
+        UserError: what the arm needs is missing or of another network.
     """
-    choice, settings = experiment.backbones[backbone], experiment.widths
-    side = experiment.training.min_size
-    channels, reference = models.reference(choice, (side, side))
-    identity = {"backbone": models.identity(choice)}
+    settings = experiment.widths
+    channels, reference = network.reference(network.size[0])
 
     def shown(of: str, first: bool = False) -> GroupSpectra:
-        spectra = dimensions.read(experiment, backbone, of, folders, "eigenvalues")
+        spectra = dimensions.read(experiment.experiment, network, of, folders, "eigenvalues")
         return dimensions.of_groups(spectra, channels, settings, first)
 
     more: dict[str, Any] = {}
     if "widths" in experiment.arms[arm]:
         file = Path(experiment.arms[arm]["widths"])
-        widths, more["rule"] = models.read_widths(file, choice), f"as {file} says"
+        widths, more["rule"] = models.read_widths(file, network), f"as {file} says"
     elif arm == "reference":
         widths, more["rule"] = reference, "the reference's"
     elif arm == "untrained":
@@ -53,7 +53,7 @@ def control(
     elif derived is None:
         raise UserError(f"the control {arm} is for derived widths; give --derived FILE.")
     else:
-        goal = models.read_widths(derived, choice)
+        goal = models.read_widths(derived, network)
         if arm == "permuted":
             other, more["spectrum_of"] = permuted(shown(read_json(derived, "a widths file")["arm"]))
             widths, _ = allocate(Budget.of(channels, reference, settings), other, settings)
@@ -65,7 +65,7 @@ def control(
             cost = channels.parameters if arm == "uniform_parameters" else channels.macs
             widths, factor = uniform(channels, reference, cost, goal, settings.round_to)
             more["rule"] = f"{factor:.3f} of the reference's"
-    return identity | describe(channels, reference, widths) | more
+    return network.identity() | describe(channels, reference, widths) | more
 
 
 def uniform(

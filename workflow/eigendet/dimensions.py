@@ -7,7 +7,7 @@ jackknife's over parts of the probe images (Tukey 1958): what other images might
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from eigendet import models, plugins
-from eigendet.config import Experiment
+from eigendet import plugins
 from eigendet.errors import UserError
 from eigendet.groups import Channels
+from eigendet.models import Definition
 from eigendet.sections import WidthSettings
 from eigendet.spectrum import RUN_COLUMNS, TAP_COLUMNS, intrinsic_dimension
 
 TIES: dict[str, Callable[..., Any]] = {"max": np.max, "mean": np.mean}
 COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
 # Where a group is read that has no map of its own at the chosen point: the nearest to what the next layer reads first.
-OTHER_POINTS = ("act", "block", "norm", "conv")
+OTHER_POINTS = ("act", "block", "norm", "conv", "linear")
 CONFIDENCE = 0.95
 
 
@@ -54,17 +54,17 @@ class GroupSpectra:
         return found
 
 
-def read(experiment: Experiment, backbone: str, arm: str, folders: Sequence[Path], table: str) -> pd.DataFrame:
+def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path], table: str) -> pd.DataFrame:
     """A table of `eigendet spectrum`, `eigenvalues` or `jackknife`, of every run of one arm, by folders.
 
     Raises:
-        UserError: a table is missing, or of another experiment, backbone or definition; there is none of the arm, or
-            of two detectors, or two of one run.
+        UserError: a table is missing, or of another experiment, backbone or detector; there is none of the arm, or two
+            of one run.
     """
     if not folders:
         raise UserError(f"SPECTRA: none given; expected folders of the arm {arm}, one for each seed.")
     parts = []
-    wanted = models.identity(experiment.backbones[backbone])
+    wanted = replace(network, heads=True).identity()
     for folder in folders:
         file = folder / f"{table}.parquet"
         try:
@@ -74,20 +74,18 @@ def read(experiment: Experiment, backbone: str, arm: str, folders: Sequence[Path
             reason = str(error).splitlines()[0]
             raise UserError(f"{file}: no table of 'eigendet spectrum' ({reason}).") from None
         found = part.attrs.get("experiment")
-        if found != experiment.experiment:
-            raise UserError(f"{file}: of the experiment '{found}'; this one is '{experiment.experiment}'.")
-        definition = (part.attrs.get("definition") or {}).get("backbone", {})
-        made_for = {key: value for key, value in definition.items() if key != "pretrained"}
-        if made_for != wanted:
-            raise UserError(f"{file}: of the backbone {made_for}; this one is {wanted}.")
+        if found != experiment:
+            raise UserError(f"{file}: of the experiment '{found}'; this one is '{experiment}'.")
+        definition = Definition.of(part.attrs["definition"])
+        for kind, own in replace(definition, heads=True).identity().items():
+            if own != wanted[kind]:
+                raise UserError(f"{file}: of the {kind} {own}; this one is {wanted[kind]}.")
         parts.append(part)
     spectra = pd.concat(parts, ignore_index=True)
     arms = sorted(set(spectra["arm"]))
     chosen = spectra[spectra["arm"] == arm]
     if chosen.empty and (table == "eigenvalues" or arms):
         raise UserError(f"{folders[0]}: the tables are of the arms {', '.join(arms)}; expected some of {arm}.")
-    if len(detectors := sorted(set(chosen["detector"]))) > 1:
-        raise UserError(f"{folders[0]}: the tables are of the detectors {', '.join(detectors)}; expected one.")
     if chosen.duplicated([column for column in chosen if column != "value"]).any():
         raise UserError(f"{folders[0]}: two of the tables are of the same run; expected a table for each seed.")
     return chosen

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from eigendet import dimensions, models, plugins
+from eigendet import dimensions, plugins
 from eigendet.allocation import Budget, proportional
 from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.groups import Widths
+from eigendet.models import Definition
 from eigendet.sections import WidthSettings
 from eigendet.widths import allocate, rule_text
 
@@ -20,18 +21,17 @@ CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares o
 UNIFORM = "uniform scaling"
 
 
-def front(experiment: Experiment, backbone: str, folders: Sequence[Path]) -> pd.DataFrame:
+def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) -> pd.DataFrame:
     """A row for every value of the rule's option and every cap on MACs that can be met.
 
-    Columns: `widths` (how they are found, in words), `cap`; `parameters`, `macs` (of the backbone), `parameter_share`,
+    Columns: `widths` (how they are found, in words), `cap`; `parameters`, `macs`, `parameter_share`,
     `mac_share` (of the reference's); `on_front`: no other row has as few of both and fewer of one. Uniform scaling is
     there for comparison, and takes no part in the front. What accuracy each row has, only training can tell.
     """
     settings = experiment.widths
     arm = experiment.spectra_for("derived") or ""
-    spectra = dimensions.read(experiment, backbone, arm, folders, "eigenvalues")
-    side = experiment.training.min_size
-    channels, reference = models.reference(experiment.backbones[backbone], (side, side))
+    spectra = dimensions.read(experiment.experiment, network, arm, folders, "eigenvalues")
+    channels, reference = network.reference(network.size[0])
     shown = dimensions.of_groups(spectra, channels, settings)
     rules = plugins.variants("rule", settings.rule) if settings.allocation == "proportional" else [settings.rule]
     rows: list[dict[str, Any]] = []

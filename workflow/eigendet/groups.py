@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -84,6 +84,30 @@ class Channels:
     def rounded_to(self, multiple: int) -> dict[str, int]:
         """What the width of every group is a multiple of where it is rounded to `multiple`."""
         return {group: math.lcm(own, multiple) for group, own in self.multiples.items()}
+
+    def renamed(self, prefix: str) -> Channels:
+        """The same with groups, and the keys of outputs, named without a prefix of module paths."""
+
+        def plain(size: Size | None) -> Size | None:
+            return size and Size(
+                size.constant, tuple((name.removeprefix(prefix), factor) for name, factor in size.terms)
+            )
+
+        def named(values: dict[str, int]) -> dict[str, int]:
+            return {name.removeprefix(prefix): value for name, value in values.items()}
+
+        return replace(
+            self,
+            widths=named(self.widths),
+            multiples=named(self.multiples),
+            layers=tuple(
+                replace(layer, source=plain(layer.source), out=plain(layer.out) or layer.out) for layer in self.layers
+            ),
+            outputs={
+                (path.removeprefix(prefix), call): group.removeprefix(prefix)
+                for (path, call), group in self.outputs.items()
+            },
+        )
 
     def members(self, group: str) -> list[tuple[str, str]]:
         """The layers that a group reaches, and which side of each: "in" or "out"."""

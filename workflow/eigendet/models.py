@@ -6,7 +6,9 @@ beside the weights in every snapshot, so that a snapshot alone can be evaluated 
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,7 @@ class Definition:
     size: tuple[int, int]
     detector: dict[str, Any] | None = None  # a PluginChoice, in plain values
     widths: Widths | None = None  # None: the reference's
+    heads: bool = False  # whether widths are of the whole detector, or of its backbone
 
     def plain(self) -> dict[str, Any]:
         return asdict(self) | {"size": list(self.size)}
@@ -43,12 +46,38 @@ class Definition:
 
     def build(self) -> nn.Module:
         """The network with new weights, from torch's global random state."""
+        if self.heads and self.widths is not None:
+            traced, _ = self.reference()
+            return channels.rebuild(partial(self._at_full_width, self.size), traced, self.widths)
         backbone = build_backbone(BackboneChoice(**self.backbone), self.widths)
         if self.detector is None:
             return Classifier(backbone, len(self.classes))
-        build = plugins.bind("detector", PluginChoice(**self.detector))
-        detector: nn.Module = build(backbone, len(self.classes), self.size)
+        return self._detector(backbone, self.size)
+
+    def reference(self, side: int = 64) -> tuple[Channels, Widths]:
+        """Channel groups of the backbone, or of the whole detector, and the reference's width of each.
+
+        Groups of the backbone have the same names in both. Costs are for one image of side x side pixels.
+        """
+        backbone, usual = reference(BackboneChoice(**self.backbone), (side, side))
+        if not self.heads:
+            return backbone, usual
+        traced = _traced_detector(json.dumps(self.plain() | {"widths": None}, sort_keys=True), side)
+        return traced, traced.widths | {group: usual[group] for group in traced.widths if group in usual}
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the groups what they are: plugin and options of the backbone, perhaps of the detector."""
+        backbone = {key: value for key, value in self.backbone.items() if key != "pretrained"}
+        return {"backbone": backbone} | ({"detector": self.detector} if self.heads else {})
+
+    def _detector(self, backbone: nn.Module, size: tuple[int, int]) -> nn.Module:
+        build = plugins.bind("detector", PluginChoice(**self.detector or {}))
+        detector: nn.Module = build(backbone, len(self.classes), size)
         return detector
+
+    def _at_full_width(self, size: tuple[int, int]) -> nn.Module:
+        """The detector over a backbone without its width factor, as it is traced."""
+        return self._detector(plugins.bind("backbone", BackboneChoice(**self.backbone))(), size)
 
 
 class Classifier(nn.Module):
@@ -96,10 +125,26 @@ class PyramidBackbone(nn.Module):
 
 def reference(choice: BackboneChoice, size: tuple[int, int] = (64, 64)) -> tuple[Channels, Widths]:
     """Channel groups of a backbone with costs at `size`, and the reference's width of each, width factor included."""
-    traced = channels.trace(plugins.bind("backbone", choice), size)
+    traced = _traced_backbone(choice.model_dump_json(), plugins.find("backbone", choice.plugin).origin, size)
     if choice.width == 1:
         return traced, traced.widths
     return traced, scaled(traced.widths, choice.width, traced.rounded_to(WIDTH_MULTIPLE))
+
+
+@lru_cache
+def _traced_backbone(choice: str, origin: str, size: tuple[int, int]) -> Channels:
+    return channels.trace(plugins.bind("backbone", BackboneChoice.model_validate_json(choice)), size)
+
+
+@lru_cache
+def _traced_detector(definition: str, side: int) -> Channels:
+    """Channel groups of a detector; those of its backbone are named as in the backbone alone."""
+    build = partial(Definition.of(json.loads(definition))._at_full_width, (side, side))
+    with torch.random.fork_rng(devices=[]):
+        model = build()
+    inside = backbone_of(model)
+    prefix = next(path for path, module in model.named_modules() if module is inside) + "."
+    return channels.trace(build, (side, side), getattr(model, "regions", {})).renamed(prefix)
 
 
 def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.Module:
@@ -190,35 +235,31 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) 
     backbone.load_state_dict({name: found[name] for name in wanted})
 
 
-def read_widths(path: Path, choice: BackboneChoice) -> Widths:
-    """The widths of a widths file for a backbone: {"widths": {group: channels, …}, …}.
+def read_widths(path: Path, definition: Definition) -> Widths:
+    """The widths of a widths file for a definition: {"widths": {group: channels, …}, …}.
 
-    Groups may be named after any layer that writes them. Where the file says which backbone it is for (`backbone`),
+    Groups may be named after any layer that writes them. Where the file says what it is for (`backbone`, `detector`),
     that is checked; other keys are for the reader.
 
     Raises:
-        UserError: the file is of another backbone, or its widths do not fit; the message names the file.
+        UserError: the file is of another network, or its widths do not fit; the message names the file.
     """
     expected = 'an object {"widths": {"<channel group>": <channels>, …}}, as \'eigendet widths\' writes it'
     content = read_json(path, expected)
     if not isinstance(content, dict) or not isinstance(content.get("widths"), dict):
         raise UserError(f"{path}: no object 'widths'; expected {expected}.")
-    made_for = content.get("backbone", identity(choice))
-    if made_for != identity(choice):
-        raise UserError(f"{path}: made for the backbone {made_for}; this one is {identity(choice)}.")
-    traced, _ = reference(choice)
+    for kind, own in definition.identity().items():
+        if content.get(kind, own) != own:
+            raise UserError(f"{path}: made for the {kind} {content[kind]}; this one is {own}.")
+    if "detector" in content and not definition.heads:
+        raise UserError(f"{path}: has widths of the detector's own layers; set widths.heads to true to use it.")
+    traced, _ = definition.reference()
     try:
         found = by_group(traced, content["widths"])
         check_widths(traced, found)
     except ChannelError as error:
         raise UserError(f"{path}: {error}.") from None
     return found
-
-
-def identity(choice: BackboneChoice) -> dict[str, Any]:
-    """What makes a backbone's groups what they are: its plugin, options and width factor."""
-    plain: dict[str, Any] = choice.model_dump(mode="json", exclude={"pretrained"})
-    return plain
 
 
 def read_snapshot(path: Path) -> tuple[int, nn.Module, Definition]:

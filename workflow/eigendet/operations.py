@@ -54,7 +54,7 @@ def _convolution(follower: Follower, function: Any, args: Any, kwargs: Any, outp
         follower.sizes.require(source, groups)
         follower.sizes.require(axis, groups)
     where = image if transposed else outputs[0]
-    positions = math.prod(where.shape[channel + 1 :]) * (where.shape[0] if channel == 1 else 1)
+    positions = math.prod(where.shape[channel + 1 :]) * (follower.batch(path, where.shape[0]) if channel == 1 else 1)
     along = [d for d in range(channel + 1, image.dim()) if given[d] is not None]
     if along:  # a convolution that runs over channels as others do over pixels
         length, rest = given[along[0]], weight.numel() * positions // where.shape[along[0]]
@@ -78,7 +78,10 @@ def _linear(follower: Follower, function: Any, args: Any, kwargs: Any, outputs: 
     if source is None:
         source = follower.sizes.constant(image.shape[-1], f"not a number of channels, in {follower.where()}")
     axis = follower.layer(path, source, follower.written(path, outputs[0].shape[-1]))
-    follower.call(path, "linear", source, axis, positions=math.prod(outputs[0].shape[:-1]))
+    rows = outputs[0].shape[:-1]
+    follower.call(
+        path, "linear", source, axis, positions=follower.batch(path, rows[0]) * math.prod(rows[1:]) if rows else 1
+    )
     follower.note(outputs[0], (*follower.axes_of(image)[:-1], axis))
 
 

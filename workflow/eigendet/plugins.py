@@ -19,7 +19,8 @@ entry point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.d
         losses comes back, or in evaluation a list of dicts with `boxes`, `labels`, `scores` and perhaps `masks`, in
         the images' own pixels. In evaluation it resizes images to `size`, (shorter, longest side); in training they
         come resized. Its attribute `backbone` is the given backbone, or a `PyramidBackbone` over it; a true attribute
-        `learns_masks` asks for masks in training.
+        `learns_masks` asks for masks in training. Where parts of it look at regions of an image, `regions` says at how
+        many, by prefix of module paths, {"roi_heads": 1000}; multiply-accumulates are counted so.
 
     @dataset
     def coco(*, annotations: FilePath, images: DirectoryPath) -> Detection

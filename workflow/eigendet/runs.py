@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,15 @@ def train(
         raise UserError(f"arm {arm} has the reference's widths: leave --widths out, or use --arm derived.")
     settings = experiment.training_of(arm)
     data = open_splits(experiment, "detection")
-    choice = choose(experiment.backbones, backbone, "backbones")
     definition = Definition(
-        _plain(choice),
+        _plain(choose(experiment.backbones, backbone, "backbones")),
         data["train"].classes,
         (settings.min_size, settings.max_size),
         _plain(choose(experiment.detectors, detector, "detectors")),
-        models.read_widths(widths, choice) if widths else None,
+        heads=experiment.widths.heads,
     )
+    if widths is not None:
+        definition = replace(definition, widths=models.read_widths(widths, definition))
     identity = {
         "training": _material(settings),
         "seed": seed,
@@ -173,13 +175,30 @@ def versions() -> dict[str, Any]:
 
 
 def _costs(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
-    """Parameters, and the backbone's multiply-accumulates for a square image of the shorter side."""
-    channels, usual = models.reference(BackboneChoice(**definition.backbone), (definition.size[0], definition.size[0]))
-    return {
+    """Parameters, and multiply-accumulates for a square image of the shorter side: the backbone's, perhaps all."""
+    side = definition.size[0]
+    backbone, usual = models.reference(BackboneChoice(**definition.backbone), (side, side))
+    found = {
         "parameters": models.parameter_count(model),
         "backbone_parameters": models.parameter_count(models.backbone_of(model)),
-        "backbone_macs": channels.macs(definition.widths or usual),
+        "backbone_macs": backbone.macs(definition.widths or usual),
     }
+    if definition.heads:
+        whole, usual = definition.reference(side)
+        found["macs"] = whole.macs(definition.widths or usual)
+    return found
+
+
+def definition_for_widths(experiment: Experiment, backbone: str, detector: str, heads: bool) -> Definition:
+    """The network whose widths are chosen: at the side for which costs count."""
+    side = experiment.training.min_size
+    return Definition(
+        _plain(choose(experiment.backbones, backbone, "backbones")),
+        open_splits(experiment, "detection")["train"].classes if heads else [],
+        (side, side),
+        _plain(choose(experiment.detectors, detector, "detectors")),
+        heads=heads,
+    )
 
 
 def _plain(choice: PluginChoice) -> dict[str, Any]:

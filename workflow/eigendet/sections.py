@@ -176,9 +176,13 @@ class WidthSettings(Section):
         description="widths in proportion to the rule's dimensions; or, whatever the rule, channel by channel where "
         "the spectra lose most for their cost",
     )
+    heads: bool = Field(
+        False,
+        description="also the widths of the detector's own layers: pyramid and heads; its predictions keep their sizes",
+    )
     round_to: PositiveInt = Field(8, description="widths are multiples of this")
     macs: PositiveFloat | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
-    parameters: PositiveFloat | None = Field(None, description="cap on the backbone's parameters, likewise")
+    parameters: PositiveFloat | None = Field(None, description="cap on parameters, likewise")
     activations: PositiveFloat | None = Field(
         None, description="cap on the elements that its convolutions and linear layers write, likewise"
     )

@@ -11,7 +11,7 @@ other widths and follows it again; where that fails, or comes out otherwise, the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,10 @@ class Operation:
 class Follower(TorchDispatchMode):
     """Annotates the tensors of a forward pass with axes, and notes the calls of layers."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, regions: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.model = model
+        self.regions = regions or {}  # prefix of module paths -> how many regions of an image these modules see
         self.sizes = Sizes()
         self.calls: list[Call] = []
         self.operations: list[Operation] = []
@@ -115,6 +116,11 @@ class Follower(TorchDispatchMode):
         return result
 
     # For the rules of operations.
+
+    def batch(self, path: str, size: int) -> int:
+        """How many maps of one image a layer sees where it sees `size` at a time: regions are counted as stated."""
+        prefixes = [prefix for prefix in self.regions if path.startswith(prefix)]
+        return self.regions[max(prefixes, key=len)] if prefixes else size
 
     def axes_of(self, tensor: Tensor) -> Axes:
         return self.axes.get(id(tensor), (None,) * tensor.dim())

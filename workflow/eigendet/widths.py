@@ -9,34 +9,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import dimensions, models, plugins
+from eigendet import dimensions, plugins
 from eigendet.allocation import Budget, marginal, proportional, targets
 from eigendet.config import Experiment
 from eigendet.dimensions import GroupSpectra, interval
 from eigendet.files import file_digest
 from eigendet.groups import Channels, Widths
+from eigendet.models import Definition
 from eigendet.sections import WidthSettings
 
 
-def derive(experiment: Experiment, backbone: str, folders: Sequence[Path], arm: str) -> dict[str, Any]:
-    """The widths file of an entry of `backbones`, from the spectra of one arm.
+def derive(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> dict[str, Any]:
+    """The widths file of a network, from the spectra of one arm.
 
     Args:
+        network: without widths.
         folders: of the tables that `eigendet spectrum` wrote, of every seed.
 
     Raises:
         UserError: the tables are of another arm, backbone or experiment, or lack a group; the budget cannot be met.
     """
     settings = experiment.widths
-    spectra = dimensions.read(experiment, backbone, arm, folders, "eigenvalues")
-    side = experiment.training.min_size
-    channels, reference = models.reference(experiment.backbones[backbone], (side, side))
+    spectra = dimensions.read(experiment.experiment, network, arm, folders, "eigenvalues")
+    channels, reference = network.reference(network.size[0])
     shown = dimensions.of_groups(spectra, channels, settings)
     budget = Budget.of(channels, reference, settings)
     dimension = shown.dimensions(settings)
     widths, target = allocate(budget, shown, settings)
-    content = {"backbone": models.identity(experiment.backbones[backbone])}
-    content |= describe(channels, reference, widths) | {
+    content = network.identity() | describe(channels, reference, widths)
+    content |= {
         "rule": rule_text(settings),
         "settings": settings.model_dump(mode="json"),
         "arm": arm,
@@ -44,9 +45,9 @@ def derive(experiment: Experiment, backbone: str, folders: Sequence[Path], arm: 
         "bound": budget.binding(widths, target),
         "elsewhere": shown.elsewhere,
         "spectra": {str(folder): file_digest(folder / "eigenvalues.parquet") for folder in folders},
-        "image": [side, side],
+        "image": list(network.size),
     }
-    left_out = dimensions.read(experiment, backbone, arm, folders, "jackknife")
+    left_out = dimensions.read(experiment.experiment, network, arm, folders, "jackknife")
     if not left_out.empty:
         content |= intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
     return content
@@ -91,7 +92,7 @@ def intervals(
 
 
 def describe(channels: Channels, reference: Widths, widths: Widths) -> dict[str, Any]:
-    """Widths beside the reference's, with the backbone's parameters and MACs of both: the content of a widths file."""
+    """Widths beside the reference's, with the network's parameters and MACs of both: the content of a widths file."""
     return {
         "widths": widths,
         "reference": reference,

@@ -60,7 +60,7 @@ rule derive_widths:
         settings=width_settings,
     shell:
         "eigendet widths {wildcards.arm} {params.sources} --config {params.config}"
-        " --backbone {wildcards.backbone} --output {output} > {log} 2>&1"
+        " --backbone {wildcards.backbone} --detector {wildcards.detector} --output {output} > {log} 2>&1"
 
 
 rule pareto_front:
@@ -83,4 +83,4 @@ rule pareto_front:
         settings=width_settings,
     shell:
         "eigendet front {params.folders} --config {params.config} --backbone {wildcards.backbone}"
-        " --output {output} > {log} 2>&1"
+        " --detector {wildcards.detector} --output {output} > {log} 2>&1"
