@@ -21,7 +21,7 @@ def traced() -> Channels:
     return channels.trace(plugins.bind("backbone", PluginChoice(plugin="resnet", norm="batch")), (128, 128))
 
 
-def early(traced: Channels) -> Widths:
+def moved(traced: Channels) -> Widths:
     """Widths that grow early and shrink late, at the reference's MACs."""
     dimension = {group: width**0.5 for group, width in traced.widths.items()}
     return proportional(Budget.of(traced, traced.widths, WidthSettings()), dimension)
@@ -29,26 +29,33 @@ def early(traced: Channels) -> Widths:
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.73, 1.0, 1.5])
 @pytest.mark.parametrize("cost", ["parameters", "macs"])
-def test_the_uniform_control_has_the_cost_asked_for(traced: Channels, share: float, cost: str) -> None:
+def test_the_uniform_control_has_the_cost_asked_for(
+    traced: Channels, share: float, cost: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    values["backbones"]["tiny"] = {"plugin": "resnet", "norm": "batch"}
+    values["arms"] = {"scratch": {}, "derived": {}, f"uniform_{cost}": {}}
+    values["widths"] = {"round_to": 8}
+    experiment = config.parse(values)
+    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     goal = {group: max(1, round(share**0.5 * width)) for group, width in traced.widths.items()}
+    (tmp_path / "derived.json").write_text(json.dumps({"widths": goal}))
+    found = controls.control(experiment, network, f"uniform_{cost}", [], tmp_path / "derived.json")["widths"]
     spent = getattr(traced, cost)
-    control, factor = controls.uniform(traced, traced.widths, spent, goal, 8)
-    assert spent(control) == pytest.approx(spent(goal), rel=0.03)
-    assert factor == pytest.approx(share**0.5, rel=0.05)
-    factors = [control[group] / width for group, width in traced.widths.items()]
-    assert max(factors) - min(factors) <= 8 / min(traced.widths.values())
+    assert 0.98 * spent(goal) <= spent(found) <= spent(goal)
+    for group, width in traced.widths.items():
+        assert abs(found[group] - share**0.5 * width) <= 8 + 0.01 * width
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "regnet_y_400mf", "densenet121"])
 def test_a_profile_of_two_numbers_has_the_parameters_and_the_macs_asked_for(name: str) -> None:
     traced = channels.trace(*torchvision_network(name))
-    goal = early(traced)
+    goal = moved(traced)
     found, factor, ratio = controls.profile(traced, traced.widths, goal, 1)
-    assert traced.parameters(found) == pytest.approx(traced.parameters(goal), rel=0.03)
-    assert traced.macs(found) == pytest.approx(traced.macs(goal), rel=0.03)
+    for cost in (traced.parameters, traced.macs):
+        assert 0.95 * cost(goal) <= cost(found) <= cost(goal)  # RegNet's widths come in multiples of up to 55
     stage = controls.stages(traced)
     for group, width in found.items():
-        assert abs(width - factor * ratio ** stage[group] * traced.widths[group]) <= traced.multiples[group] / 2 + 1e-6
+        assert abs(width - factor * ratio ** stage[group] * traced.widths[group]) <= traced.multiples[group]
 
 
 def test_a_profile_is_found_again(traced: Channels) -> None:

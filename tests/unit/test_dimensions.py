@@ -66,7 +66,9 @@ def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> No
     dense = channels.trace(*torchvision_network("densenet121"))
     rank = dict.fromkeys(dense.widths, 2)
     act = planted(dense, rank)
-    with pytest.raises(UserError, match=r"denseblock1.denselayer1.conv2.*; add block or norm or conv to covariance"):
+    with pytest.raises(
+        UserError, match=r"denseblock1.denselayer1.conv2, .* and 53 more .*; add block or norm or conv or linear to"
+    ):
         of_groups(act, dense, WidthSettings())
     read = of_groups(pd.concat([act, planted(dense, rank, point="conv")]), dense, WidthSettings())
     assert read.groups.keys() == dense.widths.keys()
@@ -76,7 +78,7 @@ def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> No
 
 def test_a_point_without_taps_is_named(traced: Channels) -> None:
     table = planted(traced, dict.fromkeys(traced.widths, 3)).assign(point="fpn")
-    with pytest.raises(UserError, match=r"widths\.point is 'norm', and the channel groups conv1, .*; add act or block"):
+    with pytest.raises(UserError, match=r"widths\.point is 'norm', and the channel groups conv1, .*; add act or"):
         of_groups(table, traced, WidthSettings(point="norm"))
 
 

@@ -6,7 +6,7 @@ resource: it goes, a multiple at a time, where the spectra lose most by the next
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -113,6 +113,15 @@ class Budget:
                 )
         return cls(costs, caps, multiple, least, most)
 
+    @classmethod
+    def like(cls, channels: Channels, goal: Widths, costs: Collection[str], round_to: int) -> Budget:
+        """What these widths cost, of the costs that are named, with any width for each group."""
+        found = Costs.of(channels)
+        spent = found(np.array([goal[group] for group in found.groups], float))
+        multiple = np.array([channels.rounded_to(round_to)[group] for group in found.groups], float)
+        caps = np.where([name in costs for name in COSTS], spent, np.inf)
+        return cls(found, caps, multiple, multiple, np.full_like(multiple, np.inf))
+
     def affords(self, widths: np.ndarray) -> bool:
         return bool((self.costs(widths) <= self.caps * (1 + 1e-12)).all())
 
@@ -142,18 +151,19 @@ class Budget:
 def proportional(budget: Budget, dimension: Mapping[str, float]) -> Widths:
     """Multiples nearest to widths proportional to the dimensions, within the budget.
 
-    `targets` are rounded down, then up to the next multiple where that still fits, in order of what rounding down took
-    away.
-
     Raises:
         UserError: every dimension is zero.
     """
-    aim = targets(budget, dimension)
-    widths = np.floor(aim / budget.multiple + 1e-6) * budget.multiple
-    for group in np.argsort(widths - aim, kind="stable"):
+    return rounded(budget, targets(budget, dimension))
+
+
+def rounded(budget: Budget, target: np.ndarray) -> Widths:
+    """Target widths rounded down to multiples, then up where that fits, in order of what rounding down took away."""
+    widths = np.maximum(np.floor(target / budget.multiple + 1e-6) * budget.multiple, budget.least)
+    for group in np.argsort(widths - target, kind="stable"):
         wider = widths.copy()
         wider[group] += budget.multiple[group]
-        if aim[group] > widths[group] and wider[group] <= budget.most[group] and budget.affords(wider):
+        if target[group] > widths[group] and wider[group] <= budget.most[group] and budget.affords(wider):
             widths = wider
     return budget.named(widths)
 

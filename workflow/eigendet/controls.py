@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eigendet import dimensions, models
-from eigendet.allocation import Budget, Costs, largest
+from eigendet.allocation import Budget, largest, proportional, rounded
 from eigendet.config import Experiment
 from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
 from eigendet.files import read_json
-from eigendet.groups import Channels, Widths, scaled
+from eigendet.groups import Channels, Widths
 from eigendet.models import Definition
 from eigendet.widths import allocate, describe
 
@@ -62,59 +62,37 @@ def control(
             widths, factor, ratio = profile(channels, reference, goal, settings.round_to)
             more["rule"] = f"{factor:.3f} of the reference's, times {ratio:.3f} from stage to stage"
         else:
-            cost = channels.parameters if arm == "uniform_parameters" else channels.macs
-            widths, factor = uniform(channels, reference, cost, goal, settings.round_to)
-            more["rule"] = f"{factor:.3f} of the reference's"
+            budget = Budget.like(channels, goal, [arm.removeprefix("uniform_")], settings.round_to)
+            widths = proportional(budget, reference)
+            more["rule"] = "all scaled alike"
     return network.identity() | describe(channels, reference, widths) | more
-
-
-def uniform(
-    channels: Channels, reference: Widths, cost: Callable[[Widths], int], goal: Widths, round_to: int
-) -> tuple[Widths, float]:
-    """The reference scaled by one factor, to the cost nearest to the goal's; and the factor."""
-    multiples = channels.rounded_to(round_to)
-    factor = largest(lambda factor: cost(scaled(reference, factor, multiples)) <= cost(goal))
-    candidates = [(scaled(reference, near, multiples), near) for near in (factor, factor * (1 + 1e-6))]
-    return min(candidates, key=lambda candidate: abs(cost(candidate[0]) - cost(goal)))
 
 
 def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) -> tuple[Widths, float, float]:
     """The reference scaled by a factor times a ratio to the power of the stage, to the parameters and MACs of the goal.
 
-    Both numbers are solved for before rounding; among the widths that numbers near to them round to, the nearest to the
-    goal in the larger of the two errors are taken.
+    Both numbers are solved for before rounding, which then exceeds neither cost, as with derived widths.
 
     Returns:
         Widths, factor, ratio.
     """
-    costs = Costs.of(channels)
-    usual, wanted = (np.array([widths[group] for group in costs.groups], float) for widths in (reference, goal))
+    budget = Budget.like(channels, goal, ("macs", "parameters"), round_to)
+    costs = budget.costs
+    usual = np.array([reference[group] for group in costs.groups], float)
     stage = stages(channels)
     power = np.array([stage[group] for group in costs.groups], float)
-    macs, parameters, _ = costs(wanted)
+    macs, parameters, _ = budget.caps
 
-    def shaped(ratio: float) -> tuple[float, np.ndarray]:
-        """The factor at which this ratio has the goal's MACs, and the widths."""
-        factor = largest(lambda factor: costs(factor * ratio**power * usual)[0] <= macs)
-        return factor, factor * ratio**power * usual
+    def factor_of(ratio: float) -> float:
+        """The factor at which this ratio has the goal's MACs."""
+        return largest(lambda factor: costs(factor * ratio**power * usual)[0] <= macs)
 
     low, high = RATIOS
     while high / low > 1 + 1e-6:  # parameters sit late, so that they grow with the ratio
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if costs(shaped(middle)[1])[1] <= parameters else (low, middle)
-    base, _ = shaped(low)
-    rounded = channels.rounded_to(round_to)
-    multiple = np.array([rounded[group] for group in costs.groups], float)
-    best = None
-    for ratio in low * np.linspace(0.95, 1.05, 41):
-        for factor in base * np.linspace(0.95, 1.05, 41):
-            widths = np.maximum(np.round(factor * ratio**power * usual / multiple), 1) * multiple
-            spent = costs(widths)
-            error = max(abs(np.log(spent[0] / macs)), abs(np.log(spent[1] / parameters)))
-            if best is None or error < best[0] - 1e-9:
-                best = error, widths, float(factor), float(ratio)
-    assert best is not None
-    return {g: round(w) for g, w in zip(costs.groups, best[1].tolist(), strict=True)}, best[2], best[3]
+        ratio = float(np.sqrt(low * high))
+        low, high = (ratio, high) if costs(factor_of(ratio) * ratio**power * usual)[1] <= parameters else (low, ratio)
+    factor = factor_of(low)
+    return rounded(budget, factor * low**power * usual), factor, low
 
 
 def stages(channels: Channels) -> dict[str, int]:

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.stats
 
 from eigendet import plugins
-from eigendet.errors import UserError
+from eigendet.errors import UserError, some
 from eigendet.groups import Channels
 from eigendet.models import Definition
 from eigendet.sections import WidthSettings
@@ -117,7 +117,7 @@ def of_groups(spectra: pd.DataFrame, channels: Channels, settings: WidthSettings
     if bare:
         others = [point for point in OTHER_POINTS if point not in set(spectra["point"])]
         raise UserError(
-            f"widths.point is '{settings.point}', and the channel groups {', '.join(bare)} have no feature map of "
+            f"widths.point is '{settings.point}', and the channel groups {some(bare)} have no feature map of "
             f"their own there; add {' or '.join(others) or 'another point'} to covariance.points to read them there."
         )
     return GroupSpectra({group: found[group] for group in channels.widths}, elsewhere)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -20,3 +20,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}."
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first few of many names; the empty one is of the model itself."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(name or "the model itself" for name in names[:limit]) + more

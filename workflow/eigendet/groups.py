@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from eigendet.errors import UserError, unknown
+from eigendet.errors import UserError, some, unknown
 
 Widths = dict[str, int]
 
@@ -135,7 +135,7 @@ def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
             )
     missing = [group for group in channels.widths if group not in widths]
     if missing:
-        raise ChannelError(f"no width for the channel groups {', '.join(missing)}; every group needs one")
+        raise ChannelError(f"no width for the channel groups {some(missing)}; every group needs one")
 
 
 def by_group(channels: Channels, widths: Mapping[str, int]) -> Widths:

@@ -25,7 +25,7 @@ from typing import get_args
 from torch import nn
 
 from eigendet.covariance import Covariance
-from eigendet.errors import UserError, unknown
+from eigendet.errors import UserError, some, unknown
 from eigendet.observer import Observer
 from eigendet.padding import Canvas
 from eigendet.points import TapKey, each_call, point_of, refuse_hookless
@@ -200,7 +200,7 @@ class Taps(Mapping[TapKey, Covariance]):
             asked = [path for path in self._selected if fnmatchcase(path, pattern)]
             if asked and not self._ran.intersection(asked):
                 raise UserError(
-                    f"modules: '{pattern}' chose {_some(asked)}, which never ran while the model was tapped."
+                    f"modules: '{pattern}' chose {some(asked)}, which never ran while the model was tapped."
                 )
         if not self and self._unwanted_channels:
             found = ", ".join(map(str, sorted(self._unwanted_channels)))
@@ -208,7 +208,7 @@ class Taps(Mapping[TapKey, Covariance]):
                 f"channels: no feature map has a number of channels in {self._channels}; there are {found}."
             )
         if missing:
-            logger.warning("never ran while the model was tapped: %s", _some(missing))
+            logger.warning("never ran while the model was tapped: %s", some(missing))
 
 
 def _select(model: nn.Module, points: Collection[str], patterns: Sequence[str]) -> dict[str, Point]:
@@ -230,8 +230,3 @@ def _select(model: nn.Module, points: Collection[str], patterns: Sequence[str]) 
         found = ", ".join(f"{point} ({count})" for point, count in counts.items() if count)
         raise UserError(f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {found}.")
     return selected
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name or "the model itself" for name in names[:limit]) + more
