@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench resizable lock schema
+.PHONY: demo test lint bench resizable budget lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -34,6 +34,10 @@ bench: .venv/ready
 # Which networks of torchvision and timm can be resized: tests/benchmarks/channels.md, anew. Takes 20 minutes.
 resizable: .venv/ready
 	$(BIN)/python -m tests.benchmarks.channels
+
+# How long it takes to spend a budget: tests/benchmarks/allocation.md, anew. Takes 2 minutes.
+budget: .venv/ready
+	$(BIN)/python -m tests.benchmarks.allocation
 
 # The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
 lock: .venv/ready

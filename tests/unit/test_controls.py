@@ -58,6 +58,14 @@ def test_a_profile_of_two_numbers_has_the_parameters_and_the_macs_asked_for(name
         assert abs(width - factor * ratio ** stage[group] * traced.widths[group]) <= traced.multiples[group]
 
 
+def test_stages_are_halvings_of_the_resolution() -> None:
+    inception = controls.stages(channels.trace(*torchvision_network("inception_v3")))
+    first = [f"Conv2d_{name}.conv" for name in ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")]
+    assert [inception[group] for group in first] == [0, 0, 0, 1, 1]  # 149, 147, 147, 73 and 71 pixels
+    vgg = controls.stages(channels.trace(*torchvision_network("vgg11_bn")))
+    assert list(vgg.values()) == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
 def test_a_profile_is_found_again(traced: Channels) -> None:
     stage = controls.stages(traced)
     assert [stage[g] for g in ("conv1", "layer1.0.conv1", "layer2.0.conv3", "layer4.2.conv2")] == [0, 1, 2, 4]

@@ -3,8 +3,9 @@
 The modules, each with one idea, from the bottom up:
 
     errors, files   messages for users; atomic writes and digests
+    sections        the sections of an experiment's configuration
     config          the experiment as validated values
-    plugins         backbones, detectors and data sets, found by name
+    plugins         backbones, detectors, data sets and width rules, found by name
     products        samples times their transpose, in float32 whatever the process has set
     covariance      the streaming accumulator
     points          what a module's output stands for; every call of every module
@@ -15,10 +16,17 @@ The modules, each with one idea, from the bottom up:
     passes          the same under a memory limit
     store           the HDF5 file of covariances
     spectrum        eigenvalues and what is read from them
+    sizes, operations, tracing   how sizes follow from another in a forward pass
+    groups          channel groups and their costs
+    construction    a network's own constructor with other sizes
     channels        which widths are tied, and networks rebuilt with others
+    dimensions      what spectra show of each channel group
+    allocation      how a budget becomes widths
     widths          from spectra to widths
-    datasets, loading, models, training, evaluation, dump
-    report          the page
+    controls        widths to compare these with
+    front           parameters against operations over a rule's option
+    datasets, loading, models, training, evaluation, latency, dump, runs
+    figures, report the page
     cli             a command a stage
 """
 

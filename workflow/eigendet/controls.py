@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,18 @@ def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) 
 
 
 def stages(channels: Channels) -> dict[str, int]:
-    """Stage of every group, from 0: how many resolutions lie before the coarsest of the layers that write it."""
+    """Stage of every group, from 0: how many halvings of the resolution lie before the coarsest layer that writes it.
+
+    Halvings between which nothing lies count as one, for example those before a classifier.
+    """
     positions: dict[str, int] = {}
     for layer in channels.layers:
         for group, _ in layer.out.terms if layer.positions else ():
             positions[group] = min(positions.get(group, layer.positions), layer.positions)
-    order = sorted(set(positions.values()), reverse=True)
-    return {group: order.index(positions[group]) if group in positions else 0 for group in channels.widths}
+    finest = max(positions.values(), default=1)
+    halvings = {group: round(math.log(finest / own, 4)) for group, own in positions.items()}
+    order = sorted(set(halvings.values()))
+    return {group: order.index(halvings[group]) if group in halvings else 0 for group in channels.widths}
 
 
 def permuted(shown: GroupSpectra) -> tuple[GroupSpectra, dict[str, str]]:

@@ -84,7 +84,7 @@ def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
                 values = 100 * seeds[score].astype(float)
                 spread = f" ± {values.std():.1f}" if len(seeds) > 1 else ""
                 row[score] = f"{values.mean():.1f}{spread}" if values.notna().all() else ""
-            for cost in ("parameters", "backbone_parameters", "backbone_macs"):
+            for cost in [c for c in ("parameters", "backbone_parameters", "backbone_macs", "macs") if c in seeds]:
                 row[cost] = int(seeds[cost].iloc[0])
                 row[f"{cost}_ratio"] = row[cost] / int(usual[cost].iloc[0]) if len(usual) else None
             for time in [name for name in ("detector_ms", "backbone_ms") if name in seeds]:
@@ -112,6 +112,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
         differences=_differences(experiment),
         averages=averages(runs),
+        has_whole="macs" in runs,
         has_latency="detector_ms" in runs,
         has_masks="mask_AP" in runs,
         seeds=sorted(set(runs["seed"])),
