@@ -23,7 +23,7 @@ ARMS = ("finetune", "scratch", "derived", "uniform_parameters", "profile")
 
 def snakemake(folder: Path, configuration: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the workflow in a folder of its own, with a configuration file written there."""
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(configuration))
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(configuration, sort_keys=False))
     line = [*command(folder), *arguments]
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd=folder)
 
