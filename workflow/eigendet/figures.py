@@ -13,8 +13,9 @@ from plotly.subplots import make_subplots
 from eigendet.config import Experiment
 from eigendet.front import UNIFORM
 
-# Okabe and Ito's colours, told apart by colour-blind readers; one an arm, in every figure.
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
+# Okabe and Ito's colours, then some of Tol's, told apart by colour-blind readers; one an arm, in every figure.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+PALETTE += ["#882255", "#999933", "#332288", "#44AA99", "#999999"]
 
 
 def colours(experiment: Experiment) -> dict[str, str]:
@@ -69,7 +70,7 @@ def widths(entry: dict[str, Any], colours: dict[str, str]) -> go.Figure:
     figure.update_layout(
         barmode="group", xaxis_title="channel group, named after its first layer", yaxis_title="channels"
     )
-    return styled(figure, 420)
+    return styled(figure, 460)
 
 
 def front(entry: dict[str, Any], colours: dict[str, str]) -> go.Figure:
@@ -94,13 +95,14 @@ def front(entry: dict[str, Any], colours: dict[str, str]) -> go.Figure:
         )  # fmt: skip
     figure.update_xaxes(title_text="MACs / reference", rangemode="tozero")
     figure.update_yaxes(title_text="parameters / reference", rangemode="tozero")
-    return styled(figure, 460)
+    return styled(figure, 520)
 
 
 def styled(figure: go.Figure, height: int) -> go.Figure:
     figure.update_layout(
-        template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 20, "b": 60},
-        legend={"orientation": "h", "y": 1.12}, font={"family": "system-ui, sans-serif", "size": 13},
+        template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 40, "b": 60},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        font={"family": "system-ui, sans-serif", "size": 13},
     )  # fmt: skip
     return figure
 
