@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 
 import numpy as np
 
@@ -24,17 +23,14 @@ COSTS = ("macs", "parameters", "activations")
 class Costs:
     """Multiply-accumulates, parameters and activations of a network as quadratic forms of its widths, as arrays.
 
-    Activations are the elements that convolutions and linear layers write, for one image of the traced size.
+    A cost is constant + linear · w + w · quadratic · w / 2. Activations are the elements that convolutions and linear
+    layers write, for one image of the traced size.
     """
 
     groups: tuple[str, ...]
-    source: np.ndarray  # (layers, groups): channels read are source @ widths + source_constant
-    source_constant: np.ndarray
-    out: np.ndarray
-    out_constant: np.ndarray
-    product: np.ndarray  # (3, layers): costs of a channel read times a channel written
-    written: np.ndarray  # (3, layers): costs of a channel written
     constant: np.ndarray  # (3,)
+    linear: np.ndarray  # (3, groups)
+    quadratic: np.ndarray  # (3, groups, groups), symmetric
 
     @classmethod
     def of(cls, channels: Channels) -> Costs:
@@ -50,31 +46,32 @@ class Costs:
                 product[:2, column] = weights * layer.positions, weights * layer.trained
                 written[2, column] = layer.positions
             written[1, column] = layer.vectors
+        # Channels read are source @ widths + source_constant; product is the cost of one read times one written.
+        source, source_constant = _linear([source for source, _ in pairs], groups)
+        out, out_constant = _linear([out for _, out in pairs], groups)
+        both = np.stack([source.T @ (cost[:, None] * out) for cost in product])
         return cls(
             groups,
-            *_linear([source for source, _ in pairs], groups),
-            *_linear([out for _, out in pairs], groups),
-            product,
-            written,
-            np.array([0.0, channels.constant, 0.0]),
+            (product * source_constant + written) @ out_constant + [0.0, channels.constant, 0.0],
+            (product * source_constant + written) @ out + (product * out_constant) @ source,
+            both + both.transpose(0, 2, 1),
         )
 
     def __call__(self, widths: np.ndarray) -> np.ndarray:
         """The three costs, (3,), of widths in the order of `groups`."""
-        read, wrote = self.source @ widths + self.source_constant, self.out @ widths + self.out_constant
-        return self.product @ (read * wrote) + self.written @ wrote + self.constant
-
-    def steps(self, widths: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """What each group alone adds to the costs, (3, groups), when it grows by its step."""
-        read, wrote = self.source @ widths + self.source_constant, self.out @ widths + self.out_constant
-        by_one = (self.product * wrote) @ self.source + (self.product * read + self.written) @ self.out
-        return by_one * step + self.by_both * step**2
-
-    @cached_property
-    def by_both(self) -> np.ndarray:
-        """Of layers that read and write one group: (3, groups), to be multiplied by the square of its step."""
-        found: np.ndarray = self.product @ (self.source * self.out)
+        found: np.ndarray = self.constant + (self.linear + self.quadratic @ widths / 2) @ widths
         return found
+
+    def gradient(self, widths: np.ndarray) -> np.ndarray:
+        """By how much the costs grow with each width, (3, groups)."""
+        found: np.ndarray = self.linear + self.quadratic @ widths
+        return found
+
+    def steps(self, gradient: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """What each group alone adds to the costs, (3, groups), when it grows by its step."""
+        own: np.ndarray = np.diagonal(self.quadratic, axis1=1, axis2=2)
+        added: np.ndarray = gradient * step + own * step**2 / 2
+        return added
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,9 @@ class Budget:
         range; or else "target", which lies nearer to the width it has.
         """
         vector = np.array([widths[group] for group in self.costs.groups], float)
-        after = (self.costs(vector)[:, None] + self.costs.steps(vector, self.multiple)) / self.caps[:, None]
+        after = (
+            self.costs(vector)[:, None] + self.costs.steps(self.costs.gradient(vector), self.multiple)
+        ) / self.caps[:, None]
         found = {}
         for position, group in enumerate(self.costs.groups):
             if vector[position] == self.least[position] >= target[position]:
@@ -193,21 +192,25 @@ def marginal(budget: Budget, spectra: Mapping[str, np.ndarray]) -> Widths:
     Args:
         spectra: eigenvalues of every group, in descending order.
     """
-    held = [_cumulative(spectra[group], budget) for group in budget.costs.groups]
-    widths = budget.least.copy()
+    held = [_cumulative(spectra[group]) for group in budget.costs.groups]
+    widths, step = budget.least.copy(), budget.multiple
     relevant = np.isfinite(budget.caps)
-    gain = np.array([hold(w + m) - hold(w) for hold, w, m in zip(held, widths, budget.multiple, strict=True)])
+    caps = budget.caps[relevant][:, None]
+    gradient, spent = budget.costs.gradient(widths), budget.costs(widths)
+    gain = np.array([hold(w + m) - hold(w) for hold, w, m in zip(held, widths, step, strict=True)])
     while True:
-        added = budget.costs.steps(widths, budget.multiple)[relevant]
-        left = (budget.caps - budget.costs(widths))[relevant]
-        fits = (added <= left[:, None] + 1e-12 * budget.caps[relevant][:, None]).all(0)
-        fits &= widths + budget.multiple <= budget.most
-        if not (fits & (gain > 0)).any():
+        added = budget.costs.steps(gradient, step)
+        shares = added[relevant] / caps
+        fits = (
+            (shares <= 1 + 1e-12 - spent[relevant][:, None] / caps).all(0) & (widths + step <= budget.most) & (gain > 0)
+        )
+        if not fits.any():
             return budget.named(widths)
-        price = (added / budget.caps[relevant][:, None]).max(0)
-        best = int(np.argmax(np.where(fits & (gain > 0), gain / np.maximum(price, 1e-30), -1.0)))
-        widths[best] += budget.multiple[best]
-        gain[best] = held[best](widths[best] + budget.multiple[best]) - held[best](widths[best])
+        best = int(np.argmax(np.where(fits, gain / np.maximum(shares.max(0), 1e-30), -1.0)))
+        widths[best] += step[best]
+        spent = spent + added[:, best]
+        gradient = gradient + budget.costs.quadratic[:, :, best] * step[best]
+        gain[best] = held[best](widths[best] + step[best]) - held[best](widths[best])
 
 
 def power_law(values: np.ndarray) -> tuple[float, float]:
@@ -236,7 +239,7 @@ def largest(holds: Callable[[float], bool]) -> float:
     return low
 
 
-def _cumulative(values: np.ndarray, budget: Budget) -> Callable[[float], float]:
+def _cumulative(values: np.ndarray) -> Callable[[float], float]:
     """Share of the trace that the first k channels hold, k beyond the observed width by the fitted law."""
     values = np.clip(values, 0.0, None)
     total = values.sum() or 1.0
