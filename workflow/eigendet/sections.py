@@ -187,7 +187,10 @@ class WidthSettings(Section):
         None, description="cap on the elements that its convolutions and linear layers write, likewise"
     )
     min_factor: NonNegativeFloat = Field(0.0, description="least width of a group, as a share of the reference's")
-    max_factor: PositiveFloat | None = Field(None, description="largest width of a group, likewise")
+    max_factor: PositiveFloat | None = Field(
+        4.0,
+        description="largest width of a group, likewise: far beyond what was observed lies extrapolation; null: any",
+    )
 
     @model_validator(mode="after")
     def _caps_and_factors(self) -> Self:
