@@ -31,7 +31,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m tests.benchmarks.covariance
 
-# Which networks of torchvision and timm can be resized: tests/benchmarks/channels.md, anew. Takes 20 minutes.
+# Which networks of torchvision and timm can be resized: tests/benchmarks/channels.md, anew. Takes 5 to 20 minutes.
 resizable: .venv/ready
 	$(BIN)/python -m tests.benchmarks.channels
 
