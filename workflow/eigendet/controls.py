@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from eigendet.models import Definition
 from eigendet.widths import allocate, describe
 
 RATIOS = (1 / 16, 16.0)  # of a profile, from a stage to the next
+FACTORS_TRIED, RATIOS_TRIED = np.linspace(0.95, 1.2, 26), np.linspace(0.9, 1.1, 21)  # around those solved for
 
 
 def control(
@@ -72,7 +74,8 @@ def control(
 def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) -> tuple[Widths, float, float]:
     """The reference scaled by a factor times a ratio to the power of the stage, to the parameters and MACs of the goal.
 
-    Both numbers are solved for before rounding, which then exceeds neither cost, as with derived widths.
+    Both numbers are solved for before rounding, which then exceeds neither cost, as with derived widths. Rounding moves
+    narrow layers far, so of the numbers near to the solution those are taken that leave least of both costs unspent.
 
     Returns:
         Widths, factor, ratio.
@@ -92,8 +95,13 @@ def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) 
     while high / low > 1 + 1e-6:  # parameters sit late, so that they grow with the ratio
         ratio = float(np.sqrt(low * high))
         low, high = (ratio, high) if costs(factor_of(ratio) * ratio**power * usual)[1] <= parameters else (low, ratio)
-    factor = factor_of(low)
-    return rounded(budget, factor * low**power * usual), factor, low
+    found = []
+    for factor, ratio in itertools.product(factor_of(low) * FACTORS_TRIED, low * RATIOS_TRIED):
+        widths = rounded(budget, factor * ratio**power * usual)
+        spent = costs(np.array([widths[group] for group in costs.groups], float))
+        left = max(1 - spent[0] / macs, 1 - spent[1] / parameters)
+        found.append((not (spent <= budget.caps).all(), round(left, 9), widths, float(factor), float(ratio)))
+    return min(found, key=lambda one: one[:2])[2:]
 
 
 def stages(channels: Channels) -> dict[str, int]:

@@ -72,7 +72,7 @@ def intervals(
 ) -> dict[str, Any]:
     """Intervals of dimensions and of widths before rounding, and the groups whose width they leave open.
 
-    A width is left open where its interval holds more than one multiple of what it is rounded to.
+    A width is left open where the ends of its interval round to different multiples, between which it then lies.
     """
     dimensions_without, targets_without = [], []
     for _, rest in left_out.groupby("left_out"):
@@ -81,13 +81,12 @@ def intervals(
         targets_without.append(dict(zip(channels.widths, allocate(budget, shown, settings)[1], strict=True)))
     of_dimension = {g: interval(dimension[g], [rest[g] for rest in dimensions_without]) for g in dimension}
     of_width = {g: interval(target[g], [rest[g] for rest in targets_without]) for g in dimension}
-    multiple = dict(zip(budget.costs.groups, budget.multiple, strict=True))
+    multiple = dict(zip(budget.costs.groups, budget.multiple.astype(int).tolist(), strict=True))
+    ends = {g: [max(round(end / multiple[g]), 1) * multiple[g] for end in of_width[g]] for g in of_width}
     return {
         "dimension_intervals": of_dimension,
         "width_intervals": of_width,
-        "undetermined": [
-            g for g, (low, high) in of_width.items() if round(low / multiple[g]) != round(high / multiple[g])
-        ],
+        "undetermined": {group: [low, high] for group, (low, high) in ends.items() if low != high},
     }
 
 
