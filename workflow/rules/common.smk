@@ -61,6 +61,14 @@ def gpus():
     return int(EXPERIMENT.device == "cuda" or (EXPERIMENT.device == "auto" and present))
 
 
+def all_cores(wildcards):
+    """Threads of a job that nothing may run beside; without --cores, as when unlocking, their number is not known."""
+    try:
+        return workflow.cores or 1
+    except WorkflowError:
+        return 1
+
+
 def runs(arms):
     """Run paths of these arms, every backbone, detector and seed."""
     return expand(

@@ -33,7 +33,7 @@ rule latency:
         "<benchmarks>/latency/{backbone}/{detector}.tsv"
     conda:
         "../../envs/eigendet.yaml"
-    threads: workflow.cores or 1
+    threads: all_cores
     resources:
         gpu=gpus(),
     params:
