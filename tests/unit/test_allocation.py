@@ -140,6 +140,8 @@ def test_a_power_law_is_recovered_and_never_sums_to_infinity() -> None:
     assert exponent == pytest.approx(1.7)
     assert allocation.power_law(np.ones(16))[1] == 1.01
     assert allocation.power_law(np.zeros(8)) == (0.0, 1.01)
+    noise = np.r_[np.ones(8), np.geomspace(1e-9, 1e-300, 8)]  # a spectrum that ends, and rounding errors
+    assert allocation.power_law(noise) == (0.0, 1.01)
 
 
 def test_what_binds_each_group_is_named(traced: Channels) -> None:
@@ -157,5 +159,5 @@ def test_what_binds_each_group_is_named(traced: Channels) -> None:
 
 
 def test_constant_feature_maps_are_refused(traced: Channels) -> None:
-    with pytest.raises(UserError, match="every feature map is constant"):
+    with pytest.raises(UserError, match="every dimension is zero: each feature map is constant"):
         allocation.proportional(budget(traced), dict.fromkeys(traced.widths, 0.0))

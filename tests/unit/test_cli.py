@@ -70,6 +70,8 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
     run("train", "-c", configuration, "-o", results / "scratch")
     assert "AP50 " in run("evaluate", "-c", configuration, results / "tuned", "-o", results / "tuned.json")
     assert "top1 " in run("evaluate", "-c", configuration, results / "pre", "-o", results / "pre.json")
+    classifier = CliRunner().invoke(main, ["latency", "-c", str(configuration), str(results / "pre"), "-o", "x"])
+    assert "pre: a run of a classifier; expected folders of detectors' runs" in classifier.output
     lines = run("latency", "-c", configuration, results / "tuned", results / "scratch", "-o", results / "latency.json")
     assert [line.split(",")[0] for line in lines.splitlines()] == ["finetune", "scratch"]
     for measured in json.loads((results / "latency.json").read_text())["runs"]:
@@ -97,7 +99,7 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         (["evaluate", "README.md", "-o", "x"], "README.md/run.json: cannot be read"),
         (["dump", "plugins", "-o", "x"], "plugins/run.json: cannot be read"),
         (["spectrum", "README.md", "-o", "x"], "README.md: not HDF5, or truncated"),
-        (["widths", "derived", "plugins", "-o", "x"], "plugins/eigenvalues.parquet: no table of 'eigendet spectrum'"),
+        (["widths", "derived", "plugins", "-o", "x"], "plugins/eigenvalues.parquet: no such file"),
         (
             ["widths", "derived", "-o", "x"],
             "SPECTRA: none given; expected folders of the arm scratch, one for each seed",

@@ -66,6 +66,19 @@ def test_stages_are_halvings_of_the_resolution() -> None:
     assert list(vgg.values()) == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_no_profile_costs_more_than_its_goal_however_narrow_that_is(seed: int) -> None:
+    traced = channels.trace(plugins.bind("backbone", PluginChoice(plugin="resnet", depth=18, norm_groups=4)), (64, 64))
+    reference = {group: max(8, width // 8) for group, width in traced.widths.items()}
+    random = np.random.default_rng(seed)
+    goal = {group: 4 * int(random.integers(1, 1 + width // 4)) for group, width in reference.items()}
+    found, _, _ = controls.profile(traced, reference, goal, 4)
+    for cost in (traced.parameters, traced.macs):
+        assert cost(found) <= cost(goal)
+    with pytest.raises(UserError, match=r"cost less than the narrowest network that widths.round_to .64. allows"):
+        controls.profile(traced, reference, goal, 64)
+
+
 def test_a_profile_is_found_again(traced: Channels) -> None:
     stage = controls.stages(traced)
     assert [stage[g] for g in ("conv1", "layer1.0.conv1", "layer2.0.conv3", "layer4.2.conv2")] == [0, 1, 2, 4]

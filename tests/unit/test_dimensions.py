@@ -67,7 +67,8 @@ def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> No
     rank = dict.fromkeys(dense.widths, 2)
     act = planted(dense, rank)
     with pytest.raises(
-        UserError, match=r"denseblock1.denselayer1.conv2, .* and 53 more .*; add block or norm or conv or linear to"
+        UserError,
+        match=r"denseblock1.denselayer1.conv2, .* and 53 more have .*; add some of block, norm, conv, linear to",
     ):
         of_groups(act, dense, WidthSettings())
     read = of_groups(pd.concat([act, planted(dense, rank, point="conv")]), dense, WidthSettings())
@@ -78,7 +79,7 @@ def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> No
 
 def test_a_point_without_taps_is_named(traced: Channels) -> None:
     table = planted(traced, dict.fromkeys(traced.widths, 3)).assign(point="fpn")
-    with pytest.raises(UserError, match=r"widths\.point is 'norm', and the channel groups conv1, .*; add act or"):
+    with pytest.raises(UserError, match=r"widths\.point is 'norm', and the channel groups conv1, .*; add some of act"):
         of_groups(table, traced, WidthSettings(point="norm"))
 
 
@@ -106,7 +107,7 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
     assert len(read(good, row(network, seed=1))) == 2
     with pytest.raises(UserError, match="two of the tables are of the same run"):
         read(good, good)
-    with pytest.raises(UserError, match="the tables are of the arms finetune; expected some of scratch"):
+    with pytest.raises(UserError, match="0: tables of finetune; expected some of the arm scratch"):
         read(row(network, arm="finetune"))
     other = row(network)
     other.attrs = good.attrs | {"experiment": "bccd"}
@@ -117,11 +118,24 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
         read(other)
     with pytest.raises(UserError, match=r"of the detector .*'retinanet'.*; this one is .*'faster_rcnn'"):
         read(row(replace(network, detector={"plugin": "retinanet"})))
+    other = row(network)
+    other.attrs = {}
+    with pytest.raises(UserError, match=r"no table of this 'eigendet spectrum' \('definition'\); run it again"):
+        read(other)
     (tmp_path / "0/eigenvalues.parquet").write_text("no")
-    with pytest.raises(UserError, match="no table of 'eigendet spectrum'"):
+    with pytest.raises(UserError, match="no table of this 'eigendet spectrum'"):
         dimensions.read("minimal", network, "scratch", [tmp_path / "0"], "eigenvalues")
-    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no table"):
+    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectrum' writes it"):
         dimensions.read("minimal", network, "scratch", [tmp_path / "nowhere"], "eigenvalues")
+
+
+def test_a_jackknife_must_leave_out_each_part_in_every_seed(caplog: pytest.LogCaptureFixture) -> None:
+    spectra = pd.DataFrame({"seed": [0, 1]})
+    whole = pd.DataFrame({"seed": [0, 1, 0, 1], "left_out": [0, 0, 1, 1]})
+    assert dimensions.complete(whole, spectra)
+    assert not dimensions.complete(whole[:0], spectra) and not caplog.text
+    assert not dimensions.complete(whole[:3], spectra) and "no intervals: the seeds have different parts" in caplog.text
+    assert not dimensions.complete(whole[:2], spectra)
 
 
 def test_the_jackknife_of_a_mean_is_the_interval_of_students_t() -> None:

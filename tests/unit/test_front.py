@@ -37,5 +37,7 @@ def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any],
     for _, row in derived[~derived["on_front"]].iterrows():
         assert ((best["parameters"] <= row["parameters"]) & (best["macs"] <= row["macs"])).any()
     assert not table[table["widths"] == UNIFORM]["on_front"].any()
+    narrow = config.parse(values | {"widths": {"macs": None, "activations": 10, "min_factor": 1.6}})
+    assert front(narrow, network, [tmp_path]).empty
     whole = table[(table["widths"] == UNIFORM) & (table["cap"] == 1.0)].iloc[0]
     assert whole["parameters"] == channels.parameters(reference)

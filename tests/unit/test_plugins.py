@@ -93,7 +93,20 @@ def test_a_rule_is_varied_over_the_examples_of_its_option_and_its_own_value() ->
     varied = plugins.variants("rule", PluginChoice(plugin="dof", scale=0.2))
     values = [choice.options["scale"] for choice in varied]
     assert values == sorted(values) and {0.1, 0.2, 1.0} <= set(values)
+    text = plugins.variants("rule", PluginChoice(plugin="ratio", threshold="2e-3"))  # as YAML reads it
+    assert 2e-3 in [choice.options["threshold"] for choice in text]
     assert plugins.variants("rule", PluginChoice(plugin="participation")) == [PluginChoice(plugin="participation")]
+
+
+def test_examples_that_an_option_does_not_accept_are_left_out(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from typing import Annotated\nfrom pydantic import Field\nfrom eigendet.plugins import rule\n\n"
+        "@rule\ndef mine(values, *, k: Annotated[int | None, Field(gt=0, examples=[-1, 2])] = None): return 1.0\n\n"
+        "@rule\ndef wrong(values, *, k: int = 'x'): return 1.0\n"
+    )
+    assert [v.options["k"] for v in plugins.variants("rule", PluginChoice(plugin="mine"))] == [2, None]
+    with pytest.raises(UserError, match=r"rule wrong.k: got 'x'; input should be a valid integer"):
+        plugins.bind("rule", PluginChoice(plugin="wrong"))
 
 
 def test_an_unknown_name_lists_the_near_and_the_known() -> None:

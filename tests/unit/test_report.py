@@ -4,15 +4,15 @@ from eigendet.report import settled
 
 
 def rounds(*widths: int) -> list[dict[str, dict[str, int]]]:
-    return [{"widths": {"a": width, "b": 40}} for width in widths]
+    return [{"widths": {"a": width, "b": 40}, "multiples": {"a": 8, "b": 8}} for width in widths]
 
 
 def test_the_page_says_whether_widths_settle() -> None:
-    assert settled(rounds(60)[:1], 8) == ""
-    assert settled(rounds(60, 64), 8).startswith(
+    assert settled(rounds(60)) == ""
+    assert settled(rounds(60, 64)).startswith(
         "The widths have settled: in the last round 1 of 2 groups changed, the farthest, a, by 4 channels"
     )
-    far = settled(rounds(60, 100, 80), 8)
+    far = settled(rounds(60, 100, 80))
     assert far.startswith(
         "The widths have not settled: in the last round 1 of 2 groups changed, the farthest, a, by 20"
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,9 +78,45 @@ def test_negative_noise_counts_as_zero() -> None:
         assert dimension(noisy, rule) == dimension(clean, rule)
 
 
-def test_a_rule_must_give_a_number_of_channels() -> None:
-    with pytest.raises(UserError, match="a width rule gave nan for 2 eigenvalues"):
-        spectrum.intrinsic_dimension(np.ones(2), lambda values: float("nan"))
+@pytest.mark.parametrize("given", [float("nan"), -1.0, "5", None, 3 + 0j, np.ones(2)])
+def test_a_rule_must_give_a_number_of_channels(given: Any) -> None:
+    def mine(values: np.ndarray) -> Any:
+        return given
+
+    with pytest.raises(UserError, match=r"mine: gave .* for 2 eigenvalues; expected a number of channels"):
+        spectrum.intrinsic_dimension(np.ones(2), mine)
+
+
+def test_a_rule_that_fails_is_named_and_bad_eigenvalues_are_not_its_fault() -> None:
+    def mine(values: np.ndarray) -> float:
+        return float(values[20])
+
+    with pytest.raises(UserError, match=r"mine: fails for 2 eigenvalues .IndexError: index 20"):
+        spectrum.intrinsic_dimension(np.ones(2), mine)
+    with pytest.raises(UserError, match="one of 2 eigenvalues is NaN"):
+        spectrum.intrinsic_dimension(np.array([1.0, np.nan]), mine)
+
+
+def test_a_broken_rule_costs_its_own_metric_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/mine.py").write_text(
+        "from eigendet.plugins import rule\n\n@rule\ndef broken(values): return values[99]\n\n"
+        "@rule\ndef odd(values, *, k: '1/0' = 3): return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    covariance = Covariance(4)
+    covariance.update(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
+    run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
+    taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
+    store.write(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
+    assert set(spectrum.tables(tmp_path / "c.h5")["metrics"]["metric"]) >= {*RULES, "trace"}
+    assert "rule broken: fails for 4 eigenvalues" in caplog.text
+    assert "rule plugin 'odd'" in caplog.text and "division by zero" in caplog.text
+    store.write(tmp_path / "own.h5", [(0, taps)], {"model": "Mine"})
+    with pytest.raises(UserError, match=r"own.h5: names no run; expected a file written by 'eigendet dump'"):
+        spectrum.tables(tmp_path / "own.h5")
 
 
 def test_tables_hold_both_moments_of_every_tap(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from eigendet import report
 from tests.conftest import ROOT, minimal_experiment
 
 ARMS = ("finetune", "scratch", "derived", "uniform_parameters", "profile")
@@ -79,6 +81,18 @@ def test_everything_from_data_to_report_is_there(finished: tuple[Path, dict[str,
         assert words in page
     assert "<script src" not in page and '<link rel="stylesheet' not in page
     assert len(page) < 10e6
+
+
+def test_a_page_can_be_made_without_intervals(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    results = finished[0] / "results/minimal"
+    shutil.copytree(results, tmp_path / "minimal", ignore=shutil.ignore_patterns("*.pt", "*.h5"))
+    file = tmp_path / "minimal/widths/tiny/rcnn/derived.json"
+    content = json.loads(file.read_text())
+    for key in ("dimension_intervals", "width_intervals", "undetermined"):
+        del content[key]
+    file.write_text(json.dumps(content))
+    assert "10 runs" in report.write(tmp_path / "minimal")
+    assert "jackknife's" not in (tmp_path / "minimal/report.html").read_text()
 
 
 def test_spectra_come_from_every_position_of_every_probe_image(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ resource: it goes, a multiple at a time, where the spectra lose most by the next
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +18,7 @@ from eigendet.groups import Channels, Size, Widths
 from eigendet.sections import WidthSettings
 
 COSTS = ("macs", "parameters", "activations")
+NOISE = 1e-8  # of the largest eigenvalue: below lie rounding errors
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Budget:
                 raise UserError(
                     f"widths.{name} is {share:g}; the narrowest network that widths.round_to ({settings.round_to}), "
                     f"widths.min_factor ({settings.min_factor:g}) and its normalisation allow has "
-                    f"{needed / total:.4f} of the reference's, so give at least that."
+                    f"{math.ceil(1e4 * needed / total) / 1e4:.4f} of the reference's, so give at least that."
                 )
         return cls(costs, caps, multiple, least, most)
 
@@ -117,6 +119,11 @@ class Budget:
         spent = found(np.array([goal[group] for group in found.groups], float))
         multiple = np.array([channels.rounded_to(round_to)[group] for group in found.groups], float)
         caps = np.where([name in costs for name in COSTS], spent, np.inf)
+        if (found(multiple) > caps).any():
+            raise UserError(
+                f"the widths to compare with cost less than the narrowest network that widths.round_to ({round_to}) "
+                "allows; lower it."
+            )
         return cls(found, caps, multiple, multiple, np.full_like(multiple, np.inf))
 
     def affords(self, widths: np.ndarray) -> bool:
@@ -159,6 +166,8 @@ def proportional(budget: Budget, dimension: Mapping[str, float]) -> Widths:
 def rounded(budget: Budget, target: np.ndarray) -> Widths:
     """Target widths rounded down to multiples, then up where that fits, in order of what rounding down took away."""
     widths = np.maximum(np.floor(target / budget.multiple + 1e-6) * budget.multiple, budget.least)
+    if not budget.affords(widths):
+        widths = np.maximum(np.floor(target / budget.multiple) * budget.multiple, budget.least)
     for group in np.argsort(widths - target, kind="stable"):
         wider = widths.copy()
         wider[group] += budget.multiple[group]
@@ -175,7 +184,10 @@ def targets(budget: Budget, dimension: Mapping[str, float]) -> np.ndarray:
     """
     wanted = np.array([dimension[group] for group in budget.costs.groups])
     if not wanted.any():
-        raise UserError("every feature map is constant, so no width can be derived; train longer, or look at the loss.")
+        raise UserError(
+            "every dimension is zero: each feature map is constant, or the rule finds nothing in it. So no width can "
+            "be derived; look at the loss, or take another rule."
+        )
 
     def target(factor: float) -> np.ndarray:
         return np.clip(factor * wanted, budget.least, budget.most)
@@ -216,10 +228,12 @@ def marginal(budget: Budget, spectra: Mapping[str, np.ndarray]) -> Widths:
 def power_law(values: np.ndarray) -> tuple[float, float]:
     """(factor, exponent) of μ_k = factor · k^-exponent, by least squares on the logarithms of the smaller half.
 
+    Rounding errors are left out; if they are all there is, the spectrum ends, and the factor is 0.
+
     The exponent is at least 1.01, so that what lies beyond any width is finite.
     """
     rank = np.arange(1, values.size + 1)
-    half = (rank > values.size // 2) & (values > 0)
+    half = (rank > values.size // 2) & (values > NOISE * values.max(initial=0.0))
     if np.count_nonzero(half) < 2:
         return 0.0, 1.01
     slope, _ = np.polyfit(np.log(rank[half]), np.log(values[half]), 1)

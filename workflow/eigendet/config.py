@@ -111,7 +111,9 @@ class Experiment(Section):
         for arm, changes in self.arms.items():
             if arm in ARMS and "widths" in changes:
                 raise ValueError(f"arms.{arm}.widths is given; this arm has widths of its own, so choose another name")
-            if arm not in ARMS and not isinstance(changes.get("widths"), str):
+            if not changes.get("widths", arm in ARMS) or not isinstance(changes.get("widths", ""), str):
+                if "widths" in changes:
+                    raise ValueError(f"arms.{arm}.widths: got {changes['widths']!r}; expected a file of widths")
                 raise ValueError(
                     f"arms: {unknown('arm', arm, ARMS)} An arm of another name needs `widths`, a file of widths"
                 )
@@ -146,12 +148,12 @@ class Experiment(Section):
                 raise ValueError(f"covariance.arms: {unknown('arm', arm, self.all_arms)}")
         if not self.dumped:
             raise ValueError(f"covariance.arms is {self.covariance.arms}; none of these is in arms, {list(self.arms)}")
-        if "derived" in self.arms:
-            if self.widths.arm not in self.dumped:
-                raise ValueError(
-                    f"widths.arm is '{self.widths.arm}', whose covariance is not dumped; add it to arms and "
-                    "covariance.arms, or leave the arm derived out"
-                )
+        if "derived" in self.arms and self.widths.arm not in self.dumped:
+            raise ValueError(
+                f"widths.arm is '{self.widths.arm}', whose covariance is not dumped; add it to arms and "
+                "covariance.arms, or leave the arm derived out"
+            )
+        if "derived" in self.arms or "untrained" in self.arms:
             if self.widths.heads and not self.covariance.heads:
                 raise ValueError("widths.heads is true, and covariance.heads is not; set it, so that there are spectra")
             if self.widths.point not in self.covariance.points:

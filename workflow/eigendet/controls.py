@@ -15,7 +15,6 @@ from eigendet.allocation import Budget, largest, proportional, rounded
 from eigendet.config import Experiment
 from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
-from eigendet.files import read_json
 from eigendet.groups import Channels, Widths
 from eigendet.models import Definition
 from eigendet.widths import allocate, describe
@@ -51,14 +50,16 @@ def control(
     elif arm == "reference":
         widths, more["rule"] = reference, "the reference's"
     elif arm == "untrained":
-        widths, _ = allocate(Budget.of(channels, reference, settings), shown("scratch", first=True), settings)
+        before = shown("scratch", first=True)
+        widths, _ = allocate(Budget.of(channels, reference, settings), before, settings)
+        more["elsewhere"] = before.elsewhere
         more["rule"] = "as derived, from the spectra at step 0"
     elif derived is None:
         raise UserError(f"the control {arm} is for derived widths; give --derived FILE.")
     else:
         goal = models.read_widths(derived, network)
         if arm == "permuted":
-            other, more["spectrum_of"] = permuted(shown(read_json(derived, "a widths file")["arm"]))
+            other, more["spectrum_of"] = permuted(shown(experiment.spectra_for(arm) or ""))
             widths, _ = allocate(Budget.of(channels, reference, settings), other, settings)
             more["rule"] = "as derived, each group with the spectrum of another"
         elif arm == "profile":
@@ -87,17 +88,22 @@ def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) 
     power = np.array([stage[group] for group in costs.groups], float)
     macs, parameters, _ = budget.caps
 
+    def target(factor: float, ratio: float) -> np.ndarray:
+        return np.maximum(factor * ratio**power * usual, budget.least)
+
     def factor_of(ratio: float) -> float:
         """The factor at which this ratio has the goal's MACs."""
-        return largest(lambda factor: costs(factor * ratio**power * usual)[0] <= macs)
+        return largest(lambda factor: costs(target(factor, ratio))[0] <= macs)
 
     low, high = RATIOS
     while high / low > 1 + 1e-6:  # parameters sit late, so that they grow with the ratio
         ratio = float(np.sqrt(low * high))
-        low, high = (ratio, high) if costs(factor_of(ratio) * ratio**power * usual)[1] <= parameters else (low, ratio)
+        low, high = (ratio, high) if costs(target(factor_of(ratio), ratio))[1] <= parameters else (low, ratio)
+    solved = factor_of(low), low
+    near = itertools.product(solved[0] * FACTORS_TRIED, solved[1] * RATIOS_TRIED)
     found = []
-    for factor, ratio in itertools.product(factor_of(low) * FACTORS_TRIED, low * RATIOS_TRIED):
-        widths = rounded(budget, factor * ratio**power * usual)
+    for factor, ratio in [solved, *near]:
+        widths = rounded(budget, target(factor, ratio))
         spent = costs(np.array([widths[group] for group in costs.groups], float))
         left = max(1 - spent[0] / macs, 1 - spent[1] / parameters)
         found.append((not (spent <= budget.caps).all(), round(left, 9), widths, float(factor), float(ratio)))

@@ -6,6 +6,7 @@ jackknife's over parts of the probe images (Tukey 1958): what other images might
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
 # Where a group is read that has no map of its own at the chosen point: the nearest to what the next layer reads first.
 OTHER_POINTS = ("act", "block", "norm", "conv", "linear")
 CONFIDENCE = 0.95
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,19 @@ def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path]
     wanted = replace(network, heads=True).identity()
     for folder in folders:
         file = folder / f"{table}.parquet"
+        columns = [*COLUMNS, "left_out"] if table == "jackknife" else COLUMNS
         try:
             part = pd.read_parquet(file)
-            part[COLUMNS]
-        except (OSError, ValueError, KeyError) as error:
+            part[columns]
+            definition = Definition.of(part.attrs["definition"])
+        except FileNotFoundError:
+            raise UserError(f"{file}: no such file; 'eigendet spectrum' writes it.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{file}: no table of 'eigendet spectrum' ({reason}).") from None
+            raise UserError(f"{file}: no table of this 'eigendet spectrum' ({reason}); run it again.") from None
         found = part.attrs.get("experiment")
         if found != experiment:
             raise UserError(f"{file}: of the experiment '{found}'; this one is '{experiment}'.")
-        definition = Definition.of(part.attrs["definition"])
         for kind, own in replace(definition, heads=True).identity().items():
             if own != wanted[kind]:
                 raise UserError(f"{file}: of the {kind} {own}; this one is {wanted[kind]}.")
@@ -85,7 +91,7 @@ def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path]
     arms = sorted(set(spectra["arm"]))
     chosen = spectra[spectra["arm"] == arm]
     if chosen.empty and (table == "eigenvalues" or arms):
-        raise UserError(f"{folders[0]}: the tables are of the arms {', '.join(arms)}; expected some of {arm}.")
+        raise UserError(f"{folders[0]}: tables of {some(arms) or 'no arm'}; expected some of the arm {arm}.")
     if chosen.duplicated([column for column in chosen if column != "value"]).any():
         raise UserError(f"{folders[0]}: two of the tables are of the same run; expected a table for each seed.")
     return chosen
@@ -118,9 +124,19 @@ def of_groups(spectra: pd.DataFrame, channels: Channels, settings: WidthSettings
         others = [point for point in OTHER_POINTS if point not in set(spectra["point"])]
         raise UserError(
             f"widths.point is '{settings.point}', and the channel groups {some(bare)} have no feature map of "
-            f"their own there; add {' or '.join(others) or 'another point'} to covariance.points to read them there."
+            f"their own there; add some of {', '.join(others) or 'other points'} to covariance.points."
         )
     return GroupSpectra({group: found[group] for group in channels.widths}, elsewhere)
+
+
+def complete(left_out: pd.DataFrame, spectra: pd.DataFrame) -> bool:
+    """Whether a jackknife table leaves out each of several parts in every seed."""
+    seeds = left_out.groupby("left_out")["seed"].nunique()
+    if len(seeds) > 1 and (seeds == spectra["seed"].nunique()).all():
+        return True
+    if not left_out.empty:
+        logger.warning("no intervals: the seeds have different parts of the images left out, or one alone")
+    return False
 
 
 def interval(estimate: float, without: Sequence[float]) -> tuple[float, float]:

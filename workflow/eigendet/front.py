@@ -29,8 +29,7 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
     there for comparison, and takes no part in the front. What accuracy each row has, only training can tell.
     """
     settings = experiment.widths
-    arm = experiment.spectra_for("derived") or ""
-    spectra = dimensions.read(experiment.experiment, network, arm, folders, "eigenvalues")
+    spectra = dimensions.read(experiment.experiment, network, experiment.widths.arm, folders, "eigenvalues")
     channels, reference = network.reference(network.size[0])
     shown = dimensions.of_groups(spectra, channels, settings)
     rules = plugins.variants("rule", settings.rule) if settings.allocation == "proportional" else [settings.rule]
@@ -54,7 +53,7 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
             varied: WidthSettings = capped.model_copy(update={"rule": rule})
             add(rule_text(varied), cap, allocate(budget, shown, varied)[0])
         add(UNIFORM, cap, proportional(budget, reference))
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["widths", "cap", "parameters", "macs", "parameter_share", "mac_share"])
     costs = table.loc[table["widths"] != UNIFORM, ["parameters", "macs"]].to_numpy()
     table["on_front"] = False
     table.loc[table["widths"] != UNIFORM, "on_front"] = [

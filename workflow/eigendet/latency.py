@@ -17,6 +17,7 @@ from tqdm import tqdm
 from eigendet import models
 from eigendet.config import Experiment
 from eigendet.datasets import open_splits
+from eigendet.errors import UserError
 from eigendet.loading import as_float
 from eigendet.runs import read_run
 from eigendet.training import snapshot_path
@@ -37,6 +38,8 @@ def measure(experiment: Experiment, folders: Sequence[Path], rounds: int = ROUND
     calls: dict[tuple[int, str], Callable[[], object]] = {}
     records = [read_run(folder) for folder in folders]
     for number, (folder, record) in enumerate(zip(folders, records, strict=True)):
+        if record["definition"]["detector"] is None:
+            raise UserError(f"{folder}: a run of a classifier; expected folders of detectors' runs.")
         _, model, _ = models.read_snapshot(snapshot_path(folder, record["snapshots"][-1]))
         model.to(device)
         backbone = models.backbone_of(model)

@@ -258,7 +258,7 @@ def read_widths(path: Path, definition: Definition) -> Widths:
         found = by_group(traced, content["widths"])
         check_widths(traced, found)
     except ChannelError as error:
-        raise UserError(f"{path}: {error}.") from None
+        raise UserError(f"{path}: {str(error).rstrip('.')}.") from None
     return found
 
 

@@ -41,6 +41,7 @@ imports of torch inside the function: options are then checked before a workflow
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import sys
@@ -51,7 +52,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, PydanticUserError, create_model
+from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, create_model
 
 from eigendet.config import Experiment, validate_options
 from eigendet.errors import UserError, unknown
@@ -127,33 +128,52 @@ def bind(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool
         where: the key of the configuration that errors name.
         paths: whether files and folders among the options must exist.
     """
+    _, options = _checked(kind, choice, where, paths)
+    function = _load(find(kind, choice.plugin))
+
+    def bound(*arguments: Any) -> Any:
+        return function(*arguments, **options)
+
+    bound.__name__ = f"{kind} {choice.plugin}"
+    return bound
+
+
+def _checked(
+    kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool = False
+) -> tuple[type[BaseModel], dict[str, Any]]:
+    """The options of a plugin, and those of a choice, checked and filled in."""
     plugin = find(kind, choice.plugin)
-    function = _load(plugin)
     try:
-        model = _options_model(function, paths)
-    except (NameError, PydanticUserError) as error:
+        model = _options_model(_load(plugin), paths)
+    except UserError:
+        raise
+    except Exception as error:  # whatever an annotation raises
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{kind} plugin '{plugin.name}' ({plugin.origin}): an option has no usable type: {reason}"
         ) from None
-    options = validate_options(model, choice.options, where or f"{kind} {choice.plugin}")
-    return lambda *arguments: function(*arguments, **options)
+    return model, validate_options(model, choice.options, where or f"{kind} {choice.plugin}")
 
 
 def variants(kind: Kind, choice: PluginChoice) -> list[PluginChoice]:
     """The choice with the first option that has examples at each of these and at its own value, or the choice alone."""
-    model = _options_model(_load(find(kind, choice.plugin)), paths=False)
+    model, own = _checked(kind, choice)
     for name, field in model.model_fields.items():
-        if field.examples:
-            values = dict.fromkeys([*field.examples, choice.options.get(name, field.default)])
-            return [PluginChoice(plugin=choice.plugin, **choice.options | {name: value}) for value in sorted(values)]
+        values: list[Any] = []
+        for example in [*(field.examples or []), own[name]] if field.examples else ():
+            with contextlib.suppress(UserError):  # an example that the option does not accept
+                value = validate_options(model, own | {name: example}, name)[name]
+                values += [value] if value not in values else []
+        if values:
+            if all(isinstance(value, int | float) for value in values):
+                values.sort()
+            return [PluginChoice(plugin=choice.plugin, **own | {name: value}) for value in values]
     return [choice]
 
 
 def described(kind: Kind, choice: PluginChoice) -> str:
     """A choice in words, with the options that were left out: "dof at scale 0.1"."""
-    model = _options_model(_load(find(kind, choice.plugin)), paths=False)
-    options = {name: choice.options.get(name, field.default) for name, field in model.model_fields.items()}
+    _, options = _checked(kind, choice)
     values = ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in options.items()
     )
@@ -180,11 +200,10 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
         raise UserError("\n".join(faults))
 
 
-def files(kind: Kind, choices: list[PluginChoice] | None = None) -> list[str]:
-    """Local files of the chosen plugins, or of all of a kind, for Snakemake to watch."""
+def files(kind: Kind, choices: list[PluginChoice]) -> list[str]:
+    """Local files of the chosen plugins, for Snakemake to watch."""
     here = Path.cwd()
-    chosen = discover(kind).values() if choices is None else [find(kind, choice.plugin) for choice in choices]
-    found = {plugin.file for plugin in chosen if plugin.file}
+    found = {file for choice in choices if (file := find(kind, choice.plugin).file)}
     # Relative where possible, so that a checkout can be moved without everything being made again.
     return sorted(str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found)
 
@@ -263,4 +282,4 @@ def _options_model(function: Callable[..., Any], paths: bool) -> type[BaseModel]
             if not paths and annotation in (FilePath, DirectoryPath):
                 annotation = Path
             fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
-    return create_model("Options", __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model("Options", __config__=ConfigDict(extra="forbid", validate_default=True), **fields)

@@ -176,11 +176,11 @@ def _widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
         if derived:
             front = pd.read_csv(place / "front.csv") if (place / "front.csv").is_file() else None
             entry = {"backbone": backbone, "detector": detector, "files": contents, "derived": derived, "front": front}
-            found.append(entry | {"settled": settled(derived, experiment.widths.round_to)})
+            found.append(entry | {"settled": settled(derived)})
     return found
 
 
-def settled(derived: Sequence[dict[str, Any]], round_to: int) -> str:
+def settled(derived: Sequence[dict[str, Any]]) -> str:
     """Whether widths still move from round to round, in a sentence; nothing for a single round."""
     if len(derived) < 2:
         return ""
@@ -193,18 +193,21 @@ def settled(derived: Sequence[dict[str, Any]], round_to: int) -> str:
     course = ", ".join(f"{100 * share:.1f} %" for share in moved)
     last = changes[-1]
     farthest = max(last, key=last.__getitem__)
-    verdict = "The widths have settled" if last[farthest] <= round_to else "The widths have not settled"
+    steps = derived[-1]["multiples"]
+    still = all(change <= steps[group] for group, change in last.items())
+    verdict = "The widths have settled" if still else "The widths have not settled"
     return (
         f"{verdict}: in the last round {sum(map(bool, last.values()))} of {len(last)} groups changed, the farthest, "
-        f"{farthest}, by {last[farthest]} channels (rounding is to {round_to}). Share of all channels that moved, "
-        f"round by round: {course}."
+        f"{farthest}, by {last[farthest]} channels (its steps are of {steps[farthest]}). "
+        f"Share of all channels that moved, round by round: {course}."
     )
 
 
 def _width_section(entry: dict[str, Any], colours: dict[str, str]) -> dict[str, Any]:
+    shown = entry["front"] is not None and not entry["front"].empty
     return entry | {
         "figure": figures.div(figures.widths(entry, colours)),
-        "front_figure": None if entry["front"] is None else figures.div(figures.front(entry, colours)),
+        "front_figure": figures.div(figures.front(entry, colours)) if shown else None,
         "bounds": {
             "macs": "the cap on MACs", "parameters": "the cap on parameters", "activations": "the cap on activations",
             "least": "its least width", "most": "its largest width", "target": "its share, rounded",

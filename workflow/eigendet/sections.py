@@ -19,6 +19,7 @@ from pydantic import (
 from eigendet.files import value_digest
 
 Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 # Settings that change how a run proceeds but not what comes of it.
@@ -181,13 +182,13 @@ class WidthSettings(Section):
         description="also the widths of the detector's own layers: pyramid and heads; its predictions keep their sizes",
     )
     round_to: PositiveInt = Field(8, description="widths are multiples of this")
-    macs: PositiveFloat | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
-    parameters: PositiveFloat | None = Field(None, description="cap on parameters, likewise")
-    activations: PositiveFloat | None = Field(
+    macs: Share | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
+    parameters: Share | None = Field(None, description="cap on parameters, likewise")
+    activations: Share | None = Field(
         None, description="cap on the elements that its convolutions and linear layers write, likewise"
     )
     min_factor: NonNegativeFloat = Field(0.0, description="least width of a group, as a share of the reference's")
-    max_factor: PositiveFloat | None = Field(
+    max_factor: Share | None = Field(
         4.0,
         description="largest width of a group, likewise: far beyond what was observed lies extrapolation; null: any",
     )

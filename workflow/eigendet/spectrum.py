@@ -60,16 +60,20 @@ def intrinsic_dimension(values: np.ndarray, rule: Rule) -> float:
     Negative eigenvalues, which are rounding noise of a positive semi-definite matrix, count as zero.
 
     Raises:
-        UserError: the rule does not give a number of channels.
+        UserError: an eigenvalue is not finite; the rule fails, or gives no number of channels.
     """
     values = np.sort(np.clip(np.asarray(values, dtype=np.float64), 0.0, None))[::-1]
+    if not np.isfinite(values).all():
+        raise UserError(f"one of {values.size} eigenvalues is NaN or infinite, so they have no dimension.")
     if not values.any():
         return 0.0
-    dimension = rule(values)
-    if not 0 <= dimension < np.inf:
-        raise UserError(
-            f"a width rule gave {dimension!r} for {values.size} eigenvalues; expected a number of channels."
-        )
+    name = getattr(rule, "__name__", "a width rule")
+    try:
+        dimension: Any = rule(values)
+    except Exception as error:  # whatever a plugin's own code raises
+        raise UserError(f"{name}: fails for {values.size} eigenvalues ({type(error).__name__}: {error}).") from None
+    if not isinstance(dimension, int | float | np.number) or not 0 <= dimension < np.inf:
+        raise UserError(f"{name}: gave {dimension!r} for {values.size} eigenvalues; expected a number of channels.")
     return float(dimension)
 
 
@@ -99,6 +103,8 @@ def tables(covariance_file: Path) -> dict[str, pd.DataFrame]:
         jackknife: eigenvalues at the last step without one part of the images, whose number is `left_out`.
     """
     provenance = store.provenance(covariance_file)
+    if "run" not in provenance:
+        raise UserError(f"{covariance_file}: names no run; expected a file written by 'eigendet dump'.")
     run, known = provenance["run"], rules()
     spectra, metrics, jackknife = [], [], []
     for record in store.read(covariance_file):
@@ -114,7 +120,7 @@ def tables(covariance_file: Path) -> dict[str, pd.DataFrame]:
             }
             values = eigenvalues(record.moment(centred))
             spectra.append(_spectrum(tap, values))
-            numbers = {name: intrinsic_dimension(values, rule) for name, rule in known.items()}
+            numbers = _dimensions(values, known)
             numbers |= {"trace": float(values.sum()), "largest": float(values[0]), "samples": record.count}
             numbers["noise"] = float(max(-values[-1], 0) / values[0]) if values[0] > 0 else 0.0
             metrics += [tap | {"metric": metric, "value": value} for metric, value in numbers.items()]
@@ -128,6 +134,18 @@ def tables(covariance_file: Path) -> dict[str, pd.DataFrame]:
     }
     for table in found.values():
         table.attrs = {name: provenance.get(name) for name in ("experiment", "definition")}
+    return found
+
+
+def _dimensions(values: np.ndarray, known: dict[str, Rule]) -> dict[str, float]:
+    """By every rule; one that fails is left out from then on, with a warning."""
+    found = {}
+    for name, rule in list(known.items()):
+        try:
+            found[name] = intrinsic_dimension(values, rule)
+        except UserError as error:
+            logger.warning("no further metric of this rule: %s", error)
+            del known[name]
     return found
 
 

@@ -72,7 +72,7 @@ class Record:
         """The tap without each of its parts in turn."""
         for left_out in range(len(self.parts)):
             rest = merged(part for number, part in enumerate(self.parts) if number != left_out)
-            yield replace(self, count=rest.count, mean=rest.mean.numpy(), scatter=rest.scatter.numpy(), parts=())
+            yield replace(self, count=rest.count, mean=_mean(rest), scatter=rest.scatter.numpy(), parts=())
 
 
 def write(

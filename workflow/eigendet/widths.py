@@ -41,6 +41,7 @@ def derive(experiment: Experiment, network: Definition, folders: Sequence[Path],
         "rule": rule_text(settings),
         "settings": settings.model_dump(mode="json"),
         "arm": arm,
+        "multiples": channels.rounded_to(settings.round_to),
         "dimensions": dimension,
         "bound": budget.binding(widths, target),
         "elsewhere": shown.elsewhere,
@@ -48,7 +49,7 @@ def derive(experiment: Experiment, network: Definition, folders: Sequence[Path],
         "image": list(network.size),
     }
     left_out = dimensions.read(experiment.experiment, network, arm, folders, "jackknife")
-    if not left_out.empty:
+    if dimensions.complete(left_out, spectra):
         content |= intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
     return content
 
@@ -81,12 +82,15 @@ def intervals(
         targets_without.append(dict(zip(channels.widths, allocate(budget, shown, settings)[1], strict=True)))
     of_dimension = {g: interval(dimension[g], [rest[g] for rest in dimensions_without]) for g in dimension}
     of_width = {g: interval(target[g], [rest[g] for rest in targets_without]) for g in dimension}
-    multiple = dict(zip(budget.costs.groups, budget.multiple.astype(int).tolist(), strict=True))
-    ends = {g: [max(round(end / multiple[g]), 1) * multiple[g] for end in of_width[g]] for g in of_width}
+    low, high = (
+        np.clip(np.round(np.array(end) / budget.multiple) * budget.multiple, budget.least, budget.most)
+        for end in zip(*of_width.values(), strict=True)
+    )
+    ends = dict(zip(of_width, zip(low.astype(int).tolist(), high.astype(int).tolist(), strict=True), strict=True))
     return {
         "dimension_intervals": of_dimension,
         "width_intervals": of_width,
-        "undetermined": {group: [low, high] for group, (low, high) in ends.items() if low != high},
+        "undetermined": {group: [least, most] for group, (least, most) in ends.items() if least != most},
     }
 
 

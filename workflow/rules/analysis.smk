@@ -25,8 +25,7 @@ rule dump_covariance:
 
 rule spectrum:
     input:
-        covariance=f"<results>/covariance/{RUN}.h5",
-        rules=plugins.files("rule"),
+        f"<results>/covariance/{RUN}.h5",
     output:
         eigenvalues=f"<results>/spectra/{RUN}/eigenvalues.parquet",
         metrics=f"<results>/spectra/{RUN}/metrics.csv",
@@ -40,7 +39,7 @@ rule spectrum:
     params:
         folder=subpath(output.metrics, parent=True),
     shell:
-        "eigendet spectrum {input.covariance} --output {params.folder} > {log} 2>&1"
+        "eigendet spectrum {input} --output {params.folder} > {log} 2>&1"
 
 
 rule derive_widths:
