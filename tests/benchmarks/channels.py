@@ -183,6 +183,50 @@ def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0
     return Result(len(widths), len(traced.layers), len(kept), kept[0] if kept else "", fault, seconds)
 
 
+Group = frozenset[tuple[str, str]]  # layers, and the side of each that has the group's channels
+
+
+def groups_of_both(build: Callable[[], nn.Module], size: tuple[int, int]) -> tuple[set[Group], set[Group]]:
+    """Our groups and Torch-Pruning's, of the layers that evaluation runs, without those that end in classes."""
+    traced = channels.trace(build, size)
+    theirs = _groups_of_torch_pruning(build(), size)
+    used = {layer for group in theirs for layer, _ in group}  # without heads that only training runs
+    once = {layer.module for layer in traced.layers if layer.depthwise}  # whose two sides are one
+    theirs = {frozenset((layer, "out" if layer in once else side) for layer, side in group) for group in theirs}
+    classes = {(layer, "out") for layer in traced.fixed}
+    ours = {
+        frozenset((layer, "out" if layer in once else side) for layer, side in traced.members(group) if layer in used)
+        for group in traced.widths
+    }
+    return {group for group in ours if group}, {group for group in theirs if not group & classes}
+
+
+def _groups_of_torch_pruning(model: nn.Module, size: tuple[int, int]) -> set[Group]:
+    """Its dependency groups, as layers and the side of each that is pruned."""
+    import torch_pruning
+
+    graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), torch.zeros(1, 3, *size))
+    names = {module: name for name, module in model.named_modules()}
+    found = set()
+    for group in graph.get_all_groups(root_module_types=(nn.Conv2d, nn.Linear)):
+        members = set()
+        for dependency, _ in group:
+            layer = dependency.target.module
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                reads = graph.is_in_channel_pruning_fn(dependency.handler) and not isinstance(layer, nn.BatchNorm2d)
+                members.add((names[layer], "in" if reads else "out"))
+        found.add(frozenset(members))
+    return found
+
+
+def _compared(build: Callable[[], nn.Module], size: tuple[int, int]) -> str:
+    try:
+        ours, theirs = groups_of_both(build, size)
+    except Exception as error:  # whatever another library raises is a result
+        return f"it fails ({type(error).__name__})"
+    return "the same" if ours == theirs else "others"
+
+
 def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tuple[int, int]) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     small = tuple(min(side, 128) for side in size)  # a real pass; costs are counted on one without memory
@@ -227,6 +271,13 @@ def main() -> int:
     names = [name for name in names if not name.startswith(NO_CONVOLUTIONS)]
     lines = ["# Which networks can be resized", "", *(__doc__ or "").strip().split("\n\n", 2)[2].split("\n"), ""]
     lines += _section(f"torchvision {torchvision.__version__}", _all(names, torchvision_network))
+    compared = {name: _compared(*torchvision_network(name)) for name in tqdm(names, disable=None)}
+    lines += ["## Torch-Pruning's groups, beside ours", ""]
+    lines += [
+        f"- {found}: {', '.join(name for name in names if compared[name] == found)}"
+        for found in dict.fromkeys(compared.values())
+    ]
+    lines += [""]
     try:
         import timm
 

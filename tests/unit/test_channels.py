@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch_pruning
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet50
@@ -257,34 +256,8 @@ ORACLE = [
 ]  # fmt: skip
 
 
-def groups_of_torch_pruning(model: nn.Module, size: tuple[int, int]) -> set[frozenset[tuple[str, str]]]:
-    """Its dependency groups, as layers and the side of each that is pruned."""
-    graph = torch_pruning.DependencyGraph().build_dependency(model.eval(), torch.zeros(1, 3, *size))
-    names = {module: name for name, module in model.named_modules()}
-    found = set()
-    for group in graph.get_all_groups(root_module_types=(nn.Conv2d, nn.Linear)):
-        members = set()
-        for dependency, _ in group:
-            layer = dependency.target.module
-            if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-                reads = graph.is_in_channel_pruning_fn(dependency.handler) and not isinstance(layer, nn.BatchNorm2d)
-                members.add((names[layer], "in" if reads else "out"))
-        found.add(frozenset(members))
-    return found
-
-
 @pytest.mark.parametrize("name", ORACLE)
 def test_groups_are_those_of_torch_pruning(name: str) -> None:
-    """On one network with batch norm of each family where that library succeeds; it fails on ShuffleNet."""
-    build, size = resizing.torchvision_network(name)
-    traced = channels.trace(build, size)
-    theirs = groups_of_torch_pruning(build(), size)
-    used = {layer for group in theirs for layer, _ in group}  # without heads that only training runs
-    once = {layer.module for layer in traced.layers if layer.depthwise}  # whose two sides are one
-    theirs = {frozenset((layer, "out" if layer in once else side) for layer, side in group) for group in theirs}
-    classes = {(layer, "out") for layer in traced.fixed}
-    ours = {
-        frozenset((layer, "out" if layer in once else side) for layer, side in traced.members(group) if layer in used)
-        for group in traced.widths
-    }
-    assert {group for group in ours if group} == {group for group in theirs if not group & classes}
+    """On one network with batch norm of each family where that library succeeds; `make resizable` compares all."""
+    ours, theirs = resizing.groups_of_both(*resizing.torchvision_network(name))
+    assert ours == theirs
