@@ -20,6 +20,7 @@ import yaml
 from eigendet import report
 from tests.conftest import ROOT, minimal_experiment
 
+WIDTHS_AND_AFTER = {"derive_widths", "pareto_front", "retrain", "evaluate", "latency", "report"}
 ARMS = ("finetune", "scratch", "derived", "uniform_parameters", "profile")
 
 
@@ -130,14 +131,11 @@ def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, dict[str, Any]])
     ("change", "rules"),
     [
         ({"training": minimal_experiment()["training"] | {"workers": 1, "log_every": 1}}, set()),
-        ({"widths": {"round_to": 4, "rule": "energy"}}, {"derive_widths", "retrain", "evaluate", "report"}),
-        (
-            {"covariance": {"images": 2}},
-            {"dump_covariance", "spectrum", "derive_widths", "retrain", "evaluate", "report"},
-        ),
+        ({"widths": {"round_to": 4, "rule": "energy"}}, WIDTHS_AND_AFTER),
+        ({"covariance": {"images": 2}}, {"dump_covariance", "spectrum"} | WIDTHS_AND_AFTER),
         (
             {"arms": {arm: {"steps": 5} if arm == "finetune" else {} for arm in ARMS}},
-            {"finetune", "dump_covariance", "spectrum", "evaluate", "report"},
+            {"finetune", "dump_covariance", "spectrum", "evaluate", "latency", "report"},
         ),
     ],
 )
