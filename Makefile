@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench resizable budget lock schema
+.PHONY: demo test lint bench resizable budget analysis lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -38,6 +38,11 @@ resizable: .venv/ready
 # How long it takes to spend a budget: tests/benchmarks/allocation.md, anew. Takes 2 minutes.
 budget: .venv/ready
 	$(BIN)/python -m tests.benchmarks.allocation
+
+# How long spectra and comparisons of a large experiment take: tests/benchmarks/analysis.md, anew. Takes 20 minutes and
+# 12 GB of disk.
+analysis: .venv/ready
+	$(BIN)/python -m tests.benchmarks.analysis
 
 # The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
 lock: .venv/ready

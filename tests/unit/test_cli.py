@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -22,10 +23,13 @@ VERBS = [
     "inspect",
     "merge",
     "spectrum",
+    "compare",
     "channels",
     "widths",
     "front",
     "report",
+    "figures",
+    "tensorboard",
 ]
 
 
@@ -79,6 +83,8 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         assert measured["detector"]["low"] <= measured["detector"]["median"] <= measured["detector"]["high"]
     run("dump", "-c", configuration, results / "scratch", "-o", results / "c.h5")
     run("spectrum", results / "c.h5", "-o", results / "spectra")
+    run("compare", results / "spectra", "-o", results / "comparison")
+    assert not pd.read_parquet(results / "comparison/metrics.parquet").empty
     derived = results / "widths/derived.json"
     assert "of the parameters" in run("widths", "-c", configuration, "derived", results / "spectra", "-o", derived)
     assert "dof at scale" in run("front", "-c", configuration, results / "spectra", "-o", results / "front.csv")

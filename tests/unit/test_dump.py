@@ -25,12 +25,15 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
     for number, shard in enumerate(shards, start=1):
         dump.dump(*run, shard, (number, 3))
     store.merge(tmp_path / "merged.h5", shards)
-    assert sorted(store.images(tmp_path / "merged.h5") or []) == sorted(store.images(tmp_path / "whole.h5") or [])
+    assert store.images(tmp_path / "merged.h5") == store.images(tmp_path / "whole.h5")
     assert store.provenance(tmp_path / "merged.h5") == store.provenance(tmp_path / "whole.h5")
     for whole, merged in zip(store.read(tmp_path / "whole.h5"), store.read(tmp_path / "merged.h5"), strict=True):
         assert (whole.step, whole.key, whole.count) == (merged.step, merged.key, merged.count)
         assert np.linalg.norm(whole.scatter - merged.scatter) <= 1e-12 * np.linalg.norm(whole.scatter)
         np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12, atol=1e-15)
+        assert whole.image_means is not None and merged.image_means is not None
+        np.testing.assert_allclose(merged.image_means, whole.image_means, rtol=1e-6, atol=1e-7)  # in the same order
+        np.testing.assert_allclose(whole.image_means.mean(0), whole.mean, rtol=1e-4, atol=1e-5)  # images of one size
         assert len(whole.parts) == len(merged.parts) == (5 if whole.step == 4 else 0)  # one an image, at the last step
         assert sum(part.count for part in whole.parts) in (0, whole.count)
     with pytest.raises(UserError, match=r"saw image '\d+', which .* saw too"):

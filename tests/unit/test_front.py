@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from eigendet import config, runs
-from eigendet.front import UNIFORM, front
+from eigendet.front import front
+from eigendet.names import UNIFORM
 
 
 def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any], tmp_path: Path) -> None:
@@ -20,8 +21,8 @@ def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any],
             spectrum = np.arange(1, reference[group] + 1) ** -(1.0 + ("layer4" in module))
             rows += [
                 {"arm": "scratch", "backbone": "tiny", "detector": "d", "seed": 0, "step": 4, "module": module,
-                 "call": call, "point": "act", "channels": reference[group], "undersampled": False, "centred": True,
-                 "index": index, "value": value}
+                 "call": call, "point": "act", "channels": reference[group], "samples": 900,
+                 "effective_samples": 90.0, "centred": True, "index": index, "value": value}
                 for index, value in enumerate(spectrum)
             ]  # fmt: skip
     spectra = pd.DataFrame(rows)

@@ -54,3 +54,17 @@ def test_what_cannot_be_done_in_passes_is_refused(model: nn.Module) -> None:
         list(covariances(model, batches, POINTS, memory=2**20))
     with pytest.raises(UserError, match="takes 12 passes over the data, but `batches` is an iterator"):
         list(covariances(model, iter(batches), POINTS, memory=8 * 512**2))
+
+
+def test_every_image_has_its_own_mean_also_where_moments_follow_from_others(model: nn.Module, tmp_path: Path) -> None:
+    images = [torch.randn(1, 3, 40, 40) + shift for shift in (0.0, 1.0, 2.0)]
+    together = {tap.key: tap for tap in covariances(model, images, POINTS, image_means=True)}
+    for number, image in enumerate(images):
+        for alone in covariances(model, [image], POINTS):
+            means = together[alone.key].image_means
+            assert means is not None and len(means) == 3
+            torch.testing.assert_close(means[number], alone.covariance.mean, rtol=1e-5, atol=1e-6)
+    limited = covariances(model, images, POINTS, image_means=True, memory=3 * 8 * 512**2)
+    for tap in limited:
+        torch.testing.assert_close(tap.image_means, together[tap.key].image_means, rtol=1e-5, atol=1e-6)
+    assert all(tap.image_means is None for tap in covariances(model, images, POINTS))

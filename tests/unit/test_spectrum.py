@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from eigendet import plugins, spectrum, store
+from eigendet import measures, metrics, plugins, spectrum, store
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError
-from eigendet.points import TapKey
+from eigendet.names import RUN_COLUMNS, TAP_COLUMNS, TapKey
 from eigendet.sections import PluginChoice
 from eigendet.taps import Tap
 
@@ -25,7 +26,7 @@ rules = st.sampled_from(RULES)
 
 
 def dimension(values: np.ndarray, rule: str, **options: float) -> float:
-    return spectrum.intrinsic_dimension(values, plugins.bind("rule", PluginChoice(plugin=rule, **options)))
+    return measures.intrinsic_dimension(values, plugins.bind("rule", PluginChoice(plugin=rule, **options)))
 
 
 def test_closed_forms_on_a_flat_spectrum() -> None:
@@ -84,7 +85,7 @@ def test_a_rule_must_give_a_number_of_channels(given: Any) -> None:
         return given
 
     with pytest.raises(UserError, match=r"mine: gave .* for 2 eigenvalues; expected a number of channels"):
-        spectrum.intrinsic_dimension(np.ones(2), mine)
+        measures.intrinsic_dimension(np.ones(2), mine)
 
 
 def test_a_rule_that_fails_is_named_and_bad_eigenvalues_are_not_its_fault() -> None:
@@ -92,9 +93,9 @@ def test_a_rule_that_fails_is_named_and_bad_eigenvalues_are_not_its_fault() -> N
         return float(values[20])
 
     with pytest.raises(UserError, match=r"mine: fails for 2 eigenvalues .IndexError: index 20"):
-        spectrum.intrinsic_dimension(np.ones(2), mine)
+        measures.intrinsic_dimension(np.ones(2), mine)
     with pytest.raises(UserError, match="one of 2 eigenvalues is NaN"):
-        spectrum.intrinsic_dimension(np.array([1.0, np.nan]), mine)
+        measures.intrinsic_dimension(np.array([1.0, np.nan]), mine)
 
 
 def test_a_broken_rule_costs_its_own_metric_alone(
@@ -111,31 +112,67 @@ def test_a_broken_rule_costs_its_own_metric_alone(
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
     taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
     store.write(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
-    assert set(spectrum.tables(tmp_path / "c.h5")["metrics"]["metric"]) >= {*RULES, "trace"}
+    spectrum.write(tmp_path / "c.h5", tmp_path)
+    found = measures.table(pd.read_parquet(tmp_path / "eigenvalues.parquet"))
+    assert set(found["metric"]) >= {*RULES, "trace"} and "broken" not in set(found["metric"])
     assert "rule broken: fails for 4 eigenvalues" in caplog.text
     assert "rule plugin 'odd'" in caplog.text and "division by zero" in caplog.text
     store.write(tmp_path / "own.h5", [(0, taps)], {"model": "Mine"})
     with pytest.raises(UserError, match=r"own.h5: names no run; expected a file written by 'eigendet dump'"):
-        spectrum.tables(tmp_path / "own.h5")
+        spectrum.write(tmp_path / "own.h5", tmp_path)
 
 
-def test_tables_hold_both_moments_of_every_tap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("centred", [True, False])
+def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centred: bool, tmp_path: Path) -> None:
     covariance = Covariance(4)
     samples = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) + 3
     covariance.update(samples)
+    images = samples.reshape(5, 100, 4).mean(1)
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
-    store.write(tmp_path / "c.h5", [(7, [Tap(TapKey("m", 1, "act"), 0, "none", covariance)])], {"run": run})
-    spectrum.write(tmp_path / "c.h5", tmp_path)
-    eigenvalues, metrics = pd.read_parquet(tmp_path / "eigenvalues.parquet"), pd.read_csv(tmp_path / "metrics.csv")
+    taps = [Tap(TapKey("m", 1, "act"), 0, "none", covariance, images)]
+    store.write(tmp_path / "c.h5", [(7, taps)], {"run": run}, images=range(5))
+    spectrum.write(tmp_path / "c.h5", tmp_path, centred)
+    eigenvalues = pd.read_parquet(tmp_path / "eigenvalues.parquet")
     assert pd.read_parquet(tmp_path / "jackknife.parquet").empty
-    assert list(eigenvalues) == [*spectrum.RUN_COLUMNS, *spectrum.TAP_COLUMNS, "index", "value"]
-    exact = np.linalg.eigvalsh(np.cov(samples.double().numpy(), rowvar=False, bias=True))[::-1]
-    centred = eigenvalues[eigenvalues["centred"]]
-    np.testing.assert_allclose(centred["value"], exact, rtol=1e-5)
-    assert centred["index"].tolist() == [0, 1, 2, 3]
-    raw = metrics[~metrics["centred"] & (metrics["metric"] == "trace")]["value"].item()
-    assert raw == pytest.approx(samples.double().square().sum(1).mean().item(), rel=1e-5)
-    assert set(metrics["metric"]) == {*RULES, "trace", "largest", "samples", "noise"}
+    assert list(eigenvalues) == [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
+    exact = np.cov(samples.double().numpy(), rowvar=False, bias=True)
+    exact = exact if centred else samples.double().numpy().T @ samples.double().numpy() / 500
+    values, vectors = np.linalg.eigh(exact)
+    np.testing.assert_allclose(eigenvalues["value"], values[::-1], rtol=1e-5)
+    assert eigenvalues["index"].tolist() == [0, 1, 2, 3] and set(eigenvalues["centred"]) == {centred}
+    with h5py.File(tmp_path / "similarity.h5") as file:
+        node = file["step_0000007/m#1:act"]
+        assert abs(node["directions"][:, 0] @ vectors[:, -1]) == pytest.approx(1, abs=1e-5)
+        centred_images = (images - images.mean(0)).double().numpy()
+        np.testing.assert_allclose(
+            node["images"][()] @ node["images"][()].T, centred_images @ centred_images.T, atol=1e-6
+        )
+    numbers = measures.table(eigenvalues).set_index("metric")["value"]
+    assert numbers["trace"] == pytest.approx(np.trace(exact), rel=1e-5)
+    assert set(numbers.index) == {*RULES, *measures.COUNTED, *metrics.DESCRIPTIONS}
+    assert numbers["effective_samples"] == pytest.approx(500, rel=0.6)  # all are independent; of five images
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 64, 300])
+def test_leading_eigenvectors_are_those_of_the_whole_decomposition(channels: int) -> None:
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(channels, channels)))[0]
+    exact = 0.9 ** np.arange(channels)
+    values, vectors = spectrum.eigen((basis * exact) @ basis.T, spectrum.leading(channels))
+    np.testing.assert_allclose(values, exact, atol=1e-13)
+    assert vectors.shape == (channels, max(1, min(16, channels // 8)))
+    np.testing.assert_allclose(np.abs(np.sum(vectors * basis[:, : vectors.shape[1]], axis=0)), 1, atol=1e-10)
+    np.testing.assert_allclose(spectrum.eigenvalues((basis * exact) @ basis.T), exact, atol=1e-13)
+
+
+@pytest.mark.parametrize("images", [3, 9])
+def test_compact_features_keep_all_inner_products_and_what_is_missing(images: int) -> None:
+    means = np.random.default_rng(0).normal(size=(images, 5)) + 10
+    means[1] = np.nan
+    found = spectrum.compact(means)
+    assert len(found) == images and found.shape[1] <= min(images, 5) and np.isnan(found[1]).all()
+    rest = np.delete(means, 1, 0) - np.delete(means, 1, 0).mean(0)
+    found = np.delete(found, 1, 0)
+    np.testing.assert_allclose(found @ found.T, rest @ rest.T, atol=1e-12)
 
 
 def test_each_part_of_the_images_is_left_out_in_turn(tmp_path: Path) -> None:
@@ -155,7 +192,7 @@ def test_each_part_of_the_images_is_left_out_in_turn(tmp_path: Path) -> None:
     for left_out in range(3):
         rest = np.delete(blocks.double().numpy(), left_out, 0).reshape(-1, 4)
         exact = np.linalg.eigvalsh(np.cov(rest, rowvar=False, bias=True))[::-1]
-        found = jackknife[jackknife["centred"] & (jackknife["left_out"] == left_out)]["value"]
+        found = jackknife[jackknife["left_out"] == left_out]["value"]
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-8 * exact[0])
     store.merge(tmp_path / "again.h5", [tmp_path / "all.h5"])  # keeps the parts
     assert len(next(store.read(tmp_path / "again.h5")).parts) == 3

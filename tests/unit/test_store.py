@@ -14,7 +14,7 @@ import torch
 from eigendet import store
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError
-from eigendet.points import TapKey
+from eigendet.names import TapKey
 from eigendet.taps import Tap
 
 
@@ -144,7 +144,7 @@ from pathlib import Path
 from eigendet import store
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError
-from eigendet.points import TapKey
+from eigendet.names import TapKey
 from eigendet.taps import Tap
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

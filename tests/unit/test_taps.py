@@ -18,7 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork
 import eigendet
 from eigendet import store
 from eigendet.errors import UserError
-from eigendet.points import TapKey
+from eigendet.names import TapKey
 from eigendet.taps import Taps, tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,33 @@ def test_everything_from_data_to_report_is_there(finished: tuple[Path, dict[str,
     assert macs["derived"] <= macs["scratch"] == macs["finetune"]
     assert parameters["uniform_parameters"] == pytest.approx(parameters["derived"], rel=0.2)
     page = (results / "report.html").read_text()
-    for words in ("minimal", "Accuracy and cost", "Spectra over training", "Widths before and after", "my_rcnn"):
+    for words in (
+        "minimal",
+        "Accuracy and cost",
+        "Over training",
+        "Arms and seeds",
+        "Widths before and after",
+        "my_rcnn",
+    ):
         assert words in page
     assert "<script src" not in page and '<link rel="stylesheet' not in page
     assert len(page) < 10e6
+    assert "no difference can be established (p = " in page  # of two seeds
+    figures = {file.name for file in (results / "figures").iterdir()}
+    assert {"widths-rcnn-tiny.svg", "spread-rcnn-tiny.svg", "scores-backbone_macs.svg"} <= figures
+
+
+def test_figures_and_page_are_in_snakemakes_report_with_captions(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    result = snakemake(*finished, "--report", str(tmp_path / "report.zip"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    with zipfile.ZipFile(tmp_path / "report.zip") as archive:
+        names = archive.namelist()
+        text = "".join(archive.read(name).decode(errors="ignore") for name in names if name.endswith((".html", ".js")))
+    for found in ("spread-rcnn-tiny.svg", "report.html", "summary.csv"):
+        assert any(name.endswith(found) for name in names), names
+    assert "of two seeds of one arm" in text and "Figures" in text
 
 
 def test_a_page_can_be_made_without_intervals(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -132,10 +156,10 @@ def test_a_second_run_finds_nothing_to_do(finished: tuple[Path, dict[str, Any]])
     [
         ({"training": minimal_experiment()["training"] | {"workers": 1, "log_every": 1}}, set()),
         ({"widths": {"round_to": 4, "rule": "energy"}}, WIDTHS_AND_AFTER),
-        ({"covariance": {"images": 2}}, {"dump_covariance", "spectrum"} | WIDTHS_AND_AFTER),
+        ({"covariance": {"images": 2}}, {"dump_covariance", "spectrum", "compare"} | WIDTHS_AND_AFTER),
         (
             {"arms": {arm: {"steps": 5} if arm == "finetune" else {} for arm in ARMS}},
-            {"finetune", "dump_covariance", "spectrum", "evaluate", "latency", "report"},
+            {"finetune", "dump_covariance", "spectrum", "compare", "evaluate", "latency", "report"},
         ),
     ],
 )

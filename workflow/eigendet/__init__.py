@@ -2,7 +2,7 @@
 
 The modules, each with one idea, from the bottom up:
 
-    errors, files   messages for users; atomic writes and digests
+    errors, files, names   messages for users; atomic writes and digests; what runs and taps are called
     sections        the sections of an experiment's configuration
     config          the experiment as validated values
     plugins         backbones, detectors, data sets and width rules, found by name
@@ -15,7 +15,12 @@ The modules, each with one idea, from the bottom up:
     taps            which tensors of a model are observed
     passes          the same under a memory limit
     store           the HDF5 file of covariances
-    spectrum        eigenvalues and what is read from them
+    spectrum        eigenvalues and leading eigenvectors
+    metrics         scalars of one spectrum
+    measures        every number that is read from a spectrum, as a table
+    similarity      how alike two feature maps are
+    significance    whether arms differ by more than their seeds do
+    comparison      arms and seeds against one another, as tables
     sizes, operations, tracing   how sizes follow from another in a forward pass
     groups          channel groups and their costs
     construction    a network's own constructor with other sizes
@@ -26,24 +31,28 @@ The modules, each with one idea, from the bottom up:
     controls        widths to compare these with
     front           parameters against operations over a rule's option
     datasets, loading, models, training, evaluation, latency, dump, runs
-    figures, report the page
+    results         what an experiment's folder holds, read back
+    findings        what holds and what does not, in sentences
+    figures, views, report   figures, what they show, and the page with them
+    events          TensorBoard's scalars
     cli             a command a stage
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Covariance", "TapKey", "Taps", "UserError", "covariances", "tap"]
+__all__ = ["Covariance", "TapKey", "Taps", "UserError", "covariances", "read_spectra", "tap"]
 
 if TYPE_CHECKING:
     from eigendet.covariance import Covariance
     from eigendet.errors import UserError
+    from eigendet.names import TapKey
     from eigendet.passes import covariances
-    from eigendet.points import TapKey
+    from eigendet.results import read_spectra
     from eigendet.taps import Taps, tap
 
-_HOMES = {"Covariance": "covariance", "TapKey": "points", "Taps": "taps", "UserError": "errors", "tap": "taps"}
-_HOMES["covariances"] = "passes"
+_HOMES = {"Covariance": "covariance", "TapKey": "names", "Taps": "taps", "UserError": "errors", "tap": "taps"}
+_HOMES |= {"covariances": "passes", "read_spectra": "results"}
 
 
 def __getattr__(name: str) -> Any:

@@ -207,15 +207,30 @@ def merge(covariances: tuple[Path, ...], output: Path) -> None:
 
 @command
 @click.argument("covariance", type=EXISTING)
-@output_option("Folder for eigenvalues.parquet, metrics.csv and jackknife.parquet.")
-def spectrum(covariance: Path, output: Path) -> None:
-    """Eigenvalues, effective ranks and intrinsic dimensions of a dump.
+@click.option("--raw", is_flag=True, help="Of the raw second moments, for `widths.centred: false`.")
+@output_option("Folder for eigenvalues.parquet, jackknife.parquet and similarity.h5.")
+def spectrum(covariance: Path, raw: bool, output: Path) -> None:
+    """Eigenvalues and leading eigenvectors of a dump.
 
     COVARIANCE is a file that `eigendet dump` wrote.
     """
     from eigendet import spectrum as stage
 
-    stage.write(covariance, output)
+    stage.write(covariance, output, centred=not raw)
+
+
+@command
+@click.argument("spectra", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
+@output_option("Folder for metrics.parquet, distances.parquet, tests.parquet and notes.json.")
+def compare(spectra: tuple[Path, ...], output: Path) -> None:
+    """Measure spectra, and compare those of several runs: by arm, by seed, and along training.
+
+    SPECTRA are folders that `eigendet spectrum` wrote, of one detector over one backbone.
+    """
+    from eigendet import comparison
+
+    for note in comparison.write(spectra, output):
+        click.echo(note)
 
 
 @command
@@ -310,6 +325,35 @@ def report(results: Path) -> None:
     from eigendet import report as stage
 
     click.echo(stage.write(results))
+
+
+@command
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--format", "suffix", type=click.Choice(["svg", "png"]), default="svg", help="Kind of file.")
+@click.option("--quantity", default="effective_rank", help="What the heat maps over training show.")
+@output_option("Folder for the files.")
+def figures(results: Path, suffix: str, quantity: str, output: Path) -> None:
+    """Write the page's figures as files, for a paper.
+
+    RESULTS is the folder results/EXPERIMENT.
+    """
+    from eigendet import report as stage
+
+    for path in stage.write_figures(results, output, suffix, quantity):
+        click.echo(path)
+
+
+@command
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@output_option("Folder for event files, anew; `tensorboard --logdir` shows it.")
+def tensorboard(results: Path, output: Path) -> None:
+    """Write losses and metrics of every layer for TensorBoard.
+
+    RESULTS is the folder results/EXPERIMENT. Needs the package tensorboard.
+    """
+    from eigendet import events
+
+    click.echo(events.write(results, output))
 
 
 def _experiment(configs: tuple[Path, ...]) -> Experiment:

@@ -251,6 +251,12 @@ class Covariance:
         self._shift, self._sum, self._product = rounded._shift, rounded._sum, rounded._product
         self._rounded = True
 
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Number of samples, (), and their sum, (C,) float64, as they are now; a GPU is not waited for."""
+        self._join()
+        shift = 0 if self._shift is None else self._count * self._shift
+        return self._count.clone(), self._sum + shift
+
     def _join(self) -> None:
         if self._workspace is not None:
             self._workspace.join()

@@ -19,9 +19,10 @@ import scipy.stats
 from eigendet import plugins
 from eigendet.errors import UserError, some
 from eigendet.groups import Channels
+from eigendet.measures import intrinsic_dimension
 from eigendet.models import Definition
+from eigendet.names import RUN_COLUMNS, TAP_COLUMNS
 from eigendet.sections import WidthSettings
-from eigendet.spectrum import RUN_COLUMNS, TAP_COLUMNS, intrinsic_dimension
 
 TIES: dict[str, Callable[..., Any]] = {"max": np.max, "mean": np.mean}
 COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
@@ -103,11 +104,17 @@ def of_groups(spectra: pd.DataFrame, channels: Channels, settings: WidthSettings
     A group that is seen there only among others, in a concatenation, is read at another point that was dumped.
 
     Raises:
-        UserError: a group has no tap at any point.
+        UserError: the spectra are of the other moment; a group has no tap at any point.
     """
+    if not (spectra["centred"] == settings.centred).any():
+        moments = ("covariance", "raw second moments")[:: 1 if settings.centred else -1]
+        raise UserError(
+            f"widths.centred is {str(settings.centred).lower()}, which means spectra of the {moments[0]}; these are of "
+            f"the {moments[1]}: run 'eigendet spectrum' again{'' if settings.centred else ' with --raw'}."
+        )
     by_seed = spectra.groupby("seed")["step"]
     step = by_seed.transform("min") if first else by_seed.transform("max")
-    chosen = spectra[(spectra["step"] == step) & (spectra["centred"] == settings.centred)]
+    chosen = spectra[spectra["step"] == step]
     found: dict[str, dict[int, list[np.ndarray]]] = {}
     elsewhere: dict[str, str] = {}
     for point in dict.fromkeys([settings.point, *OTHER_POINTS]):

@@ -103,7 +103,9 @@ def tapped(
     pyramids = [path for path, module in model.named_modules() if point_of(module) == "fpn"]
     memory = None if settings.memory is None else settings.memory * 2**30
     modules = "*" if settings.heads else [f"{prefix}*", *pyramids]
-    for tap in covariances(model, images, settings.points, modules=modules, memory=memory, calibration=first):
+    for tap in covariances(
+        model, images, settings.points, modules=modules, memory=memory, calibration=first, image_means=True
+    ):
         yield replace(tap, key=replace(tap.key, module=tap.key.module.removeprefix(prefix)))
 
 

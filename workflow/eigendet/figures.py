@@ -1,114 +1,227 @@
-"""The report's figures."""
+"""The figures: one definition of each, for the page and as files for papers.
+
+Every figure is a Vega-Lite chart over one tidy table, so that its data can be taken from it.
+"""
 
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
 from eigendet.config import Experiment
-from eigendet.front import UNIFORM
+from eigendet.files import replacing
+from eigendet.names import UNIFORM
 
-# Okabe and Ito's colours, then some of Tol's, told apart by colour-blind readers; one an arm, in every figure.
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-PALETTE += ["#882255", "#999933", "#332288", "#44AA99", "#999999"]
+# Okabe and Ito's colours, then some of Tol's, told apart by colour-blind readers, on white and on black.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+PALETTE += ["#AA4466", "#999933", "#7766CC", "#44AA99", "#BB8855"]
+FORMATS = ("svg", "png")
+STATIC_WIDTH = 520  # pixels, of a file; on the page figures are as wide as there is room
+
+Colours = dict[str, str]
 
 
-def colours(experiment: Experiment) -> dict[str, str]:
+def colours(experiment: Experiment) -> Colours:
     """Arm -> colour: always the same for those that most experiments have."""
     usual = ["scratch", "finetune", "derived"]
     others = [arm for arm in experiment.all_arms if arm not in usual]
     return dict(zip([*usual, *others], itertools.cycle(PALETTE), strict=False))
 
 
-def scores(runs: pd.DataFrame, colours: dict[str, str]) -> go.Figure:
-    """AP of every run against parameters and multiply-accumulates of its backbone."""
-    costs = {"backbone_parameters": "backbone parameters", "backbone_macs": "backbone multiply-accumulates"}
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.05)
-    networks = runs.groupby(["backbone", "detector"]).groups
-    symbols = dict(zip(networks, itertools.cycle(["circle", "square", "diamond", "cross", "x"]), strict=False))
-    for (arm, backbone, detector), group in runs.groupby(["arm", "backbone", "detector"], sort=False):
-        several = len(symbols) > 1
-        name = f"{arm}, {detector} on {backbone}" if several else str(arm)
-        for column, (cost, title) in enumerate(costs.items(), start=1):
-            hover = f"{name}, seed %{{customdata}}<br>AP %{{y:.2f}}<br>{title} %{{x:.3s}}<extra></extra>"
-            marker = {"color": colours[str(arm)], "size": 11, "symbol": symbols[backbone, detector]}
-            figure.add_scatter(
-                x=group[cost], y=100 * group["AP"], mode="markers", name=name, legendgroup=name, marker=marker,
-                showlegend=column == 1, customdata=group["seed"], hovertemplate=hover, row=1, col=column,
-            )  # fmt: skip
-    for column, title in enumerate(costs.values(), start=1):
-        figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column)
-    figure.update_yaxes(title_text="box AP, percent", row=1, col=1)
-    return styled(figure, 380)
+def scores(runs: pd.DataFrame, cost: str, colours: Colours) -> alt.Chart:
+    """AP of every run against a cost of its backbone, `backbone_parameters` or `backbone_macs`."""
+    several = runs.groupby(["backbone", "detector"]).ngroups > 1
+    table = runs[["arm", "backbone", "detector", "seed", cost]].assign(AP=100 * runs["AP"])
+    table["network"] = table["detector"] + " on " + table["backbone"]
+    encodings: dict[str, Any] = {"shape": alt.Shape("network:N").title(None)} if several else {}
+    title = {
+        "backbone_parameters": "parameters of the backbone",
+        "backbone_macs": "multiply-accumulates of the backbone",
+    }
+    return (
+        _chart(table)
+        .mark_point(size=90, filled=True, opacity=0.85)
+        .encode(
+            x=alt.X(f"{cost}:Q").title(title[cost]).axis(format="~s").scale(zero=True),
+            y=alt.Y("AP:Q").title("box AP, percent").scale(zero=False, padding=12),
+            color=_arms(table["arm"], colours),
+            tooltip=[
+                "arm:N",
+                "seed:N",
+                "network:N",
+                alt.Tooltip("AP:Q").format(".2f"),
+                alt.Tooltip(f"{cost}:Q").format(","),
+            ],
+            **encodings,
+        )
+    )
 
 
-def widths(entry: dict[str, Any], colours: dict[str, str]) -> go.Figure:
+def widths(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.FacetChart:
     """Widths of every arm by group; of derived ones the interval before rounding as well, where there is one."""
     reference = entry["derived"][0]["reference"]
-    groups = list(reference)
-    figure = go.Figure()
-    figure.add_bar(x=groups, y=list(reference.values()), name="reference widths", marker_color="#999999")
+    rows = [{"arm": "reference", "group": group, "width": width} for group, width in reference.items()]
     for arm, content in entry["files"].items():
-        error = None
-        if "width_intervals" in content:
-            low, high = zip(*(content["width_intervals"][group] for group in groups), strict=True)
-            found = [content["widths"][group] for group in groups]
-            error = {
-                "type": "data", "symmetric": False, "thickness": 1, "width": 2,
-                "array": [max(h - w, 0) for h, w in zip(high, found, strict=True)],
-                "arrayminus": [max(w - least, 0) for least, w in zip(low, found, strict=True)],
-            }  # fmt: skip
-        figure.add_bar(
-            x=groups, y=[content["widths"][group] for group in groups], name=arm, marker_color=colours[arm],
-            error_y=error, visible=True if "bound" in content else "legendonly",
-        )  # fmt: skip
-    figure.update_layout(
-        barmode="group", xaxis_title="channel group, named after its first layer", yaxis_title="channels"
-    )
-    return styled(figure, 460)
-
-
-def front(entry: dict[str, Any], colours: dict[str, str]) -> go.Figure:
-    """Parameters against MACs: a line for each value of the rule's option, with what every arm has."""
-    table = entry["front"]
-    figure = go.Figure()
-    lines = [how for how in table["widths"].unique() if how != UNIFORM]
-    shades = sample_colorscale("Viridis", [i / max(len(lines) - 1, 1) for i in range(len(lines))])
-    for how, colour in zip([*lines, UNIFORM], [*shades, "#999999"], strict=True):
-        rows = table[table["widths"] == how]
-        figure.add_scatter(
-            x=rows["mac_share"], y=rows["parameter_share"], name=how, mode="lines+markers",
-            line={"color": colour, "dash": "dash" if how == UNIFORM else "solid", "width": 1.5},
-            marker={"symbol": ["circle" if on else "circle-open" for on in rows["on_front"]], "size": 7},
-            hovertemplate=f"{how}<br>MACs %{{x:.3f}}<br>parameters %{{y:.3f}}<extra></extra>",
-        )  # fmt: skip
-    for arm, content in entry["files"].items():
-        x, y = (content[cost]["result"] / content[cost]["reference"] for cost in ("macs", "parameters"))
-        figure.add_scatter(
-            x=[x], y=[y], name=arm, mode="markers", marker={"color": colours[arm], "size": 13, "symbol": "star"},
-            hovertemplate=f"{arm}<br>MACs %{{x:.3f}}<br>parameters %{{y:.3f}}<extra></extra>",
-        )  # fmt: skip
-    figure.update_xaxes(title_text="MACs / reference", rangemode="tozero")
-    figure.update_yaxes(title_text="parameters / reference", rangemode="tozero")
-    return styled(figure, 520)
-
-
-def styled(figure: go.Figure, height: int) -> go.Figure:
-    figure.update_layout(
-        template="plotly_white", height=height, margin={"l": 60, "r": 20, "t": 40, "b": 60},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        font={"family": "system-ui, sans-serif", "size": 13},
+        if content["widths"] == reference and arm == "reference":
+            continue
+        for group, width in content["widths"].items():
+            low, high = content.get("width_intervals", {}).get(group, (None, None))
+            rows.append({"arm": arm, "group": group, "width": width, "low": low, "high": high})
+    table = pd.DataFrame(rows).assign(reference=lambda table: table["group"].map(reference))
+    base = _chart(table).encode(
+        y=alt.Y("group:N").sort(list(reference)).title("channel group, after its first layer").axis(labelLimit=260),
+        color=_arms(table["arm"], {"reference": "#888888"} | colours),
+        tooltip=["group:N", "arm:N", "width:Q", "reference:Q",
+                 alt.Tooltip("low:Q").format(".1f"), alt.Tooltip("high:Q").format(".1f")],
     )  # fmt: skip
-    return figure
+    x, place = alt.X("width:Q").title("channels"), alt.YOffset("arm:N")
+    before = base.transform_filter("datum.arm == 'reference'").mark_tick(thickness=4, opacity=0.6).encode(x=x)
+    arms = base.transform_filter("datum.arm != 'reference'")
+    spans = arms.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q", yOffset=place)
+    points = arms.mark_point(filled=True, size=45, opacity=1).encode(x=x, yOffset=place)
+    return alt.layer(before, spans, points).properties(height=24 * len(reference))
 
 
-def div(figure: go.Figure) -> str:
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+def front(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.FacetChart:
+    """Parameters against MACs: a line for each value of the rule's option, with what every arm has."""
+    table = entry["front"].rename(columns={"mac_share": "MACs", "parameter_share": "parameters_share"})
+    table = table[["widths", "cap", "MACs", "parameters_share", "on_front"]]
+    arms = pd.DataFrame(
+        {"arm": arm} | {name: content[cost]["result"] / content[cost]["reference"]
+                        for name, cost in (("MACs", "macs"), ("parameters_share", "parameters"))}
+        for arm, content in entry["files"].items()
+    )  # fmt: skip
+    rows = pd.concat([table, arms], ignore_index=True)
+    x = alt.X("MACs:Q").title("MACs / reference")
+    y = alt.Y("parameters_share:Q").title("parameters / reference")
+    lines = [how for how in table["widths"].unique() if how != UNIFORM]
+    shade = alt.Color("widths:N").sort([*lines, UNIFORM]).scale(scheme="viridis").title(None).legend(columns=4)
+    of_rule = _chart(rows).transform_filter("isValid(datum.widths)")
+    course = of_rule.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=shade)
+    tips = ["widths:N", "cap:Q", *(alt.Tooltip(f"{name}:Q").format(".3f") for name in ("MACs", "parameters_share"))]
+    caps = of_rule.mark_point(size=45).encode(x=x, y=y, color=shade.legend(None), tooltip=tips)
+    best = caps.transform_filter("datum.on_front").mark_point(size=60, filled=True, opacity=1)
+    stars = (
+        alt.Chart()
+        .transform_filter("isValid(datum.arm)")
+        .mark_point(shape="diamond", size=160, filled=True, opacity=1)
+        .encode(
+            x=x, y=y, color=_arms(arms["arm"], colours),
+            tooltip=["arm:N", alt.Tooltip("MACs:Q").format(".3f"), alt.Tooltip("parameters_share:Q").format(".3f")],
+        )
+    )  # fmt: skip
+    return (
+        alt.layer(course, caps, best, stars, data=_data(rows)).resolve_scale(color="independent").properties(height=380)
     )
-    return html
+
+
+def course(table: pd.DataFrame, title: str, diverging: bool = False) -> alt.Chart:
+    """A heat map, layer by snapshot.
+
+    Args:
+        table: columns layer (in order of execution), step, value.
+        diverging: zero is the middle of the colours.
+    """
+    largest = float(table["value"].abs().max())
+    scale = alt.Scale(scheme="blueorange", domain=[-largest, largest]) if diverging else alt.Scale(scheme="viridis")
+    return (
+        _chart(table)
+        .mark_rect()
+        .encode(
+            x=alt.X("step:O").title("step"),
+            y=alt.Y("layer:N").sort(list(dict.fromkeys(table["layer"]))).title(None).axis(labelLimit=240),
+            color=alt.Color("value:Q").scale(scale).title(title),
+            tooltip=["layer:N", "step:O", alt.Tooltip("value:Q").format(".4~g")],
+        )
+        .properties(height=15 * table["layer"].nunique())
+    )
+
+
+def spread(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
+    """For every layer, how far spectra of different arms lie apart, and spectra of one arm's seeds.
+
+    Args:
+        table: columns layer (in order of execution), pair, relation (`arms` or `seeds`), value.
+    """
+    order = list(dict.fromkeys(table["layer"]))
+    kinds = {"arms": "of two arms", "seeds": "of one arm, two seeds"}
+    table = table.assign(relation=table["relation"].map(kinds))
+    base = _chart(table).encode(
+        y=alt.Y("layer:N").sort(order).title(None).axis(labelLimit=240),
+        color=alt.Color("relation:N")
+        .scale(domain=list(kinds.values()), range=[PALETTE[1], PALETTE[0]])
+        .title("Jensen-Shannon distance between spectra"),
+        yOffset=alt.YOffset("relation:N"),
+    )
+    points = base.mark_point(filled=True, size=22, opacity=0.5).encode(
+        x=alt.X("value:Q").title("distance"),
+        tooltip=["layer:N", "pair:N", "relation:N", alt.Tooltip("value:Q").format(".4f")],
+    )
+    means = base.mark_tick(thickness=3, size=8).encode(x=alt.X("mean(value):Q").title("distance"))
+    return alt.layer(points, means).properties(height=18 * len(order))
+
+
+def spectra(table: pd.DataFrame, colours: Colours, logarithmic: bool = True) -> alt.Chart:
+    """Spectra of one layer, a line a run, the arms overlaid.
+
+    Args:
+        table: columns arm, seed, x (index, or share of the width), value (relative to the largest eigenvalue).
+    """
+    scale = alt.Scale(type="log", clamp=True) if logarithmic else alt.Scale(type="linear")
+    return (
+        _chart(table)
+        .mark_line(strokeWidth=1.8)
+        .encode(
+            x=alt.X("x:Q").title("index / width"),
+            y=alt.Y("value:Q").scale(scale).title("eigenvalue / largest").axis(format=".0e" if logarithmic else "~g"),
+            color=_arms(table["arm"], colours),
+            detail="seed:N",
+            tooltip=["arm:N", "seed:N", alt.Tooltip("x:Q").format(".3~g"), alt.Tooltip("value:Q").format(".3~e")],
+        )
+        .properties(height=380)
+    )
+
+
+def specification(chart: Any) -> dict[str, Any]:
+    """Vega-Lite for the page: as wide as there is room."""
+    found: dict[str, Any] = chart.properties(width="container").to_dict()
+    return found
+
+
+def save(chart: Any, path: Path) -> None:
+    """Write a figure as .svg, or as .png with twice the pixels."""
+    import vl_convert
+
+    styled = chart.properties(width=STATIC_WIDTH).configure_view(stroke=None).configure_axis(gridOpacity=0.4)
+    styled = styled.configure_legend(orient="top", titleLimit=400, labelLimit=320).to_dict()
+    if path.suffix == ".png":
+        content = vl_convert.vegalite_to_png(styled, scale=2)
+    else:
+        content = vl_convert.vegalite_to_svg(styled).encode()
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def file_name(*parts: str) -> str:
+    """Of a figure: lower case, words joined by hyphens."""
+    return re.sub(r"[^a-z0-9_]+", "-", " ".join(parts).lower()).strip("-")
+
+
+def _chart(table: pd.DataFrame) -> alt.Chart:
+    return alt.Chart(_data(table))
+
+
+def _data(table: pd.DataFrame) -> alt.Data:
+    """Rows in the chart itself; what is missing is null, since JSON knows no NaN."""
+    return alt.Data(values=table.astype(object).where(table.notna(), None).to_dict("records"))
+
+
+def _arms(present: Sequence[str] | pd.Series, colours: Colours) -> alt.Color:
+    shown = [arm for arm in colours if arm in set(present)]
+    return alt.Color("arm:N").scale(domain=shown, range=[colours[arm] for arm in shown]).title(None)

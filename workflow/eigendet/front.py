@@ -14,11 +14,11 @@ from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.groups import Widths
 from eigendet.models import Definition
+from eigendet.names import UNIFORM
 from eigendet.sections import WidthSettings
 from eigendet.widths import allocate, rule_text
 
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares of the reference's
-UNIFORM = "uniform scaling"
 
 
 def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) -> pd.DataFrame:

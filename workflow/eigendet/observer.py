@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from eigendet.covariance import Covariance, NonFiniteError
 from eigendet.errors import UserError
+from eigendet.names import TapKey
 from eigendet.padding import Canvas, canvas_in, region_paths
-from eigendet.points import TapKey, default_channel_dim, feature_maps, own_channel_dim, point_of
+from eigendet.points import default_channel_dim, feature_maps, own_channel_dim, point_of
 from eigendet.products import Workspace
 from eigendet.shortcuts import AMPLIFICATION_LIMIT, Affine, affine_of, amplification, state_of, strided
 
@@ -64,6 +65,8 @@ class Observer:
         self._regions = region_paths(model)
         self._direct: dict[TapKey, Covariance] = {}
         self._links: dict[TapKey, _Link] = {}
+        self._images = 0  # that have ended, see `end_image`
+        self._sums: dict[TapKey, list[tuple[Tensor, Tensor]]] = {}  # of every key in _direct, as each image ended
         self._times: Counter[TapKey] = Counter()  # calls of every key in _direct and _links
         self._affine: dict[nn.Module, Affine | None] = {}
         self._workspaces: dict[torch.device, Workspace] = {}
@@ -102,6 +105,26 @@ class Observer:
         source = self.resolve(link.source)
         return source if link.affine is None else source.affine(link.affine.weight, link.affine.bias)
 
+    def end_image(self) -> None:
+        """All passes since the last call showed one image."""
+        for key, covariance in self._direct.items():
+            count, total = covariance.sums()
+            sums = self._sums.setdefault(key, [(torch.zeros_like(count), torch.zeros_like(total))] * self._images)
+            sums.append((count, total))
+        self._images += 1
+
+    def image_means(self, key: TapKey) -> Tensor | None:
+        """Mean over the positions of every image that has ended, (images, C); NaN for one without samples."""
+        if key in self._links:
+            link = self._links[key]
+            means = self.image_means(link.source)
+            return means if means is None or link.affine is None else link.affine.apply(means)
+        if len(self._sums.get(key, ())) != self._images or not self._images:
+            return None
+        counts, totals = (torch.stack(series) for series in zip(*self._sums[key], strict=True))
+        counts = torch.diff(counts, prepend=counts.new_zeros(1))
+        return torch.diff(totals, dim=0, prepend=torch.zeros_like(totals[:1])) / counts[:, None]
+
     def root(self, key: TapKey) -> tuple[TapKey, int]:
         """The accumulator that a tensor's moments come from, and its number of channels."""
         while key in self._links:
@@ -112,6 +135,8 @@ class Observer:
         """Drop all samples, but not what the first of them decided; see `Covariance.forget`."""
         for covariance in self._direct.values():
             covariance.forget()
+        self._images = 0
+        self._sums.clear()
 
     def join(self) -> None:
         """Wait, on the current stream, for updates under way."""
@@ -265,6 +290,7 @@ class Observer:
             self._direct[key] = Covariance(covariance.channels, covariance.device)
             self._direct[key].merge(covariance)
         self._links.clear()
+        self._sums.clear()
         self._affine.clear()
         self._shortcuts = False
 

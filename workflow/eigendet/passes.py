@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from eigendet.errors import UserError
-from eigendet.points import TapKey
+from eigendet.names import TapKey
 from eigendet.sections import Point
 from eigendet.taps import Tap, tap
 
@@ -25,6 +25,7 @@ def covariances(
     modules: str | Sequence[str] = "*",
     memory: float | None = None,
     calibration: Any = None,
+    image_means: bool = False,
     call: Callable[[Any], object] | None = None,
 ) -> Iterator[Tap]:
     """Every tap of a model over all batches, in evaluation mode and without gradients.
@@ -36,6 +37,7 @@ def covariances(
         memory: bytes that accumulators may take at a time; None: no limit.
         calibration: a batch from which the shifts of all accumulators are taken, and which is not counted. Parts of a
             data set that had the same one merge to the whole, up to the order of float64 sums.
+        image_means: every batch is one image; keep the mean of each, `Tap.image_means`, as well.
         call: runs the model on a batch; None: `model(batch)`.
 
     Raises:
@@ -54,6 +56,8 @@ def covariances(
                         taps.forget()
                     for batch in batches:
                         run(batch)
+                        if image_means:
+                            taps.end_image()
                 for found in taps.taps():
                     yield replace(found, position=order[found.key] if order else found.position)
     finally:

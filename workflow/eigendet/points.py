@@ -10,7 +10,6 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,18 +31,6 @@ ACTIVATIONS = (
 # Residual blocks and pyramids have no common base class; every library names them so.
 BLOCK_NAME = re.compile(r"Block$|Bottleneck$|InvertedResidual$")
 PYRAMID_NAME = re.compile(r"FeaturePyramidNetwork$|^FPN$")
-
-
-@dataclass(frozen=True, order=True)
-class TapKey:
-    """Module path, index of the call in a pass, and point; as text `layer1.0.relu#2:act`."""
-
-    module: str
-    call: int
-    point: str
-
-    def __str__(self) -> str:
-        return f"{self.module}#{self.call}:{self.point}"
 
 
 def point_of(module: nn.Module) -> Point:

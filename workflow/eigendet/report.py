@@ -1,138 +1,193 @@
-"""One self-contained page, and one table, of everything that an experiment found.
+"""One self-contained page of everything that an experiment found, its summary, and its figures as files.
 
 Everything is read from the experiment's folder, so a page can be made of whatever is there.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
-from plotly.offline import get_plotlyjs
+import vl_convert
 
 from eigendet import config as configuration
-from eigendet import figures
+from eigendet import figures, findings, results, views
 from eigendet.config import ARMS, Experiment
-from eigendet.errors import UserError
+from eigendet.errors import UserError, unknown
 from eigendet.files import read_json, write_text
-from eigendet.spectrum import RUN_COLUMNS
 
-POINTS_A_SPECTRUM = 64  # drawn of each spectrum; the tables hold all
+QUANTITY = "effective_rank"  # drawn first, and in files
+
+BOUNDS = {
+    "macs": "the cap on MACs",
+    "parameters": "the cap on parameters",
+    "activations": "the cap on activations",
+    "least": "its least width",
+    "most": "its largest width",
+    "target": "its share, rounded",
+}
 
 
 def write(folder: Path) -> str:
-    """Write `summary.csv` and `report.html` in an experiment's folder; returns a line that says where."""
+    """Write `summary.csv`, `report.html` and `figures/` in an experiment's folder; returns a line that says where."""
     experiment = configuration.load([folder / "config.yaml"])
-    runs = summary(folder, experiment)
+    runs = results.summary(folder, experiment)
     write_text(folder / "summary.csv", runs.to_csv(index=False))
     page = _page(folder, experiment, runs)
     write_text(folder / "report.html", page)
+    write_figures(folder, folder / "figures")
     return f"{folder / 'report.html'}: {len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB"
 
 
-def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
-    """A row a run: arm, backbone, detector, seed; AP; parameters; multiply-accumulates; latency; time of training.
+def write_figures(folder: Path, output: Path, suffix: str = "svg", quantity: str = QUANTITY) -> list[Path]:
+    """Write the page's figures as files; returns their paths.
 
-    Raises:
-        UserError: no run has been evaluated.
+    Args:
+        suffix: svg or png.
+        quantity: what the heat maps over training show, a metric or a measure of `quantities`.
     """
-    rows = []
-    for path in _runs(experiment, experiment.all_arms):
-        file = folder / "evaluation" / f"{path}.json"
-        if not file.is_file():
+    experiment = configuration.load([folder / "config.yaml"])
+    written = []
+    for name, chart in _static(folder, experiment, quantity):
+        written.append(output / f"{figures.file_name(name)}.{suffix}")
+        figures.save(chart, written[-1])
+    return written
+
+
+def _static(folder: Path, experiment: Experiment, quantity: str) -> Iterator[tuple[str, Any]]:
+    known = views.quantities()
+    if quantity not in known:
+        raise UserError(f"--quantity: {unknown('quantity', quantity, known)}")
+    colours, runs = figures.colours(experiment), results.summary(folder, experiment)
+    for cost in ("backbone_parameters", "backbone_macs"):
+        yield f"scores {cost}", figures.scores(runs, cost, colours)
+    for entry in results.widths(folder, experiment):
+        network = f"{entry['detector']} {entry['backbone']}"
+        yield f"widths {network}", figures.widths(entry, colours)
+        if entry["front"] is not None and not entry["front"].empty:
+            yield f"front {network}", figures.front(entry, colours)
+    for backbone, detector in results.networks(experiment):
+        network = f"{detector} {backbone}"
+        tables = results.comparison(folder, backbone, detector)
+        if not tables:
             continue
-        scores = read_json(file, "an evaluation")
-        record = read_json(folder / "runs" / path / "run.json", "the record of a run")
-        row = {**scores["run"]}
-        for kind, prefix in (("boxes", ""), ("masks", "mask_")):
-            row |= {prefix + name: value for name, value in scores.get(kind, {}).items()}
-        row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
-        rows.append(row | _latency(folder, path))
-    if not rows:
-        raise UserError(
-            f"{folder / 'evaluation'}: holds no evaluation of this experiment; run 'eigendet evaluate' first."
-        )
-    table = pd.DataFrame(rows)
-    table["arm"] = pd.Categorical(table["arm"], experiment.all_arms, ordered=True)
-    return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
-
-
-def _latency(folder: Path, run: Path) -> dict[str, float]:
-    """Milliseconds for an image, of an arm's first seed: its other seeds have the same network."""
-    arm, backbone, detector, _ = run.parts
-    file = folder / "latency" / backbone / f"{detector}.json"
-    for entry in read_json(file, "latencies")["runs"] if file.is_file() else ():
-        if entry["arm"] == arm:
-            return {f"{part}_ms": entry[part]["median"] for part in ("detector", "backbone")}
-    return {}
-
-
-def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each arm: mean and standard deviation over seeds, costs relative to the arm scratch."""
-    rows = []
-    for (backbone, detector), group in runs.groupby(["backbone", "detector"], sort=False):
-        usual = group[group["arm"].isin(["scratch", "finetune"])]
-        for arm, seeds in group.groupby("arm", sort=False):
-            row: dict[str, Any] = {"backbone": backbone, "detector": detector, "arm": arm, "seeds": len(seeds)}
-            for score in [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in seeds]:
-                values = 100 * seeds[score].astype(float)
-                spread = f" ± {values.std():.1f}" if len(seeds) > 1 else ""
-                row[score] = f"{values.mean():.1f}{spread}" if values.notna().all() else ""
-            for cost in [c for c in ("parameters", "backbone_parameters", "backbone_macs", "macs") if c in seeds]:
-                row[cost] = int(seeds[cost].iloc[0])
-                row[f"{cost}_ratio"] = row[cost] / int(usual[cost].iloc[0]) if len(usual) else None
-            for time in [name for name in ("detector_ms", "backbone_ms") if name in seeds]:
-                row[time] = float(seeds[time].iloc[0])
-                row[f"{time}_ratio"] = row[time] / float(usual[time].iloc[0]) if len(usual) else None
-            rows.append(row)
-    return rows
+        if not tables["distances"].empty:
+            yield f"spread {network}", figures.spread(views.spread(tables))
+        title = known[quantity]["title"]
+        table = views.courses_of_arms(tables)
+        by_arm = dict(list(table[table["quantity"] == quantity].groupby("arm", sort=False)))
+        for arm, rows in by_arm.items():
+            yield f"course {quantity} {arm} {network}", figures.course(rows, f"{title}: {arm}")
+        layer, spectra = views.last_spectra(folder, experiment, backbone, detector)
+        if layer:
+            yield f"spectra {layer} {network}", figures.spectra(spectra, colours)
 
 
 def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("eigendet", ""), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("eigendet", "page"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
     colours = figures.colours(experiment)
-    widths = _widths(folder, experiment)
-    data = _data(folder, experiment)
-    records = [folder / "pretrained" / name / "run.json" for name in experiment.backbones]
-    pretrained = [read_json(file, "a record") for file in records if file.is_file()]
+    widths = [
+        entry | {"name": figures.file_name(entry["detector"], entry["backbone"]),
+                 "settled": findings.settled(entry["derived"]), "bounds": BOUNDS}
+        for entry in results.widths(folder, experiment)
+    ]  # fmt: skip
+    compared = {
+        f"{detector} on {backbone}": results.comparison(folder, backbone, detector)
+        for backbone, detector in results.networks(experiment)
+    }
+    compared = {network: tables for network, tables in compared.items() if tables}
+    charts: dict[str, Any] = {
+        f"scores-{cost}": figures.scores(runs, f"backbone_{cost}", colours) for cost in ("parameters", "macs")
+    }
+    for network, tables in compared.items():
+        if not tables["distances"].empty:
+            charts[f"spread-{figures.file_name(network)}"] = figures.spread(views.spread(tables))
+    for entry in widths:
+        charts[f"widths-{entry['name']}"] = figures.widths(entry, colours)
+        if entry["front"] is not None and not entry["front"].empty:
+            charts[f"front-{entry['name']}"] = figures.front(entry, colours)
+    spectra = {
+        f"{detector} on {backbone}": packed
+        for backbone, detector in results.networks(experiment)
+        if (packed := views.packed(list(views.eigenvalues(folder, experiment, backbone, detector))))
+    }
+    courses = {network: views.courses(tables) for network, tables in compared.items()}
+    shown = {name for course in courses.values() for arm in course["arms"].values() for name in arm["values"]}
+    shown |= {name for course in courses.values() for name in course["between"]}
+    example = pd.DataFrame({"layer": ["a"], "step": [0], "value": [1.0]})
+    line = pd.DataFrame({"arm": list(colours), "seed": 0, "x": 1.0, "value": 1.0})
+    observed = {arm: colours[arm] for arm in experiment.dumped}
+    content = {
+        "figures": {name: figures.specification(chart) for name, chart in charts.items()},
+        "specs": {
+            "course": figures.specification(figures.course(example, "")),
+            "spectrum_log": figures.specification(figures.spectra(line[line["arm"].isin(observed)], observed)),
+            "spectrum_linear": figures.specification(
+                figures.spectra(line[line["arm"].isin(observed)], observed, False)
+            ),
+        },
+        "quantities": {name: text for name, text in views.quantities().items() if name in shown},
+        "quantity": QUANTITY,
+        "courses": courses,
+        "spectra": spectra,
+        "levels": {"decades": views.DECADES, "largest": views.LEVELS},
+    }
     first = runs.iloc[0]
     path = Path(first["arm"]) / first["backbone"] / first["detector"] / f"seed_{first['seed']}"
-    record = read_json(folder / "runs" / path / "run.json", "the record of a run")
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         experiment=experiment,
         arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
         differences=_differences(experiment),
-        averages=averages(runs),
+        findings=_findings(experiment, runs, compared, widths),
+        missing=results.missing(folder, experiment),
+        averages=results.averages(runs),
+        runs=_settings(folder, experiment, runs),
         has_whole="macs" in runs,
         has_latency="detector_ms" in runs,
         has_masks="mask_AP" in runs,
         seeds=sorted(set(runs["seed"])),
-        scores=figures.div(figures.scores(runs, colours)),
-        widths=[_width_section(entry, colours) for entry in widths],
-        data=data,
-        pretrained=pretrained,
-        record=record,
+        charts=list(charts),
+        file_name=figures.file_name,
+        compared=compared,
+        tests={network: views.tested(tables["tests"]) for network, tables in compared.items()},
+        has_spectra=bool(spectra),
+        widths=widths,
+        data=_data(folder, experiment),
+        pretrained=[
+            read_json(file, "a record")
+            for name in experiment.backbones
+            if (file := folder / "pretrained" / name / "run.json").is_file()
+        ],
+        record=read_json(folder / "runs" / path / "run.json", "the record of a run"),
         configuration=configuration.dump_yaml(experiment),
-        plotly=get_plotlyjs(),
-        spectra=_script_json(_spectra(folder, experiment)),
-        colours=_script_json(colours),
+        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        content=_script_json(content),
     )
 
 
-def _runs(experiment: Experiment, arms: Sequence[str]) -> Iterator[Path]:
-    """Paths of an experiment's runs below `runs/`, `evaluation/` and `spectra/`; others are from earlier settings."""
-    for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
-        for arm, seed in itertools.product(arms, experiment.seeds):
-            yield Path(arm) / backbone / detector / f"seed_{seed}"
+def _findings(
+    experiment: Experiment, runs: pd.DataFrame, compared: dict[str, dict[str, Any]], widths: list[dict[str, Any]]
+) -> list[tuple[str, list[str]]]:
+    """The answers, in sentences, for each detector on each backbone."""
+    found = []
+    for backbone, detector in results.networks(experiment):
+        network = f"{detector} on {backbone}"
+        own = runs[(runs["backbone"] == backbone) & (runs["detector"] == detector)]
+        sentences = [findings.accuracy(own)]
+        sentences += findings.spectra(compared[network]) if network in compared else []
+        for entry in widths:
+            sentences += (
+                findings.widths(entry) if (entry["backbone"], entry["detector"]) == (backbone, detector) else []
+            )
+        found.append((network, [sentence for sentence in sentences if sentence]))
+    return found
 
 
 def _text(arm: str, experiment: Experiment) -> str:
@@ -165,81 +220,20 @@ def _differences(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
-    """Contents of the widths files, a dict for each backbone and detector: of every arm, and the front."""
-    found = []
-    for backbone, detector in itertools.product(experiment.backbones, experiment.detectors):
-        place = folder / "widths" / backbone / detector
-        files = [place / f"{arm}.json" for arm in experiment.all_arms]
-        contents = {file.stem: read_json(file, "widths") for file in files if file.is_file()}
-        derived = [contents[arm] for arm in experiment.derived if arm in contents]
-        if derived:
-            front = pd.read_csv(place / "front.csv") if (place / "front.csv").is_file() else None
-            entry = {"backbone": backbone, "detector": detector, "files": contents, "derived": derived, "front": front}
-            found.append(entry | {"settled": settled(derived)})
-    return found
-
-
-def settled(derived: Sequence[dict[str, Any]]) -> str:
-    """Whether widths still move from round to round, in a sentence; nothing for a single round."""
-    if len(derived) < 2:
-        return ""
-    changes = []
-    for before, after in itertools.pairwise(entry["widths"] for entry in derived):
-        changes.append({group: abs(after[group] - before[group]) for group in after})
-    moved = [
-        sum(change.values()) / sum(entry["widths"].values()) for change, entry in zip(changes, derived, strict=False)
-    ]
-    course = ", ".join(f"{100 * share:.1f} %" for share in moved)
-    last = changes[-1]
-    farthest = max(last, key=last.__getitem__)
-    steps = derived[-1]["multiples"]
-    still = all(change <= steps[group] for group, change in last.items())
-    verdict = "The widths have settled" if still else "The widths have not settled"
-    return (
-        f"{verdict}: in the last round {sum(map(bool, last.values()))} of {len(last)} groups changed, the farthest, "
-        f"{farthest}, by {last[farthest]} channels (its steps are of {steps[farthest]}). "
-        f"Share of all channels that moved, round by round: {course}."
-    )
-
-
-def _width_section(entry: dict[str, Any], colours: dict[str, str]) -> dict[str, Any]:
-    shown = entry["front"] is not None and not entry["front"].empty
-    return entry | {
-        "figure": figures.div(figures.widths(entry, colours)),
-        "front_figure": figures.div(figures.front(entry, colours)) if shown else None,
-        "bounds": {
-            "macs": "the cap on MACs", "parameters": "the cap on parameters", "activations": "the cap on activations",
-            "least": "its least width", "most": "its largest width", "target": "its share, rounded",
-        },
-    }  # fmt: skip
-
-
-def _spectra(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
-    """Centred spectra of every run for the page: relative to the largest eigenvalue, thinned on a logarithmic scale."""
-    found: list[dict[str, Any]] = []
-    for path in _runs(experiment, experiment.dumped):
-        file = folder / "spectra" / path / "eigenvalues.parquet"
-        if not file.is_file():
-            continue
-        table = pd.read_parquet(file)
-        taps: dict[str, list[dict[str, Any]]] = {}
-        centred = table[table["centred"]]
-        for (module, call, point, _), spectrum in centred.groupby(["module", "call", "point", "step"], sort=False):
-            values = np.clip(spectrum["value"].to_numpy(), 0, None)
-            largest = values.max() or 1.0
-            index = np.unique(np.geomspace(1, values.size, POINTS_A_SPECTRUM).round().astype(int))
-            shares = [float(f"{value:.3g}") for value in values[index - 1] / largest]
-            label = f"{module}, call {call}, {point}" if call else f"{module}, {point}"
-            taps.setdefault(label, []).append({"index": index.tolist(), "width": values.size, "value": shares})
-        arm, backbone, detector, seed = (table[column].iloc[0] for column in RUN_COLUMNS)
-        steps = sorted(table["step"].unique().tolist())
-        found.append(
-            {"arm": arm, "seed": int(seed), "network": f"{detector} on {backbone}", "steps": steps, "taps": taps}
-        )
-    return found
+def _settings(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a run: its scores, how it was trained, and by what."""
+    rows = []
+    for run in runs.to_dict("records"):
+        training = experiment.training_of(run["arm"])
+        path = Path(run["arm"]) / run["backbone"] / run["detector"] / f"seed_{run['seed']}" / "run.json"
+        record = read_json(folder / "runs" / path, "the record of a run")
+        rows.append(
+            run | {"steps": training.steps, "batch_size": training.batch_size, "learning_rate": training.learning_rate,
+                   "snapshots": len(record["snapshots"]), "revision": record["revision"], "torch": record["torch"]}
+        )  # fmt: skip
+    return rows
 
 
 def _script_json(value: Any) -> str:
     """JSON that cannot end the script element that holds it."""
-    return json.dumps(value, separators=(",", ":")).replace("</", "<\\/")
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")

@@ -28,6 +28,12 @@ class Affine:
     bias: Tensor | None  # (C',)
     stride: tuple[int, ...] = ()  # of the spatial dimensions; (): all positions
 
+    def apply(self, samples: Tensor) -> Tensor:
+        """The map of samples (N, C), in float64, (N, C')."""
+        weight, samples = self.weight.double(), samples.double()
+        mapped = samples * weight if weight.dim() == 1 else samples @ weight.mT
+        return mapped if self.bias is None else mapped + self.bias.double()
+
     def equals(self, other: Affine | None) -> bool:
         if other is None or (self.bias is None) != (other.bias is None):
             return False

@@ -10,6 +10,8 @@
             mean             float64 (C,)
             scatter          float64 or float32 (C (C + 1) / 2,): upper triangle by rows of the sum of
                              (x - mean)(x - mean)ᵀ
+            image_means      float32 (images, C): mean over the positions of each of /images, NaN where it has none;
+                             where they were kept, as in a dump
             parts/           at the last step of a dump, of K parts of the images, for the jackknife: count (K,),
                              mean (K, C), and scatter (K, C (C + 1) / 2), always float32
 
@@ -19,6 +21,7 @@ Covariance is scatter / count; the raw second moment adds mean meanᵀ. So both 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +36,7 @@ import torch
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError
 from eigendet.files import replacing
-from eigendet.points import TapKey
+from eigendet.names import TapKey, node_name, step_name
 from eigendet.taps import Tap
 
 FORMAT, VERSION = "eigendet covariance", 2
@@ -51,6 +54,7 @@ class Record:
     count: int
     mean: np.ndarray  # (C,)
     scatter: np.ndarray  # (C, C)
+    image_means: np.ndarray | None = None  # (images, C), where they were kept
     parts: tuple[Covariance, ...] = ()  # of parts of the images, where they were kept
 
     @property
@@ -97,7 +101,7 @@ def write(
     """
     with _writing(path, provenance, images) as file:
         for step, taps in snapshots:
-            group = file.create_group(f"step_{step:07d}")
+            group = file.create_group(step_name(step))
             group.attrs["step"] = step
             for tap in taps:
                 _write_tap(group, tap, np.float32 if single else np.float64, compress)
@@ -115,7 +119,8 @@ def join(path: Path, parts: Sequence[Path]) -> None:
 def merge(path: Path, parts: Sequence[Path], keep: bool = False) -> None:
     """Write one file of all images in `parts`, which saw different images of one experiment.
 
-    The order of `parts` does not matter. What they keep of parts of their own, the result keeps.
+    The order of `parts` does not matter; images come out by number, or by name. What they keep of parts of their own,
+    the result keeps.
 
     Args:
         keep: the moments of each of `parts` as well, as a part of the result.
@@ -141,19 +146,27 @@ def merge(path: Path, parts: Sequence[Path], keep: bool = False) -> None:
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_open(part)) for part in parts]
         together = [image for part in parts for image in images(part) or []]
-        file = stack.enter_context(_writing(path, provenance(first), together))
-        for step_name in _steps(files[0]):
-            group = file.create_group(step_name)
-            group.attrs["step"] = files[0][step_name].attrs["step"]
-            for name, node in files[0][step_name].items():
-                records = [_record(source[step_name][name], 0) for source in files]
+        order = sorted(range(len(together)), key=lambda row: _place(together[row]))
+        file = stack.enter_context(_writing(path, provenance(first), [together[row] for row in order]))
+        for step in _steps(files[0]):
+            group = file.create_group(step)
+            group.attrs["step"] = files[0][step].attrs["step"]
+            for name, node in files[0][step].items():
+                records = [_record(source[step][name], 0) for source in files]
                 total = merged(record.accumulator for record in records)
                 if keep or any(record.parts for record in records):  # a file without parts is one part itself
                     kept = [part for record in records for part in record.parts or [record.accumulator]]
                 else:
                     kept = []
-                tap = Tap(_key(node), int(node.attrs["position"]), str(node.attrs["padding"]), total)
+                means = [torch.from_numpy(record.image_means) for record in records if record.image_means is not None]
+                kept_means = torch.cat(means)[order] if len(means) == len(records) else None
+                tap = Tap(_key(node), int(node.attrs["position"]), str(node.attrs["padding"]), total, kept_means)
                 _write_tap(group, tap, node["scatter"].dtype, node["scatter"].compression is not None, kept)
+
+
+def _place(image: str) -> tuple[int, str]:
+    """Where an image stands among others: by its number if it has one."""
+    return (int(image), "") if image.isdecimal() else (-1, image)
 
 
 def merged(accumulators: Iterable[Covariance]) -> Covariance:
@@ -252,7 +265,7 @@ def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool, parts: S
     mean = _mean(covariance)
     if not (np.isfinite(scatter).all() and np.isfinite(mean).all()):
         raise UserError(f"{key}: its moments hold NaN or infinity; nothing was written to {group.file.filename}.")
-    node = group.create_group(str(key).replace("/", "|"))  # a slash would nest; the attributes hold the true name
+    node = group.create_group(node_name(key))
     node.attrs.update(
         {
             "module": key.module,
@@ -266,9 +279,11 @@ def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool, parts: S
     )
     node.create_dataset("count", data=np.int64(count))
     node.create_dataset("mean", data=mean)
-    triangle = np.triu_indices(covariance.channels)
+    triangle = _triangle(covariance.channels)
     options = {"compression": "gzip", "shuffle": True} if compress else {}
     node.create_dataset("scatter", data=scatter[triangle].astype(dtype), **options)
+    if tap.image_means is not None:
+        node.create_dataset("image_means", data=tap.image_means.cpu().numpy().astype(np.float32))
     if parts:
         kept = node.create_group("parts")
         kept.create_dataset("count", data=np.array([part.count for part in parts], np.int64))
@@ -285,7 +300,8 @@ def _mean(covariance: Covariance) -> np.ndarray:
 def _record(tap: h5py.Group, step: int) -> Record:
     channels = int(tap.attrs["channels"])
     scatter = _unpacked(tap["scatter"][()], channels)
-    whole = Record(step, _key(tap), str(tap.attrs["padding"]), int(tap["count"][()]), tap["mean"][()], scatter)
+    means = tap["image_means"][()] if "image_means" in tap else None
+    whole = Record(step, _key(tap), str(tap.attrs["padding"]), int(tap["count"][()]), tap["mean"][()], scatter, means)
     if "parts" not in tap:
         return whole
     moments = zip(*(tap["parts"][name] for name in ("count", "mean", "scatter")), strict=True)
@@ -296,9 +312,15 @@ def _record(tap: h5py.Group, step: int) -> Record:
     return replace(whole, parts=tuple(parts))
 
 
+@functools.lru_cache(maxsize=4)  # finding them takes longer than using them
+def _triangle(channels: int) -> np.ndarray:
+    """Which entries of a matrix (C, C) are stored."""
+    return np.triu(np.ones((channels, channels), bool))
+
+
 def _unpacked(packed: np.ndarray, channels: int) -> np.ndarray:
     matrix = np.zeros((channels, channels))
-    matrix[np.triu_indices(channels)] = packed
+    matrix[_triangle(channels)] = packed
     matrix += np.triu(matrix, 1).T
     return matrix
 

@@ -22,13 +22,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError, some, unknown
+from eigendet.names import TapKey
 from eigendet.observer import Observer
 from eigendet.padding import Canvas
-from eigendet.points import TapKey, each_call, point_of, refuse_hookless
+from eigendet.points import each_call, point_of, refuse_hookless
 from eigendet.sections import Point
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Tap:
         str  # positions of padding: "excluded"; "none" in maps that are no images; "unknown": the model did not say
     )
     covariance: Covariance
+    image_means: Tensor | None = None  # (images, C): over the positions of each; see `Taps.end_image`
 
 
 @contextlib.contextmanager
@@ -135,7 +137,7 @@ class Taps(Mapping[TapKey, Covariance]):
     def taps(self) -> Iterator[Tap]:
         """Every tap with what is known of it, one resolved at a time."""
         for position, (key, padding) in enumerate(self._observer.padding.items()):
-            yield Tap(key, position, padding, self._observer.resolve(key))
+            yield Tap(key, position, padding, self._observer.resolve(key), self._observer.image_means(key))
 
     def save(
         self,
@@ -163,6 +165,10 @@ class Taps(Mapping[TapKey, Covariance]):
         torchvision's detectors say so themselves.
         """
         self._observer.announced = Canvas.of(sizes, canvas)
+
+    def end_image(self) -> None:
+        """Say that all passes since the last call showed one image, so that its mean is kept by itself."""
+        self._observer.end_image()
 
     def forget(self) -> None:
         """Drop all samples, but not what the first of them decided: shifts and shortcuts.

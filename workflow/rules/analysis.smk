@@ -28,8 +28,8 @@ rule spectrum:
         f"<results>/covariance/{RUN}.h5",
     output:
         eigenvalues=f"<results>/spectra/{RUN}/eigenvalues.parquet",
-        metrics=f"<results>/spectra/{RUN}/metrics.csv",
         jackknife=f"<results>/spectra/{RUN}/jackknife.parquet",
+        similarity=f"<results>/spectra/{RUN}/similarity.h5",
     log:
         f"<logs>/spectrum/{RUN}.log",
     benchmark:
@@ -37,9 +37,38 @@ rule spectrum:
     conda:
         "../../envs/eigendet.yaml"
     params:
-        folder=subpath(output.metrics, parent=True),
+        folder=subpath(output.eigenvalues, parent=True),
+        raw="" if EXPERIMENT.widths.centred else "--raw",
     shell:
-        "eigendet spectrum {input} --output {params.folder} > {log} 2>&1"
+        "eigendet spectrum {input} {params.raw} --output {params.folder} > {log} 2>&1"
+
+
+# Spectra as numbers, and all arms and seeds against one another.
+rule compare:
+    input:
+        observed_spectra,
+        all_rule_plugins,
+    output:
+        expand(
+            "<results>/comparison/{{backbone}}/{{detector}}/{table}",
+            table=[
+                "metrics.parquet",
+                "distances.parquet",
+                "tests.parquet",
+                "notes.json",
+            ],
+        ),
+    log:
+        "<logs>/compare/{backbone}/{detector}.log",
+    benchmark:
+        "<benchmarks>/compare/{backbone}/{detector}.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    params:
+        folders=observed,
+        folder=subpath(output[0], parent=True),
+    shell:
+        "eigendet compare {params.folders} --output {params.folder} > {log} 2>&1"
 
 
 rule derive_widths:

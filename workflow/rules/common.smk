@@ -137,6 +137,26 @@ def spectra(wildcards):
     return [f"{folder}/seed_{seed}" for seed in EXPERIMENT.seeds if source]
 
 
+def all_rule_plugins(wildcards):
+    """Files of every width rule: each is a metric too."""
+    names = plugins.discover("rule")
+    return plugins.files("rule", [sections.PluginChoice(plugin=name) for name in names])
+
+
+def observed(wildcards):
+    """Folders of all spectra of a network."""
+    return expand(
+        f"{RESULTS}/spectra/{{arm}}/{wildcards.backbone}/{wildcards.detector}/seed_{{seed}}",
+        arm=EXPERIMENT.dumped,
+        seed=EXPERIMENT.seeds,
+    )
+
+
+def observed_spectra(wildcards):
+    tables = ("eigenvalues.parquet", "similarity.h5")
+    return [f"{folder}/{table}" for folder in observed(wildcards) for table in tables]
+
+
 def last_derived(wildcards):
     """The file of widths that a control is compared with, if it is with any."""
     folder = f"{RESULTS}/widths/{wildcards.backbone}/{wildcards.detector}"

@@ -47,10 +47,7 @@ rule report:
     input:
         scores=expand("<results>/evaluation/{run}.json", run=runs(EXPERIMENT.all_arms)),
         data=[check("detection", split) for split in ("train", "val")],
-        spectra=expand(
-            "<results>/spectra/{run}/eigenvalues.parquet",
-            run=runs(EXPERIMENT.dumped),
-        ),
+        comparisons=networks("<results>/comparison/{backbone}/{detector}/notes.json"),
         latency=networks("<results>/latency/{backbone}/{detector}.json"),
         fronts=(
             networks("<results>/widths/{backbone}/{detector}/front.csv")
@@ -58,8 +55,23 @@ rule report:
             else []
         ),
     output:
-        page="<results>/report.html",
-        summary="<results>/summary.csv",
+        page=report(
+            "<results>/report.html",
+            caption="../report/page.rst",
+            category="Page",
+        ),
+        summary=report(
+            "<results>/summary.csv",
+            caption="../report/summary.rst",
+            category="Tables",
+        ),
+        figures=report(
+            directory("<results>/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
     log:
         "<logs>/report.log",
     benchmark:

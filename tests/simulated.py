@@ -1,0 +1,90 @@
+"""An experiment's folder with planted spectra: nothing was trained, everything else is written by the library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eigendet import comparison, config, files, spectrum, store
+from eigendet.covariance import Covariance
+from eigendet.names import TapKey
+from eigendet.taps import Tap
+from tests.conftest import minimal_experiment
+
+IMAGES = 12
+
+
+def simulate(
+    folder: Path,
+    arms: Sequence[str] = ("finetune", "scratch"),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: Sequence[int] = (0, 1, 4),
+    layers: int = 4,
+    channels: int = 16,
+    effect: float = 0.0,
+) -> config.Experiment:
+    """Write results of runs whose spectra fall as k^-a; returns the experiment.
+
+    a is 1 in every arm at the start, plus `effect` in the first arm at the end; seeds differ by 0.1 (sd).
+    """
+    values = minimal_experiment()
+    values |= {
+        "seeds": list(seeds),
+        "arms": {arm: {} for arm in arms},
+        "covariance": {"images": IMAGES, "arms": list(arms)},
+    }
+    for arm in set(arms) - set(config.ARMS):
+        (folder / "mine.json").parent.mkdir(parents=True, exist_ok=True)
+        (folder / "mine.json").write_text("{}")
+        values["arms"][arm] = {"widths": str(folder / "mine.json")}
+    experiment = config.parse(values)
+    files.write_text(folder / "config.yaml", config.dump_yaml(experiment))
+    for number, arm in enumerate(arms):
+        for seed in seeds:
+            run = {"arm": arm, "backbone": "tiny", "detector": "rcnn", "seed": seed}
+            path = Path(arm) / "tiny" / "rcnn" / f"seed_{seed}"
+            write_run(folder, path, run, steps)
+            random = np.random.default_rng([number, seed])
+            taps = [(step, _taps(random, share, layers, channels, effect if number == 0 else 0.0))
+                    for step, share in zip(steps, np.linspace(0, 1, len(steps)), strict=True)]  # fmt: skip
+            provenance = {"run": run, "experiment": experiment.experiment, "probe": {"split": "train"}}
+            store.write(folder / "covariance" / f"{path}.h5", taps, provenance, range(IMAGES))
+            spectrum.write(folder / "covariance" / f"{path}.h5", folder / "spectra" / path)
+    return experiment
+
+
+def compare(folder: Path) -> list[str]:
+    """Write the comparison of all runs."""
+    spectra = sorted(path.parent for path in (folder / "spectra").rglob("eigenvalues.parquet"))
+    return comparison.write(spectra, folder / "comparison/tiny/rcnn")
+
+
+def write_run(folder: Path, path: Path, run: dict[str, Any], steps: Sequence[int]) -> None:
+    """Write the records of a run and of its evaluation, and its log."""
+    random = np.random.default_rng(run["seed"])
+    costs = {"parameters": 300_000, "backbone_parameters": 200_000, "backbone_macs": 9_000_000}
+    record = {
+        "run": run, "costs": costs, "snapshots": list(steps), "seconds": 60.0, "images_per_second": 9.0,
+        "device": "cpu", "torch": torch.__version__, "eigendet": "0.1.0", "revision": "0" * 40,
+    }  # fmt: skip
+    files.write_json(folder / "runs" / path / "run.json", record)
+    files.write_text(folder / "runs" / path / "log.csv", "step,loss\n0,2.5\n4,1.5\n")
+    scores = {name: float(random.uniform(0.3, 0.4)) for name in ("AP", "AP50", "AP75")}
+    files.write_json(folder / "evaluation" / f"{path}.json", {"run": run, "boxes": scores})
+
+
+def _taps(random: np.random.Generator, share: float, layers: int, channels: int, effect: float) -> list[Tap]:
+    found = []
+    for position in range(layers):
+        exponent = 1 + share * effect + 0.1 * random.normal()
+        basis = np.linalg.qr(random.normal(size=(channels, channels)))[0]
+        values = np.arange(1, channels + 1.0) ** -exponent
+        scatter, means = (basis * values) @ basis.T, random.normal(size=(IMAGES, channels)) * 0.1
+        covariance = Covariance.from_moments(1000, torch.zeros(channels), torch.from_numpy(1000 * scatter))
+        key = TapKey(f"layer{position}.relu", 0, "act")
+        found.append(Tap(key, position, "excluded", covariance, torch.from_numpy(means)))
+    return found

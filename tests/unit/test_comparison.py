@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.spatial.distance import jensenshannon
+
+import eigendet
+from eigendet import comparison, config, findings, results, significance, spectrum, store
+from eigendet.covariance import Covariance
+from eigendet.errors import UserError
+from eigendet.taps import Tap
+from tests.simulated import compare, simulate
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms of four seeds, whose spectra differ in the end by ten times what seeds do."""
+    folder = tmp_path_factory.mktemp("planted")
+    simulate(folder, seeds=range(4), effect=1.0)
+    compare(folder)
+    return folder
+
+
+def test_every_number_of_every_tap_is_in_the_tables(planted: Path) -> None:
+    tables = eigendet.read_spectra(planted)
+    assert len(tables.eigenvalues) == 8 * 3 * 4 * 16
+    numbers = tables.metrics[tables.metrics["metric"] == "effective_rank"]
+    assert len(numbers) == 8 * 3 * 4
+    run = numbers[(numbers["arm"] == "scratch") & (numbers["seed"] == 2) & (numbers["step"] == 4)].iloc[0]
+    values = tables.eigenvalues.query("arm == 'scratch' and seed == 2 and step == 4 and module == 'layer0.relu'")[
+        "value"
+    ]
+    shares = values / values.sum()
+    assert run["value"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_distances_are_those_of_scipy_and_know_what_they_compare(planted: Path) -> None:
+    tables = eigendet.read_spectra(planted)
+    spectra = {
+        key: rows["value"].to_numpy() for key, rows in tables.eigenvalues.groupby(["arm", "seed", "step", "module"])
+    }
+    found = tables.distances[tables.distances["measure"] == "jensen_shannon"]
+    assert set(found["relation"]) == {"arms", "seeds", "own start", "pre-trained"}
+    for row in found.sample(40, random_state=0).itertuples():
+        first = spectra[row.arm, row.seed, row.step, row.module]
+        second = spectra[row.other_arm, row.other_seed, row.other_step, row.module]
+        assert row.value == pytest.approx(jensenshannon(first, second, base=2), abs=1e-7)
+        assert (row.arm == row.other_arm) == (row.relation in ("seeds", "own start")) or row.relation == "pre-trained"
+        assert row.other_step == (0 if row.relation in ("own start", "pre-trained") else row.step)
+    at_start = found[(found["relation"] == "own start") & (found["step"] == 0)]
+    assert (at_start["value"] < 1e-6).all() and len(at_start) == 8 * 4
+    overlap = tables.distances[tables.distances["measure"] == "overlap"]
+    assert set(overlap["chance"]) == {2 / 16}
+    unrelated = overlap[overlap["relation"] == "arms"]["value"]
+    assert unrelated.mean() == pytest.approx(2 / 16, abs=0.02)
+    cka = tables.distances[(tables.distances["measure"] == "cka")]
+    assert cka[(cka["relation"] == "own start") & (cka["step"] == 0)]["value"].min() == pytest.approx(1)
+    assert cka[cka["relation"] == "arms"]["value"].mean() == pytest.approx(0, abs=0.05)
+
+
+def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> None:
+    found = eigendet.read_spectra(planted).tests
+    spectra = found[found["measure"] == "jensen_shannon"]
+    assert (spectra[spectra["snapshot"] == 2]["corrected"] <= 0.05).all()
+    assert (spectra["smallest"] == 1 / 35).all()
+    assert (spectra[spectra["snapshot"] == 0]["overall"] > 0.05).all()  # they start alike
+    ranks = found[(found["measure"] == "effective_rank") & (found["snapshot"] == 2)]
+    assert (ranks["mean"] < ranks["other_mean"]).all() and (ranks["corrected"] <= 0.05).all()
+    layer = spectra[(spectra["snapshot"] == 2) & (spectra["module"] == "layer1.relu")].iloc[0]
+    distances = eigendet.read_spectra(planted).distances.query(
+        "snapshot == 2 and measure == 'jensen_shannon' and module == 'layer1.relu'"
+    )
+    arms = distances[distances["relation"] == "arms"]["value"]
+    assert layer["between"] == pytest.approx(np.sqrt((arms**2).mean()))
+    sentences = findings.spectra(results.comparison(planted, "tiny", "rcnn"))
+    assert "the arms differ by more than their seeds (permutation test over runs, p = 0.029)" in sentences[0]
+    assert "4 differ on their own" in sentences[0]
+    assert "larger in finetune in 0 layers and in scratch in 4, of 4" in sentences[1]
+
+
+def test_planted_equality_is_not_called_a_difference(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=range(4))
+    compare(tmp_path)
+    sentences = findings.spectra(results.comparison(tmp_path, "tiny", "rcnn"))
+    assert "that the arms differ is not shown (p = " in sentences[0]
+
+
+def test_with_few_seeds_no_claim_is_made(tmp_path: Path) -> None:
+    simulate(tmp_path / "two", seeds=(0, 1), effect=1.0)
+    compare(tmp_path / "two")
+    assert "with so few seeds no difference can be established (p = 0.33" in " ".join(
+        findings.spectra(results.comparison(tmp_path / "two", "tiny", "rcnn"))
+    )
+    experiment = simulate(tmp_path / "one", seeds=(0,), effect=1.0)
+    compare(tmp_path / "one")
+    tables = results.comparison(tmp_path / "one", "tiny", "rcnn")
+    assert "With one seed an arm no spread can be given" in findings.spectra(tables)[0]
+    assert tables["tests"]["p"].isna().all() and tables["tests"]["between"].notna().any()
+    runs = results.summary(tmp_path / "one", experiment)
+    assert "one seed an arm: nothing says how much other seeds would differ" in findings.accuracy(runs)
+
+
+def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -> None:
+    simulate(tmp_path, arms=("scratch",), seeds=(0,))
+    compare(tmp_path)
+    tables = results.comparison(tmp_path, "tiny", "rcnn")
+    assert set(tables["distances"]["relation"]) == {"own start"} and tables["tests"].empty
+    assert findings.spectra(tables) == ["Only one arm was observed, so there is nothing to compare its spectra with."]
+
+
+def rewritten(folder: Path, path: str, **changes: object) -> None:
+    """Change what a run's covariance file says, or one of its taps, and make its spectra again."""
+    file = folder / "covariance" / f"{path}.h5"
+    provenance = store.provenance(file) | {name: value for name, value in changes.items() if name in ("probe", "run")}
+    snapshots: dict[int, list[store.Record]] = {}
+    for record in store.read(file):
+        snapshots.setdefault(record.step, []).append(record)
+
+    def tap(position: int, record: store.Record) -> Tap:
+        zero = changes.get("zero") == record.key.module
+        accumulator = Covariance.from_moments(
+            1000, record.accumulator.mean * 0, record.accumulator.scatter * (not zero)
+        )
+        return Tap(record.key, position, record.padding, accumulator)
+
+    kept = {step: records for step, records in snapshots.items() if step not in changes.get("without", ())}  # type: ignore[operator]
+    taps = [(step, [tap(n, record) for n, record in enumerate(records)]) for step, records in kept.items()]
+    store.write(file, taps, provenance, range(12))
+    spectrum.write(file, folder / "spectra" / path)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=(0, 1))
+    rewritten(tmp_path, "scratch/tiny/rcnn/seed_1", probe={"split": "val"})
+    assert compare(tmp_path) == [
+        "scratch seed 1 was observed on other images than finetune seed 0, so it is compared with no other run."
+    ]
+    assert len(results.comparison(tmp_path, "tiny", "rcnn")["metrics"].groupby(["arm", "seed"])) == 4  # it is measured
+    rewritten(tmp_path, "scratch/tiny/rcnn/seed_1", probe={"split": "train"}, zero="layer2.relu", without=[1])
+    notes = compare(tmp_path)
+    assert notes[0] == "scratch seed 1 has maps that never vary, so that they have no spectrum: layer2.relu#0:act."
+    assert notes[1] == "The runs have snapshots at different steps; compared are those at 0 and the last of each."
+    tests = results.comparison(tmp_path, "tiny", "rcnn")["tests"]
+    dead = tests[(tests["module"] == "layer2.relu") & (tests["measure"] == "jensen_shannon")]
+    assert dead["p"].isna().all() and tests[tests["module"] == "layer1.relu"]["p"].notna().any()
+    shutil.rmtree(tmp_path / "spectra/scratch")
+    assert compare(tmp_path) == []
+    assert "Only one arm was observed" in findings.spectra(results.comparison(tmp_path, "tiny", "rcnn"))[0]
+
+
+def test_nan_in_a_table_is_named_and_spoils_nothing_else(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=(0, 1))
+    file = tmp_path / "spectra/scratch/tiny/rcnn/seed_0/eigenvalues.parquet"
+    table = pd.read_parquet(file)
+    table.loc[(table["module"] == "layer0.relu") & (table["index"] == 0), "value"] = np.nan
+    table.to_parquet(file, index=False)
+    assert compare(tmp_path) == ["scratch seed 0 has NaN or infinity in the spectra of layer0.relu#0:act."]
+    tests = results.comparison(tmp_path, "tiny", "rcnn")["tests"].query("measure == 'jensen_shannon'")
+    assert tests.groupby("module")["p"].apply(lambda p: p.isna().all()).to_dict() == {
+        "layer0.relu": True, "layer1.relu": False, "layer2.relu": False, "layer3.relu": False,
+    }  # fmt: skip
+
+
+def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=(0,))
+    first = tmp_path / "spectra/finetune/tiny/rcnn/seed_0"
+    with pytest.raises(UserError, match=r"seed_0: finetune seed 0 is given twice"):
+        comparison.write([first, first], tmp_path / "out")
+    with pytest.raises(UserError, match=r"nowhere: no such file; 'eigendet spectrum' writes it"):
+        comparison.write([tmp_path / "nowhere"], tmp_path / "out")
+    run = {"arm": "scratch", "backbone": "tiny", "detector": "other", "seed": 0}
+    rewritten(tmp_path, "scratch/tiny/rcnn/seed_0", run=run)
+    with pytest.raises(UserError, match=r"of the detector 'other'; .* is of 'rcnn'"):
+        comparison.write([first, tmp_path / "spectra/scratch/tiny/rcnn/seed_0"], tmp_path / "out")
+    (first / "eigenvalues.parquet").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"no spectra of this 'eigendet spectrum'"):
+        comparison.write([first], tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds no spectra of this experiment"):
+        config_only = tmp_path / "empty"
+        config_only.mkdir()
+        (config_only / "config.yaml").write_text((tmp_path / "config.yaml").read_text())
+        eigendet.read_spectra(config_only)
+
+
+def test_accuracy_is_said_with_its_uncertainty(tmp_path: Path) -> None:
+    runs = pd.DataFrame(
+        {"arm": ["finetune"] * 4 + ["scratch"] * 4, "AP": [0.40, 0.41, 0.39, 0.40, 0.30, 0.31, 0.29, 0.30]}
+    )
+    assert findings.accuracy(runs) == (
+        "Average precision is 40.0 fine-tuned and 30.0 from scratch: a difference (permutation test over runs, "
+        "p = 0.029)."
+    )
+    assert findings.accuracy(runs[runs["arm"] == "scratch"]) == ""
+    assert significance.smallest_p(list(runs["arm"])) == 1 / 35
+
+
+def test_experiments_without_results_have_no_tables(tmp_path: Path) -> None:
+    experiment = simulate(tmp_path, seeds=(0,))
+    assert results.missing(tmp_path, experiment) == ["The spectra of rcnn on tiny have not been compared yet."]
+    shutil.rmtree(tmp_path / "evaluation/scratch")
+    assert results.missing(tmp_path, experiment)[0].endswith("not on this page: scratch/tiny/rcnn/seed_0.")
+    assert isinstance(experiment, config.Experiment)

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import math
+import warnings
+from functools import partial
+from typing import Any
+
+import numpy as np
+import powerlaw
+import pytest
+import scipy.integrate
+import scipy.optimize
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eigendet import metrics
+
+FLAT, SPIKE = np.full(8, 3.0), np.array([5.0, 0.0, 0.0, 0.0])
+GEOMETRIC = 7.0 * 0.8 ** np.arange(30)
+exactly = partial(pytest.approx, rel=1e-8, abs=1e-8)
+spectra = st.lists(st.just(0.0) | st.floats(1e-6, 1e6), max_size=40).flatmap(
+    lambda rest: st.floats(1e-6, 1e6).map(lambda first: descending(np.array([first, *rest])))
+)
+some_samples = st.floats(0.5, 1e4)
+
+
+def descending(values: np.ndarray) -> np.ndarray:
+    return np.sort(values)[::-1]
+
+
+def eigenvalues(samples: np.ndarray) -> np.ndarray:
+    """Of the covariance of (n, C) samples; what rounding leaves of a zero is not removed unless it is negative."""
+    return np.clip(descending(np.linalg.eigvalsh(np.cov(samples, rowvar=False))), 0, None)
+
+
+def white(samples: int, channels: int, seed: int = 0) -> np.ndarray:
+    return math.sqrt(7) * np.random.default_rng(seed).normal(size=(samples, channels))
+
+
+def test_stable_rank_is_the_squared_frobenius_norm_over_the_squared_spectral_norm() -> None:
+    assert metrics.stable_rank(FLAT) == 8
+    assert metrics.stable_rank(SPIKE) == 1
+    assert metrics.stable_rank(GEOMETRIC) == exactly((1 - 0.8**30) / (1 - 0.8))
+    matrix = np.random.default_rng(0).normal(size=(20, 12))
+    norms = np.linalg.norm(matrix), np.linalg.norm(matrix, 2)
+    squares = np.linalg.svd(matrix, compute_uv=False) ** 2
+    assert metrics.stable_rank(squares) == exactly((norms[0] / norms[1]) ** 2)
+
+
+def test_entropy_in_closed_form() -> None:
+    assert metrics.entropy(FLAT) == exactly(math.log(8))
+    assert metrics.entropy(SPIKE) == 0
+    first, mean_index = 0.2 / (1 - 0.8**30), 0.8 / 0.2 - 30 * 0.8**30 / (1 - 0.8**30)
+    assert metrics.entropy(GEOMETRIC) == exactly(-math.log(first) - mean_index * math.log(0.8))
+
+
+@given(spectra)
+def test_entropy_agrees_with_scipy(values: np.ndarray) -> None:
+    assert metrics.entropy(values) == exactly(scipy.stats.entropy(values))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 10, 1000])
+def test_enrichment_is_exactly_0_for_equal_eigenvalues_and_1_for_a_single_one(channels: int) -> None:
+    assert metrics.enrichment(np.full(channels, 0.1)) == 0
+    assert metrics.enrichment(np.r_[0.1, np.zeros(channels - 1)]) == 1
+    assert metrics.enrichment(np.array([0.1])) == 0
+
+
+@given(spectra)
+def test_enrichment_is_the_area_between_curve_and_diagonal_over_that_of_a_single_eigenvalue(values: np.ndarray) -> None:
+    def area(spectrum: np.ndarray) -> float:
+        curve = np.r_[0, np.cumsum(spectrum)] / spectrum.sum()
+        return float(np.trapezoid(curve - np.linspace(0, 1, curve.size), dx=1 / spectrum.size))
+
+    single = np.zeros_like(values)
+    single[0] = 1
+    expected = area(values) / area(single) if len(values) > 1 else 0
+    assert metrics.enrichment(values) == exactly(expected)
+
+
+@given(spectra.filter(lambda values: len(values) > 1))
+def test_enrichment_is_the_gini_coefficient_over_its_largest_value(values: np.ndarray) -> None:
+    gini = np.abs(values[:, None] - values).mean() / (2 * values.mean())
+    assert metrics.enrichment(values) == exactly(gini / (1 - 1 / len(values)))
+
+
+def fit(values: np.ndarray, **options: Any) -> list[float]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        found = powerlaw.Fit(values, verbose=0, **options)
+    return [found.alpha, found.D]
+
+
+def tail(name: str) -> np.ndarray:
+    random, ranks = np.random.default_rng(0), np.arange(1.0, 151)
+    return descending(
+        {
+            "density x^-1.3": random.pareto(0.3, 150) + 1,
+            "density x^-2.5": random.pareto(1.5, 150) + 1,
+            "density x^-5": random.pareto(4, 150) + 1,
+            "lognormal": random.lognormal(0, 2, 150),
+            "rank^-1": ranks**-1 * random.uniform(0.9, 1.1, 150),
+            "rank^-0.4": ranks**-0.4 * random.uniform(0.9, 1.1, 150),
+            "rank^-8": ranks**-8 * random.uniform(0.9, 1.1, 150),
+            "ties": np.round(random.pareto(1.5, 150) + 1, 1),
+            "white noise": eigenvalues(white(500, 100)),
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", ["density x^-1.3", "density x^-2.5", "lognormal", "rank^-1", "rank^-8", "ties"])
+def test_power_law_is_what_the_package_powerlaw_fits(name: str) -> None:
+    assert metrics.power_law(tail(name)) == exactly(fit(tail(name)))
+
+
+@pytest.mark.parametrize("name", ["density x^-5", "rank^-0.4", "white noise"])
+def test_power_law_is_what_powerlaw_fits_without_its_limit_of_3_for_the_exponent(name: str) -> None:
+    found = metrics.power_law(tail(name))
+    assert found == exactly(fit(tail(name), parameter_ranges={"alpha": [1, None]}))
+    assert found[0] > 3 >= fit(tail(name))[0]
+
+
+@pytest.mark.parametrize("size", [4, 5, 7])
+def test_power_law_of_few_values_is_what_powerlaw_fits(size: int) -> None:
+    """There the fit often starts at the last eigenvalue that may be the smallest one."""
+    for values in np.random.default_rng(0).lognormal(0, 1, (20, size)):
+        found = metrics.power_law(descending(values))
+        assert found == exactly(fit(values, parameter_ranges={"alpha": [1, None]}))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(1.2, 8), st.integers(0, 19))
+def test_power_law_recovers_the_exponent_of_a_sample(exponent: float, seed: int) -> None:
+    sample = np.random.default_rng(seed).pareto(exponent - 1, 2000) + 1
+    standard_error = (exponent - 1) / math.sqrt(len(sample))  # of all; the fit keeps some
+    assert abs(metrics.power_law(descending(sample))[0] - exponent) < 4 * standard_error
+
+
+def test_power_law_finds_where_the_tail_begins() -> None:
+    """Half of the eigenvalues lie evenly below 1 and would make the exponent of all of them far smaller."""
+    random = np.random.default_rng(0)
+    values = descending(np.r_[random.uniform(0.01, 1, 1000), random.pareto(2.0, 1000) + 1])
+    exponent, distance = metrics.power_law(values)
+    assert exponent == pytest.approx(3, abs=4 * 2 / math.sqrt(1000))
+    assert distance < 0.05
+
+
+def test_power_law_leaves_zeros_out_and_needs_four_distinct_values() -> None:
+    values = tail("lognormal")
+    assert metrics.power_law(np.r_[values, np.zeros(9)]) == metrics.power_law(values)
+    for few in (FLAT, SPIKE, np.array([1.0]), np.array([4.0, 4.0, 2.0, 1.0, 1.0, 0.0])):
+        assert all(map(math.isnan, metrics.power_law(few)))
+
+
+def variance_and_means(images: np.ndarray) -> tuple[float, np.ndarray]:
+    """Of (N, positions, C)."""
+    return float(images.var(axis=(0, 1)).sum()), images.mean(1)
+
+
+def test_independent_positions_are_worth_themselves_and_those_of_a_constant_image_one() -> None:
+    noise = np.random.default_rng(0).normal(size=(400, 25, 16)) + 3
+    assert metrics.effective_samples(*variance_and_means(noise)) == pytest.approx(400 * 25, rel=0.1)
+    constant = np.repeat(noise[:, :1], 25, axis=1)
+    assert metrics.effective_samples(*variance_and_means(constant)) == exactly(400 - 1)
+
+
+def test_effective_samples_follow_from_the_analysis_of_variance() -> None:
+    """For one channel: F is the mean square between N images over that within them, of P positions each."""
+    random = np.random.default_rng(0)
+    images = random.normal(size=(30, 20)) + 0.5 * random.normal(size=(30, 1))
+    ratio = scipy.stats.f_oneway(*images).statistic
+    found = metrics.effective_samples(*variance_and_means(images[:, :, None]))
+    assert found == exactly(29 + 30 * 19 / ratio)
+    assert 30 < found < 300
+
+
+def test_images_without_samples_are_left_out_and_means_are_taken_in_double_precision() -> None:
+    means = (np.random.default_rng(0).normal(size=(9, 4)) + 1e5).astype(np.float32)
+    with_gaps = np.insert(means, [0, 5], np.float32("nan"), axis=0)
+    with_gaps[0, 1:] = 1e5
+    between = np.trace(np.cov(means.astype(np.float64), rowvar=False))
+    assert metrics.effective_samples(2.0, means) == exactly(9 * 2.0 / between)
+    assert metrics.effective_samples(2.0, with_gaps) == metrics.effective_samples(2.0, means)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("variance", "means"),
+    [(2.0, [[1.0, 2.0]]), (2.0, [[1.0, 2.0], [math.nan, 3.0]]), (0.0, [[1.0], [2.0]]), (2.0, [[1.0], [1.0]])],
+    ids=["one image", "one image with samples", "no variance", "no variance between images"],
+)
+def test_effective_samples_are_unknown(variance: float, means: list[list[float]]) -> None:
+    assert math.isnan(metrics.effective_samples(variance, np.array(means)))
+
+
+def median_of_the_law(ratio: float) -> float:
+    """By integrating the Marchenko-Pastur density down from its upper edge, whose √(edge - x) is a weight of QUADPACK.
+
+    Its part that is not at zero has the mass min(1, 1/ratio).
+    """
+    lower, upper = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
+
+    def rest_of_density(x: float) -> float:
+        return math.sqrt(max(x - lower, 0.0)) / (2 * math.pi * ratio * x)
+
+    def mass_above(x: float) -> float:
+        return float(
+            scipy.integrate.quad(rest_of_density, x, upper, weight="alg", wvar=(0, 0.5), epsabs=1e-11, epsrel=1e-11)[0]
+        )
+
+    inset = 1e-3 * (upper - lower)
+    half = min(1, 1 / ratio) / 2
+    return float(scipy.optimize.brentq(lambda x: mass_above(x) - half, lower + inset, upper - inset, xtol=1e-13))
+
+
+@pytest.mark.parametrize("ratio", [1e-9, 1e-6, 0.01, 0.1, 0.5, 0.99, 1.0, 1.01, 2.0, 30.0, 1e4])
+def test_median_of_the_marchenko_pastur_law(ratio: float) -> None:
+    assert metrics.marchenko_pastur_median(ratio) == pytest.approx(median_of_the_law(ratio), rel=1e-9)
+
+
+def test_median_of_the_marchenko_pastur_law_at_its_limits() -> None:
+    """In Gavish and Donoho the threshold for square matrices of unknown noise is 2.858 = 4/√3 over the root of it."""
+    assert 4 / math.sqrt(3 * metrics.marchenko_pastur_median(1.0)) == pytest.approx(2.858, abs=5e-4)
+    assert [metrics.marchenko_pastur_median(ratio) for ratio in (1e-12, 1e-30, 1e-300)] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(("samples", "channels"), [(2000, 100), (300, 200), (200, 200), (60, 200), (100, 600)])
+def test_white_noise_is_noise_and_planted_directions_are_not(samples: int, channels: int) -> None:
+    noise = white(samples, channels)
+    assert metrics.noise_share(eigenvalues(noise), samples) >= 1 - 2 / channels
+    noise[:, :5] *= 10  # a variance of 100, far above the edge
+    assert metrics.noise_share(eigenvalues(noise), samples) == pytest.approx(1 - 5 / channels, abs=2 / channels)
+
+
+@pytest.mark.parametrize(("samples", "channels"), [(2000, 100), (300, 200), (60, 200), (100, 600)])
+def test_the_edge_of_noise_is_where_the_law_has_it(samples: int, channels: int) -> None:
+    values = eigenvalues(white(samples, channels))
+    edge = 7 * (1 + math.sqrt(channels / samples)) ** 2
+    for largest, noise in ((0.85 * edge, channels), (1.15 * edge, channels - 1)):
+        values[0] = largest
+        assert metrics.noise_share(descending(values), samples) == exactly(noise / channels)
+
+
+def test_copies_of_samples_are_seen_through_by_their_effective_number() -> None:
+    """Every image is constant over its 10 positions: taken for 3000 samples, noise of 300 would seem to be signal."""
+    images = np.repeat(white(300, 100)[:, None], 10, axis=1)
+    values, effective = eigenvalues(images.reshape(3000, 100)), metrics.effective_samples(*variance_and_means(images))
+    assert metrics.noise_share(values, effective) >= 0.98
+    assert metrics.noise_share(values, 3000) < 0.8
+
+
+@pytest.mark.parametrize("samples", [0.4, 3.4, 25.0, 80.0, 1000.0, 1e6])
+def test_noise_share_counts_what_is_at_or_below_the_edge(samples: float) -> None:
+    values = tail("lognormal")[:80]
+    ratio, kept = 80 / samples, max(1, round(samples))
+    variance = np.median(values[:kept]) / median_of_the_law(ratio)
+    expected = np.mean(values <= variance * (1 + math.sqrt(ratio)) ** 2)
+    assert 0 < expected < 1 or samples < 80
+    assert metrics.noise_share(values, samples) == exactly(expected)
+
+
+def test_noise_share_ignores_how_large_the_eigenvalues_are_that_so_few_samples_could_not_give() -> None:
+    values = np.r_[1000.0, eigenvalues(white(60, 200))[:59], np.zeros(140)]
+    rounded = np.where(values > 0, values, 1e-14)
+    correlated = np.where(values > 0, values, 0.01)
+    found = [metrics.noise_share(each, 60) for each in (values, rounded, correlated)]
+    assert found == [exactly(199 / 200)] * 3
+
+
+def test_rounding_errors_of_zeros_are_no_noise_level() -> None:
+    """Of 400 channels 300 never vary: the noise is that of the others, not the 1e-16 that rounding leaves of these."""
+    values = np.r_[1000.0, eigenvalues(white(5000, 100))[:99], np.full(300, 1e-14)]
+    assert metrics.noise_share(values, 5000) == exactly(399 / 400)
+
+
+@given(spectra)
+def test_no_noise_share_without_effective_samples(values: np.ndarray) -> None:
+    assert math.isnan(metrics.noise_share(values, math.nan))
+
+
+@given(spectra, some_samples, st.integers(-900, 900))
+def test_no_metric_depends_on_the_unit(values: np.ndarray, samples: float, power: int) -> None:
+    """Powers of two are exact in floating point."""
+    found = metrics.of(values * 2.0**power, samples)
+    np.testing.assert_array_equal(list(found.values()), list(metrics.of(values, samples).values()))
+
+
+@pytest.mark.parametrize("largest", [3e-300, 1e-9, 7e9, 1e308])
+def test_no_metric_depends_on_the_unit_but_for_rounding(largest: float) -> None:
+    values = tail("lognormal")
+    assert metrics.of(values / values[0] * largest, 500) == pytest.approx(metrics.of(values, 500), rel=1e-9)
+
+
+@given(spectra, some_samples)
+def test_bounds(values: np.ndarray, samples: float) -> None:
+    found, slack = metrics.of(values, samples), 1 + 1e-12
+    assert 1 <= found["stable_rank"] <= np.count_nonzero(values) * slack
+    assert 0 <= found["entropy"] <= math.log(len(values)) * slack
+    assert 0 <= found["enrichment"] <= slack
+    assert 0 <= found["noise_share"] <= 1
+    if len(np.unique(values[values > 0])) >= 4:
+        assert found["power_law_exponent"] > 1
+        assert 0 < found["power_law_distance"] < 1
+
+
+def test_every_metric_by_its_name_and_with_a_description() -> None:
+    values = tail("lognormal")
+    exponent, distance = metrics.power_law(values)
+    assert metrics.of(values, 40) == {
+        "stable_rank": metrics.stable_rank(values),
+        "entropy": metrics.entropy(values),
+        "enrichment": metrics.enrichment(values),
+        "power_law_exponent": exponent,
+        "power_law_distance": distance,
+        "noise_share": metrics.noise_share(values, 40),
+    }
+    assert {type(value) for value in metrics.of(values, 40).values()} == {float}
+    assert set(metrics.DESCRIPTIONS) == {*metrics.of(values, 40), "effective_samples"}

@@ -1,0 +1,180 @@
+"""The page in a real browser, and the figures as files."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from eigendet import report
+from eigendet.cli import main
+from tests.simulated import compare, simulate
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    simulate(folder, seeds=range(3), effect=1.0)
+    compare(folder)
+    report.write(folder)
+    return folder
+
+
+@pytest.fixture
+def page(results: Path) -> Iterator[Page]:
+    """The page, opened; what it asks of the network or says on the console fails the test."""
+    faults: list[str] = []
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = chromium.new_page(accept_downloads=True)
+        opened.on("console", lambda message: faults.append(message.text))
+        opened.on("pageerror", lambda error: faults.append(str(error)))
+        opened.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
+        opened.goto((results / "report.html").as_uri())
+        opened.wait_for_selector("body[data-ready=yes]")
+        yield opened
+        chromium.close()
+    assert faults == []
+
+
+def lines(page: Page) -> list[str]:
+    """Paths of the spectra as they are drawn."""
+    return page.eval_on_selector_all("#spectrum .mark-line path", "paths => paths.map(path => path.getAttribute('d'))")
+
+
+@browser
+def test_the_page_draws_every_figure_and_says_what_holds(page: Page) -> None:
+    drawn = page.eval_on_selector_all(
+        "figure:not([hidden])", "all => all.map(one => [one.id, one.querySelectorAll('svg').length])"
+    )
+    assert dict(drawn) == {
+        "scores-parameters": 1, "scores-macs": 1, "course-a": 1, "course-b": 1, "course-c": 1, "spread-rcnn-on-tiny": 1,
+        "spectrum": 1,
+    }  # fmt: skip
+    assert "no difference can be established (p = 0.1" in page.inner_text(".findings")
+    assert len(lines(page)) == 6
+
+
+@browser
+def test_the_explorer_follows_its_controls(page: Page) -> None:
+    last = lines(page)
+    page.focus("#spectrum-snapshot")
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.getElementById('spectrum-steps').textContent.includes('step 0')")
+    page.wait_for_function(
+        "old => document.querySelector('#spectrum .mark-line path').getAttribute('d') != old", arg=last[0]
+    )
+    first = lines(page)
+    assert len(first) == 6 and first != last
+    page.select_option("#spectrum-layer", index=0)
+    page.wait_for_function(
+        "old => document.querySelector('#spectrum .mark-line path').getAttribute('d') != old", arg=first[0]
+    )
+    page.uncheck("#spectrum-log")
+    page.uncheck("#spectrum-share")
+    page.wait_for_function("document.querySelector('#spectrum svg').textContent.includes('index')")
+    assert "index / width" not in (page.text_content("#spectrum svg") or "")
+
+
+@browser
+def test_heat_maps_show_any_quantity_of_any_two_arms(page: Page) -> None:
+    options = page.eval_on_selector_all("#course-quantity option", "all => all.map(one => one.value)")
+    assert {"dof", "entropy", "noise_share", "cka own start", "jensen_shannon pre-trained", "overlap arms"} <= set(
+        options
+    )
+    for quantity in options:
+        page.select_option("#course-quantity", quantity)
+        page.wait_for_timeout(60)
+        assert page.locator("#course-a").is_hidden() == quantity.endswith(" arms")
+    page.select_option("#course-quantity", "entropy")
+    page.select_option("#course-second", "finetune")
+    page.wait_for_function("document.getElementById('course-c').hidden")
+
+
+@browser
+def test_every_figures_data_can_be_taken_away(page: Page, tmp_path: Path) -> None:
+    buttons = page.locator("figure:not([hidden]) button")
+    for place in range(buttons.count()):
+        page.wait_for_timeout(120)  # a browser allows ten downloads a second
+        with page.expect_download() as started:
+            buttons.nth(place).click()
+        path = tmp_path / started.value.suggested_filename
+        started.value.save_as(path)
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(path.read_text().splitlines()))
+            assert rows and all(rows[0])
+        else:
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    assert len(list(csv.DictReader((tmp_path / "spectrum.csv").read_text().splitlines()))) == 6 * 16
+
+
+@browser
+def test_tables_sort_by_what_was_clicked(page: Page) -> None:
+    table = page.locator("table.sortable", has_text="Learning rate")
+    column = table.locator("th", has_text="AP50")
+    for order in ("ascending", "descending"):
+        column.locator("button").press("Enter")
+        assert column.get_attribute("aria-sort") == order
+        found = [float(text) for text in table.locator("tr td:nth-child(6)").all_inner_texts()]
+        assert found == sorted(found, reverse=order == "descending") and len(set(found)) > 1
+
+
+@browser
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_fits_a_phone_prints_and_has_a_dark_look(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    wide = "[...document.querySelectorAll('main *')].filter(one => one.getBoundingClientRect().right > innerWidth"
+    wide += " && !one.closest('.scroll, svg')).map(one => one.outerHTML.slice(0, 80))"
+    page.wait_for_timeout(300)
+    assert page.evaluate(wide) == []
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 21, 21)"
+    page.wait_for_function("document.querySelector('#spectrum svg').outerHTML.includes('#d8d8d8')")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.locator(".tools").first.is_hidden()
+
+
+def test_the_page_is_one_file_without_links_to_elsewhere(results: Path) -> None:
+    text = (results / "report.html").read_text()
+    assert "<script src" not in text and '<link rel="stylesheet' not in text and len(text) < 3e6
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_figures_are_written_as_files(results: Path, tmp_path: Path, suffix: str) -> None:
+    arguments = ["figures", str(results), "-o", str(tmp_path), "--format", suffix, "--quantity", "cka own start"]
+    outcome = CliRunner().invoke(main, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    files = sorted(tmp_path.iterdir())
+    assert [file.stem for file in files] == [
+        "course-cka-own-start-finetune-rcnn-tiny", "course-cka-own-start-scratch-rcnn-tiny",
+        "scores-backbone_macs", "scores-backbone_parameters", "spectra-layer3-relu-0-act-rcnn-tiny", "spread-rcnn-tiny",
+    ]  # fmt: skip
+    for file in files:
+        if suffix == "png":
+            assert min(Image.open(file).size) > 200
+        else:
+            assert "path" in {node.tag.rpartition("}")[2] for node in ElementTree.parse(file).iter()}
+    wrong = CliRunner().invoke(main, ["figures", str(results), "-o", str(tmp_path), "--quantity", "entopy"])
+    assert "--quantity: unknown quantity 'entopy'. Did you mean 'entropy'?" in wrong.output
+
+
+def test_a_page_of_an_incomplete_experiment_says_what_is_missing(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/comparison")
+    shutil.rmtree(tmp_path / "cut/evaluation/scratch")
+    report.write(tmp_path / "cut")
+    text = (tmp_path / "cut/report.html").read_text()
+    assert "Not evaluated yet, and so not on this page: scratch/tiny/rcnn/seed_0, scratch/tiny/rcnn/seed_1" in text
+    assert "The spectra of rcnn on tiny have not been compared yet." in text

@@ -1,0 +1,76 @@
+"""Losses of training and metrics of every layer as TensorBoard's scalars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eigendet import config as configuration
+from eigendet import results
+from eigendet.errors import UserError
+from eigendet.names import TapKey
+
+
+def write(folder: Path, output: Path) -> str:
+    """Write event files, one folder a run, from what an experiment's folder holds; returns a line that says what.
+
+    Raises:
+        UserError: TensorBoard is not installed; there is nothing to write; the output folder holds other files.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("the package tensorboard is not installed; 'pip install tensorboard' brings it.") from None
+    _clear(output)
+    experiment = configuration.load([folder / "config.yaml"])
+    metrics = {network: results.comparison(folder, *network).get("metrics") for network in results.networks(experiment)}
+    written = 0
+    for path in results.run_paths(experiment, experiment.all_arms):
+        arm, backbone, detector, seed = path.parts
+        log = folder / "runs" / path / "log.csv"
+        scalars = _losses(log) if log.is_file() else []
+        numbers = metrics[backbone, detector]
+        if numbers is not None:
+            scalars += _metrics(numbers[(numbers["arm"] == arm) & ("seed_" + numbers["seed"].astype(str) == seed)])
+        if scalars:
+            with SummaryWriter(str(output / path)) as writer:
+                for name, value, step in scalars:
+                    writer.add_scalar(name, value, step)
+            written += 1
+    if not written:
+        raise UserError(f"{folder}: holds neither logs of training nor metrics of this experiment.")
+    return f"{output}: {written} runs"
+
+
+def _losses(log: Path) -> list[tuple[str, float, int]]:
+    table = pd.read_csv(log)
+    return [
+        (f"training/{name}", float(value), int(row["step"]))
+        for row in table.to_dict("records")
+        for name, value in row.items()
+        if name != "step" and pd.notna(value)
+    ]
+
+
+def _metrics(numbers: pd.DataFrame) -> list[tuple[str, float, int]]:
+    """Layers are TensorBoard's sections, so that the metrics of one stand together."""
+    columns: list[Any] = ["metric", "module", "call", "point", "step", "value"]
+    return [
+        (f"{TapKey(module, call, point)}/{metric}", value, step)
+        for metric, module, call, point, step, value in numbers[columns].itertuples(index=False)
+        if pd.notna(value)
+    ]
+
+
+def _clear(output: Path) -> None:
+    """Remove the event files of an earlier time, which would be shown beside the new ones."""
+    files = [path for path in output.rglob("*") if path.is_file()] if output.exists() else []
+    for path in files:
+        if not path.name.startswith("events.out.tfevents"):
+            raise UserError(
+                f"{output}: holds {path.relative_to(output)}, no event file; give a folder for these alone."
+            )
+    for path in files:
+        path.unlink()

@@ -1,0 +1,154 @@
+"""Scalars of one eigenspectrum: how it is shaped, how steep its tail is, how much of it is noise.
+
+Spectra are as in `plugins/rules.py`: float64, (C,), descending, nothing in them negative, the first positive. None of
+these numbers depends on their unit, and none of the functions raises for such a spectrum.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+DESCRIPTIONS = {
+    "stable_rank": "Trace over the largest eigenvalue: 1 if a single one is not zero, C if all are equal.",
+    "entropy": "Shannon entropy of the shares of the trace, in nats: 0 for a single one, log C if all are equal.",
+    "enrichment": "How much the first eigenvalues hold beyond an equal share: 0 if all are equal, 1 for a single one.",
+    "power_law_exponent": "a of the density x^-a that the largest eigenvalues follow best; the smaller, the heavier.",
+    "power_law_distance": "Kolmogorov-Smirnov distance of the largest eigenvalues from their power law, 0 to 1.",
+    "effective_samples": "Number of independent samples whose mean would vary as much as the mean over the images.",
+    "noise_share": "Share of the eigenvalues that so many samples of white noise could have given, 0 to 1.",
+}
+
+
+def of(values: np.ndarray, samples: float) -> dict[str, float]:
+    """All scalars of a spectrum of `samples` effective samples, by the names of `DESCRIPTIONS`."""
+    exponent, distance = power_law(values)
+    return {
+        "stable_rank": stable_rank(values),
+        "entropy": entropy(values),
+        "enrichment": enrichment(values),
+        "power_law_exponent": exponent,
+        "power_law_distance": distance,
+        "noise_share": noise_share(values, samples),
+    }
+
+
+def stable_rank(values: np.ndarray) -> float:
+    """Σ μ / μ₁, of the matrix whose squared singular values these are (Rudelson and Vershynin, J. ACM 2007)."""
+    return float(np.sum(values / values[0]))
+
+
+def entropy(values: np.ndarray) -> float:
+    """Shannon entropy -Σ p log p of the eigenvalues as shares p of the trace, in nats; zeros contribute nothing."""
+    relative = values / values[0]  # the trace of huge eigenvalues would overflow
+    return float(np.sum(scipy.special.entr(relative / relative.sum())))
+
+
+def enrichment(values: np.ndarray) -> float:
+    """Eigenvalue early enrichment, 0..1, after NerVE (arXiv 2603.06922).
+
+    It is the area between the curve of cumulated shares S(k) = (μ₁ + ... + μₖ) / Σ μ and the diagonal k/C of equal
+    eigenvalues, over the area for a single non-zero one, which is the largest: 2 / (C - 1) Σₖ (S(k) - k/C). S mirrors
+    the Lorenz curve, so this is C / (C - 1) times the Gini coefficient of the eigenvalues. 0 if C = 1.
+    """
+    if len(values) == 1:
+        return 0.0
+    relative = values / values[0]
+    weights = np.arange(len(values) - 1, -len(values), -2)  # the sum above, by eigenvalues: Σₖ (C + 1 - 2k) μₖ
+    differences = relative - relative[::-1]  # has the signs of the weights, so rounding gives no negative area
+    return float(weights @ differences / (2 * (len(values) - 1) * relative.sum()))
+
+
+def power_law(values: np.ndarray) -> tuple[float, float]:
+    """Exponent a of the density x^-a of the eigenvalues from the best x_min on, and the distance of that fit.
+
+    As Clauset, Shalizi and Newman (SIAM Review 2009, section 3, continuous case): each eigenvalue in turn is x_min, its
+    a = 1 + n / Σ log(x / x_min) over the n eigenvalues from there on is the most likely, and the x_min is taken whose
+    fit has the smallest Kolmogorov-Smirnov distance, which as in their code is measured just below each step of the
+    data's distribution. The two largest are no x_min. Zeros are left out; (nan, nan) for fewer than 4 distinct others.
+
+    It is what the package `powerlaw` fits, without the upper limit of 3 that its version 2 sets to a.
+    """
+    relative = values / values[0]
+    distinct, counts = np.unique(relative[relative > 0], return_counts=True)  # ascending
+    if len(distinct) < 4:
+        return math.nan, math.nan
+    logs, remaining = np.log(distinct), counts[::-1].cumsum()[::-1].astype(np.float64)
+    sums = (remaining[1:] * np.diff(logs))[::-1].cumsum()[::-1]  # Σ log(x / x_min), nothing cancels
+    rates = remaining[:-1] / sums
+    distances = [
+        np.abs(remaining[k:] / remaining[k] - np.exp(rates[k] * (logs[k] - logs[k:]))).max()
+        for k in range(len(distinct) - 2)
+    ]
+    best = int(np.argmin(distances))
+    return float(1 + rates[best]), float(distances[best])
+
+
+def effective_samples(variance: float, means: np.ndarray) -> float:
+    """How many independent samples would have a mean that varies as much as the mean over all images.
+
+    Neighbouring positions of an image are alike, so that n of them are worth fewer. The mean over N images varies by
+    tr(B) / N, B being the unbiased covariance between the images' means; that over n independent samples by tr(Σ) / n.
+    Both are equal for n = N tr(Σ) / tr(B): Kish's effective sample size, the number of samples over their design effect
+    (Survey Sampling, 1965).
+
+    Args:
+        variance: tr(Σ), trace of the covariance over all samples.
+        means: (N, C), mean over the positions of each image, in the same unit; rows with NaN are left out.
+
+    Returns:
+        nan for fewer than 2 images, and where nothing varies, over all samples or between the images.
+    """
+    known = means[np.isfinite(means).all(1)].astype(np.float64)
+    if len(known) < 2:
+        return math.nan
+    between = float(known.var(axis=0, ddof=1).sum())
+    return len(known) * variance / between if variance > 0 and between > 0 else math.nan
+
+
+def noise_share(values: np.ndarray, samples: float) -> float:
+    """Share of the eigenvalues, 0..1, that could be white noise's: at or below the Marchenko-Pastur edge.
+
+    The eigenvalues of n samples of white noise of variance σ² reach up to σ² (1 + √(C/n))². σ² is the median non-zero
+    eigenvalue over the median of the law for σ² = 1, as Gavish and Donoho (IEEE Trans. Inf. Theory 2014) estimate it;
+    the more of the eigenvalues are signal, the more it is too large. At most n eigenvalues of n samples are non-zero,
+    so it is the median of the n largest: positions that are worth n samples are more than n, and the eigenvalues after
+    these, that need not be zero, have no place in the law. They and zeros count as noise.
+
+    Args:
+        samples: n, effective ones, see `effective_samples`; nan gives nan.
+    """
+    if not 0 < samples < math.inf:
+        return math.nan
+    relative, ratio = values / values[0], len(values) / samples
+    nonzero = relative[: max(1, round(samples))]
+    nonzero = nonzero[nonzero > len(values) * np.finfo(np.float64).eps]  # below, it is rounding of a zero
+    variance = np.median(nonzero) / marchenko_pastur_median(ratio)
+    return float(np.mean(relative <= variance * (1 + math.sqrt(ratio)) ** 2))
+
+
+@lru_cache(maxsize=1024)
+def marchenko_pastur_median(ratio: float) -> float:
+    """Median of the non-zero part of the Marchenko-Pastur law for σ² = 1 and `ratio` γ = C/n > 0, to 1e-13 of itself.
+
+    For γ <= 1, let s = √γ and x = 1 + s² + 2s cos t with t from 0 at the upper edge to π at the lower one. Then the
+    density √((b - x)(x - a)) / (2π γ x) dx is 2/π sin² t / (1 + s² + 2s cos t) dt, whose integral from 0 to t, the mass
+    above x, is
+
+        (t - sin t / s + (1 - s²) / s² arg(1 + s exp(it))) / π.
+
+    For γ > 1, the n non-zero eigenvalues of XᵀX / n are those of XXᵀ / n = γ XXᵀ / C, that is, γ times ones that follow
+    the law of C samples of n channels, whose ratio is 1/γ.
+    """
+    s = max(math.sqrt(min(ratio, 1 / ratio)), 1e-9)  # from there on the median is 1, and the terms cancel out
+
+    def mass_above(t: float) -> float:
+        angle = math.atan2(s * math.sin(t), 1 + s * math.cos(t))
+        return (t - math.sin(t) / s + (1 - s * s) / (s * s) * angle) / math.pi
+
+    t = scipy.optimize.brentq(lambda t: mass_above(t) - 0.5, 0, math.pi, xtol=1e-14)
+    return max(ratio, 1.0) * (1 + s * s + 2 * s * math.cos(t))

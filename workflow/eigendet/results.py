@@ -1,0 +1,164 @@
+"""What an experiment's folder holds, read back as tables."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from eigendet import config as configuration
+from eigendet.config import Experiment
+from eigendet.errors import UserError
+from eigendet.files import read_json
+
+COMPARISONS = ("metrics", "distances", "tests")
+
+
+class Spectra(NamedTuple):
+    """The tables of all runs of an experiment; columns as in `spectrum` and `comparison`."""
+
+    eigenvalues: pd.DataFrame
+    metrics: pd.DataFrame
+    distances: pd.DataFrame
+    tests: pd.DataFrame
+
+
+def read_spectra(folder: Path | str) -> Spectra:
+    """The spectra of an experiment and what was read from them.
+
+    Args:
+        folder: results/EXPERIMENT; what is not there yet is left out.
+
+    Raises:
+        UserError: there are no spectra in the folder.
+    """
+    folder = Path(folder)
+    experiment = configuration.load([folder / "config.yaml"])
+    files = [folder / "spectra" / path / "eigenvalues.parquet" for path in run_paths(experiment, experiment.dumped)]
+    found = [pd.read_parquet(file) for file in files if file.is_file()]
+    if not found:
+        raise UserError(f"{folder / 'spectra'}: holds no spectra of this experiment; run 'eigendet spectrum' first.")
+    comparisons = [comparison(folder, *network) for network in networks(experiment)]
+    tables = {name: [tables[name] for tables in comparisons if name in tables] for name in COMPARISONS}
+    return Spectra(*(joined(tables_of_kind) for tables_of_kind in [found, *tables.values()]))
+
+
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    plain = [table.copy(deep=False) for table in tables]
+    for table in plain:
+        table.attrs = {}  # of single runs
+    return pd.concat(plain, ignore_index=True) if plain else pd.DataFrame()
+
+
+def comparison(folder: Path, backbone: str, detector: str) -> dict[str, Any]:
+    """Tables of the comparison of a network's runs, and its notes; nothing if it was not made."""
+    place = folder / "comparison" / backbone / detector
+    if not (place / "notes.json").is_file():
+        return {}
+    tables: dict[str, Any] = {name: pd.read_parquet(place / f"{name}.parquet") for name in COMPARISONS}
+    return tables | {"notes": read_json(place / "notes.json", "notes")}
+
+
+def networks(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Every backbone with every detector."""
+    return itertools.product(experiment.backbones, experiment.detectors)
+
+
+def run_paths(experiment: Experiment, arms: Sequence[str]) -> Iterator[Path]:
+    """Paths of an experiment's runs below `runs/`, `evaluation/` and `spectra/`; others are from earlier settings."""
+    for backbone, detector in networks(experiment):
+        for arm, seed in itertools.product(arms, experiment.seeds):
+            yield Path(arm) / backbone / detector / f"seed_{seed}"
+
+
+def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
+    """A row a run: arm, backbone, detector, seed; AP; parameters; multiply-accumulates; latency; time of training.
+
+    Raises:
+        UserError: no run has been evaluated.
+    """
+    rows = []
+    for path in run_paths(experiment, experiment.all_arms):
+        file = folder / "evaluation" / f"{path}.json"
+        if not file.is_file():
+            continue
+        scores = read_json(file, "an evaluation")
+        record = read_json(folder / "runs" / path / "run.json", "the record of a run")
+        row = {**scores["run"]}
+        for kind, prefix in (("boxes", ""), ("masks", "mask_")):
+            row |= {prefix + name: value for name, value in scores.get(kind, {}).items()}
+        row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
+        rows.append(row | _latency(folder, path))
+    if not rows:
+        raise UserError(
+            f"{folder / 'evaluation'}: holds no evaluation of this experiment; run 'eigendet evaluate' first."
+        )
+    table = pd.DataFrame(rows)
+    table["arm"] = pd.Categorical(table["arm"], experiment.all_arms, ordered=True)
+    return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
+
+
+def _latency(folder: Path, run: Path) -> dict[str, float]:
+    """Milliseconds for an image, of an arm's first seed: its other seeds have the same network."""
+    arm, backbone, detector, _ = run.parts
+    file = folder / "latency" / backbone / f"{detector}.json"
+    for entry in read_json(file, "latencies")["runs"] if file.is_file() else ():
+        if entry["arm"] == arm:
+            return {f"{part}_ms": entry[part]["median"] for part in ("detector", "backbone")}
+    return {}
+
+
+def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each arm: mean and standard deviation over seeds, costs relative to the arm scratch."""
+    rows = []
+    for (backbone, detector), group in runs.groupby(["backbone", "detector"], sort=False):
+        usual = group[group["arm"].isin(["scratch", "finetune"])]
+        for arm, seeds in group.groupby("arm", sort=False):
+            row: dict[str, Any] = {"backbone": backbone, "detector": detector, "arm": arm, "seeds": len(seeds)}
+            for score in [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in seeds]:
+                values = 100 * seeds[score].astype(float)
+                spread = f" ± {values.std():.1f}" if len(seeds) > 1 else ""
+                row[score] = f"{values.mean():.1f}{spread}" if values.notna().all() else ""
+            for cost in [c for c in ("parameters", "backbone_parameters", "backbone_macs", "macs") if c in seeds]:
+                row[cost] = int(seeds[cost].iloc[0])
+                row[f"{cost}_ratio"] = row[cost] / int(usual[cost].iloc[0]) if len(usual) else None
+            for time in [name for name in ("detector_ms", "backbone_ms") if name in seeds]:
+                row[time] = float(seeds[time].iloc[0])
+                row[f"{time}_ratio"] = row[time] / float(usual[time].iloc[0]) if len(usual) else None
+            rows.append(row)
+    return rows
+
+
+def widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
+    """Contents of the widths files, a dict for each backbone and detector: of every arm, and the front."""
+    found = []
+    for backbone, detector in networks(experiment):
+        place = folder / "widths" / backbone / detector
+        files = [place / f"{arm}.json" for arm in experiment.all_arms]
+        contents = {file.stem: read_json(file, "widths") for file in files if file.is_file()}
+        derived = [contents[arm] for arm in experiment.derived if arm in contents]
+        if derived:
+            front = pd.read_csv(place / "front.csv") if (place / "front.csv").is_file() else None
+            found.append(
+                {"backbone": backbone, "detector": detector, "files": contents, "derived": derived, "front": front}
+            )
+    return found
+
+
+def missing(folder: Path, experiment: Experiment) -> list[str]:
+    """What the experiment asks for and its folder does not hold yet, in sentences."""
+    sentences = []
+    for stage, arms, name in (
+        ("evaluated", experiment.all_arms, "evaluation/{}.json"),
+        ("observed", experiment.dumped, "spectra/{}/eigenvalues.parquet"),
+    ):
+        absent = [path for path in run_paths(experiment, arms) if not (folder / name.format(path)).is_file()]
+        if absent:
+            sentences.append(f"Not {stage} yet, and so not on this page: {', '.join(map(str, absent))}.")
+    for backbone, detector in networks(experiment):
+        if experiment.dumped and not (folder / "comparison" / backbone / detector / "notes.json").is_file():
+            sentences.append(f"The spectra of {detector} on {backbone} have not been compared yet.")
+    return sentences
