@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench resizable budget analysis lock schema
+.PHONY: demo test lint bench resizable budget analysis page power lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -43,6 +43,14 @@ budget: .venv/ready
 # 12 GB of disk.
 analysis: .venv/ready
 	$(BIN)/python -m tests.benchmarks.analysis
+
+# How fast the page is at that size, in Chromium: tests/benchmarks/page.md, anew. Takes 3 minutes.
+page: .venv/ready
+	$(BIN)/python -m tests.benchmarks.page
+
+# What comparisons of arms can find: tests/benchmarks/power.md, anew. Takes 15 minutes.
+power: .venv/ready
+	$(BIN)/python -m tests.benchmarks.power
 
 # The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
 lock: .venv/ready

@@ -51,12 +51,12 @@ def taps(run: int, step: int, share: float) -> Iterator[Tap]:
     """Of one snapshot, over a share of the images."""
     random = np.random.default_rng([run, step])
     for position, (module, call, point, channels) in enumerate(widths()):
-        scale = torch.from_numpy(np.exp(-np.arange(channels) / channels * random.uniform(2, 6)))
-        mean = torch.from_numpy(random.normal(size=channels)) * scale
-        count = int(share * POSITIONS)
-        scatter = count * base(channels) * scale * scale[:, None]
-        covariance = Covariance.from_moments(count, mean, scatter)
-        means = torch.from_numpy(random.normal(size=(int(share * IMAGES), channels))) * scale
+        if point != "block":  # whose output is the tensor of its last activation
+            scale = torch.from_numpy(np.exp(-np.arange(channels) / channels * random.uniform(2, 6)))
+            mean = torch.from_numpy(random.normal(size=channels)) * scale
+            count = int(share * POSITIONS)
+            covariance = Covariance.from_moments(count, mean, count * base(channels) * scale * scale[:, None])
+            means = torch.from_numpy(random.normal(size=(int(share * IMAGES), channels))) * scale
         yield Tap(TapKey(module, call, point), position, "excluded", covariance, means)
 
 

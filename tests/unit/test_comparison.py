@@ -30,6 +30,8 @@ def test_every_number_of_every_tap_is_in_the_tables(planted: Path) -> None:
     assert len(tables.eigenvalues) == 8 * 3 * 4 * 16
     numbers = tables.metrics[tables.metrics["metric"] == "effective_rank"]
     assert len(numbers) == 8 * 3 * 4
+    for table in tables:
+        assert set(table["backbone"]) == {"tiny"} and set(table["detector"]) == {"rcnn"}
     run = numbers[(numbers["arm"] == "scratch") & (numbers["seed"] == 2) & (numbers["step"] == 4)].iloc[0]
     values = tables.eigenvalues.query("arm == 'scratch' and seed == 2 and step == 4 and module == 'layer0.relu'")[
         "value"

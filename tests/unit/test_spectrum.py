@@ -231,3 +231,21 @@ def test_eigenvalues_from_the_gpu_are_checked_and_fall_back_to_the_cpu(
     np.testing.assert_allclose(spectrum.eigenvalues(matrix), np.arange(1100.0, 0, -1))
     assert len(calls) == (1 if failure is None else 2)
     assert ("taken from the CPU" in caplog.text) == (failure is not None)
+
+
+def test_one_tensor_under_two_names_is_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = Covariance(16), Covariance(16)
+    samples = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    first.update(samples)
+    other.update(2 * samples)
+    names = [("a.relu", first), ("a", first), ("b", other)]
+    taps = [Tap(TapKey(name, 0, "act"), n, "none", covariance) for n, (name, covariance) in enumerate(names)]
+    run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
+    store.write(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
+    solve, calls = spectrum.eigen, []
+    monkeypatch.setattr(spectrum, "eigen", lambda *arguments: calls.append(1) or solve(*arguments))  # type: ignore[func-returns-value]
+    spectrum.write(tmp_path / "c.h5", tmp_path)
+    values = (
+        pd.read_parquet(tmp_path / "eigenvalues.parquet").query("index == 0").set_index(["module", "step"])["value"]
+    )
+    assert len(calls) == 4 and values["a", 0] == values["a.relu", 0] == pytest.approx(values["b", 1] / 4)

@@ -79,7 +79,9 @@ def write(folders: Sequence[Path], output: Path) -> list[str]:
         "distances": distances(compared),
     }
     tables["tests"] = tests(compared, tables["distances"], tables["metrics"])
+    network = {name: str(runs[0].table[name].iloc[0]) for name in ("backbone", "detector")}
     for name, table in tables.items():
+        table = table.assign(**network)
         with replacing(output / f"{name}.parquet") as part:
             table.to_parquet(part, index=False)
     write_json(output / "notes.json", notes)

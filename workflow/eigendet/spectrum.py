@@ -124,12 +124,15 @@ def write(covariance_file: Path, folder: Path, centred: bool = True) -> None:
     jackknife = [_rows(dict.fromkeys([*RUN_COLUMNS, *TAP_COLUMNS, "left_out"], 0), np.zeros(0))]
     with replacing(folder / "similarity.h5") as part, h5py.File(part, "w") as similarity:
         similarity.attrs["about"] = json.dumps(about | {"images": images}, sort_keys=True)
+        before: store.Record | None = None
         for record in store.read(covariance_file):
             tap = {column: run[column] for column in RUN_COLUMNS} | _tap(record, centred)
-            values, directions = eigen(record.moment(centred), leading(len(record.mean)))
+            if not record.equals(before):
+                values, directions = eigen(record.moment(centred), leading(len(record.mean)))
+                without = [eigenvalues(rest.moment(centred)) for rest in record.leaving_one_out()]
+            before = record
             spectra.append(_rows(tap, values))
-            for left_out, rest in enumerate(record.leaving_one_out()):
-                jackknife.append(_rows(tap | {"left_out": left_out}, eigenvalues(rest.moment(centred))))
+            jackknife += [_rows(tap | {"left_out": number}, rest) for number, rest in enumerate(without)]
             node = similarity.create_group(f"{step_name(record.step)}/{node_name(record.key)}")
             node["directions"] = directions.astype(np.float32)
             if record.image_means is not None:

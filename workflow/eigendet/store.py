@@ -73,10 +73,22 @@ class Record:
         return Covariance.from_moments(self.count, mean, scatter) if self.count else Covariance(len(self.mean))
 
     def leaving_one_out(self) -> Iterator[Record]:
-        """The tap without each of its parts in turn."""
-        for left_out in range(len(self.parts)):
-            rest = merged(part for number, part in enumerate(self.parts) if number != left_out)
-            yield replace(self, count=rest.count, mean=_mean(rest), scatter=rest.scatter.numpy(), parts=())
+        """The tap without each of its parts in turn: what `merge` adds (Chan et al. 1979) is taken away again."""
+        if not self.parts:
+            return
+        whole = merged(self.parts)
+        count, mean, scatter = whole.count, _mean(whole), whole.scatter.numpy()
+        for part in self.parts:
+            rest, apart = count - part.count, _mean(part) - mean
+            shifted = part.count * count / max(rest, 1) * np.outer(apart, apart) if part.count else 0.0
+            without = mean - part.count / max(rest, 1) * apart
+            yield replace(self, count=rest, mean=without, scatter=scatter - part.scatter.numpy() - shifted, parts=())
+
+    def equals(self, other: Record | None) -> bool:
+        """Whether both are of one tensor: a block's output is that of its last activation."""
+        if other is None or (self.step, self.count, len(self.mean)) != (other.step, other.count, len(other.mean)):
+            return False
+        return np.array_equal(self.mean, other.mean) and np.array_equal(self.scatter, other.scatter)
 
 
 def write(
