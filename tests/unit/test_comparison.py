@@ -154,6 +154,18 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert "Only one arm was observed" in findings.spectra(results.comparison(tmp_path, "tiny", "rcnn"))[0]
 
 
+def test_maps_with_too_few_samples_are_named(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=(0, 1))
+    assert compare(tmp_path) == []
+    file = tmp_path / "spectra/scratch/tiny/rcnn/seed_0/eigenvalues.parquet"
+    table = pd.read_parquet(file)
+    table.loc[table["module"] == "layer3.relu", "effective_samples"] = 15.0  # of 16 channels
+    table.to_parquet(file, index=False)
+    assert compare(tmp_path)[0].startswith(
+        "1 of 4 maps have fewer effective samples than channels (layer3.relu#0:act): their smallest eigenvalues"
+    )
+
+
 def test_nan_in_a_table_is_named_and_spoils_nothing_else(tmp_path: Path) -> None:
     simulate(tmp_path, seeds=(0, 1))
     file = tmp_path / "spectra/scratch/tiny/rcnn/seed_0/eigenvalues.parquet"

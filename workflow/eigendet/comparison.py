@@ -133,6 +133,12 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         dead = sorted({_label(tap) for (_, tap), values in run.spectra.items() if not values.any()})
         if dead:
             notes.append(f"{run.name} has maps that never vary, so that they have no spectrum: {some(dead)}.")
+    few = list(dict.fromkeys(label for run in same for label in _undersampled(run)))
+    if few:
+        notes.append(
+            f"{len(few)} of {len(taps)} maps have fewer effective samples than channels ({some(few)}): their smallest "
+            "eigenvalues say more of the images than of the network; more images would tell."
+        )
     if len({tuple(run.steps) for run in same}) > 1:
         shown = ", ".join(str(step) for step in _moments(same)[:-1])
         notes.append(f"The runs have snapshots at different steps; compared are those at {shown} and the last of each.")
@@ -151,6 +157,13 @@ class Map:
     spectrum: np.ndarray  # (C,)
     directions: np.ndarray  # (C, k)
     gram: np.ndarray | None  # of the images, see `similarity`
+
+
+def _undersampled(run: Run) -> list[str]:
+    """Maps with fewer effective samples than channels at the last step; where those are not known, fewer samples."""
+    last = run.table[(run.table["step"] == run.steps[-1]) & (run.table["index"] == 0)]
+    few = last[last["effective_samples"].fillna(last["samples"]) < last["channels"]]
+    return [_label(tap) for tap in few[TAP].itertuples(index=False, name=None)]
 
 
 def distances(runs: Sequence[Run]) -> pd.DataFrame:
