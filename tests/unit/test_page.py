@@ -134,10 +134,8 @@ def test_tables_sort_by_what_was_clicked(page: Page) -> None:
 @pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_fits_a_phone_prints_and_has_a_dark_look(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    wide = "[...document.querySelectorAll('main *')].filter(one => one.getBoundingClientRect().right > innerWidth"
-    wide += " && !one.closest('.scroll, svg')).map(one => one.outerHTML.slice(0, 80))"
     page.wait_for_timeout(300)
-    assert page.evaluate(wide) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.emulate_media(color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 21, 21)"
     page.wait_for_function("document.querySelector('#spectrum svg').outerHTML.includes('#d8d8d8')")

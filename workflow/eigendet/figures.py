@@ -101,7 +101,7 @@ def front(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.Facet
     x = alt.X("MACs:Q").title("MACs / reference")
     y = alt.Y("parameters_share:Q").title("parameters / reference")
     lines = [how for how in table["widths"].unique() if how != UNIFORM]
-    shade = alt.Color("widths:N").sort([*lines, UNIFORM]).scale(scheme="viridis").title(None).legend(columns=4)
+    shade = alt.Color("widths:N").sort([*lines, UNIFORM]).scale(scheme="viridis").title(None)
     of_rule = _chart(rows).transform_filter("isValid(datum.widths)")
     course = of_rule.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=shade)
     tips = ["widths:N", "cap:Q", *(alt.Tooltip(f"{name}:Q").format(".3f") for name in ("MACs", "parameters_share"))]
@@ -199,7 +199,7 @@ def save(chart: Any, path: Path) -> None:
     import vl_convert
 
     styled = chart.properties(width=STATIC_WIDTH).configure_view(stroke=None).configure_axis(gridOpacity=0.4)
-    styled = styled.configure_legend(orient="top", titleLimit=400, labelLimit=320).to_dict()
+    styled = styled.configure_legend(orient="top", titleLimit=400, labelLimit=320, columns=4).to_dict()
     if path.suffix == ".png":
         content = vl_convert.vegalite_to_png(styled, scale=2)
     else:

@@ -25,8 +25,9 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
     """A row for every value of the rule's option and every cap on MACs that can be met.
 
     Columns: `widths` (how they are found, in words), `cap`; `parameters`, `macs`, `parameter_share`,
-    `mac_share` (of the reference's); `on_front`: no other row has as few of both and fewer of one. Uniform scaling is
-    there for comparison, and takes no part in the front. What accuracy each row has, only training can tell.
+    `mac_share` (of the reference's); `on_front`: no other row of this cap has as few of both and fewer of one. (Among
+    all caps, the narrowest network of the smallest would stand alone.) Uniform scaling is there for comparison, and
+    takes no part in the front. What accuracy each row has, only training can tell.
     """
     settings = experiment.widths
     spectra = dimensions.read(experiment.experiment, network, experiment.widths.arm, folders, "eigenvalues")
@@ -54,9 +55,9 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
             add(rule_text(varied), cap, allocate(budget, shown, varied)[0])
         add(UNIFORM, cap, proportional(budget, reference))
     table = pd.DataFrame(rows, columns=["widths", "cap", "parameters", "macs", "parameter_share", "mac_share"])
-    costs = table.loc[table["widths"] != UNIFORM, ["parameters", "macs"]].to_numpy()
     table["on_front"] = False
-    table.loc[table["widths"] != UNIFORM, "on_front"] = [
-        not ((costs <= own).all(1) & (costs < own).any(1)).any() for own in costs
-    ]
+    for _, rows_of_cap in table[table["widths"] != UNIFORM].groupby("cap"):
+        costs = rows_of_cap[["parameters", "macs"]].to_numpy()
+        best = [not ((costs <= own).all(1) & (costs < own).any(1)).any() for own in costs]
+        table.loc[rows_of_cap.index, "on_front"] = best
     return table

@@ -9,9 +9,10 @@ function look() {
   const print = matchMedia("print").matches;
   const text = darkness.matches && !print ? "#d8d8d8" : "#333", faint = darkness.matches && !print ? "#444" : "#ddd";
   const axis = {labelColor: text, titleColor: text, gridColor: faint, domainColor: faint, tickColor: faint};
+  const columns = Math.max(1, Math.floor(innerWidth / 170));  // of entries in a legend
   return {
     background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis,
-    legend: {labelColor: text, titleColor: text, orient: "top", labelLimit: 320, titleLimit: 400}, title: {color: text},
+    legend: {labelColor: text, titleColor: text, orient: "top", labelLimit: 320, titleLimit: 400, columns}, title: {color: text},
   };
 }
 
