@@ -38,12 +38,25 @@ def read_spectra(folder: Path | str) -> Spectra:
     folder = Path(folder)
     experiment = configuration.load([folder / "config.yaml"])
     files = [folder / "spectra" / path / "eigenvalues.parquet" for path in run_paths(experiment, experiment.dumped)]
-    found = [pd.read_parquet(file) for file in files if file.is_file()]
+    found = [read_table(file) for file in files if file.is_file()]
     if not found:
         raise UserError(f"{folder / 'spectra'}: holds no spectra of this experiment; run 'eigendet spectrum' first.")
     comparisons = [comparison(folder, *network) for network in networks(experiment)]
     tables = {name: [tables[name] for tables in comparisons if name in tables] for name in COMPARISONS}
     return Spectra(*(joined(tables_of_kind) for tables_of_kind in [found, *tables.values()]))
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A table of this library.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: cannot be read as a table ({reason}); delete it, and run the stage again.") from None
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -58,7 +71,7 @@ def comparison(folder: Path, backbone: str, detector: str) -> dict[str, Any]:
     place = folder / "comparison" / backbone / detector
     if not (place / "notes.json").is_file():
         return {}
-    tables: dict[str, Any] = {name: pd.read_parquet(place / f"{name}.parquet") for name in COMPARISONS}
+    tables: dict[str, Any] = {name: read_table(place / f"{name}.parquet") for name in COMPARISONS}
     return tables | {"notes": read_json(place / "notes.json", "notes")}
 
 

@@ -123,7 +123,7 @@ def eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: s
     for path in results.run_paths(experiment, experiment.dumped):
         file = folder / "spectra" / path / "eigenvalues.parquet"
         if path.parts[1:3] == (backbone, detector) and file.is_file():
-            yield pd.read_parquet(file)
+            yield results.read_table(file)
 
 
 def packed(tables: list[pd.DataFrame]) -> dict[str, Any]:
