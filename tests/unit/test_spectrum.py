@@ -150,7 +150,7 @@ def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centred: bool, tmp_pa
     numbers = measures.table(eigenvalues).set_index("metric")["value"]
     assert numbers["trace"] == pytest.approx(np.trace(exact), rel=1e-5)
     assert set(numbers.index) == {*RULES, *measures.COUNTED, *metrics.DESCRIPTIONS}
-    assert numbers["effective_samples"] == pytest.approx(500, rel=0.6)  # all are independent; of five images
+    assert 200 < numbers["effective_samples"] <= 500  # all are independent; of five images
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 64, 300])

@@ -161,6 +161,7 @@ def _tap(record: store.Record, centred: bool) -> dict[str, Any]:
     effective = np.nan
     if record.image_means is not None:
         effective = metrics.effective_samples(float(np.trace(record.moment(centred=True))), record.image_means)
+        effective = float(np.minimum(effective, record.count))  # what varies within images more than between them
     return {
         "step": record.step,
         "module": record.key.module,
