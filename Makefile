@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench resizable budget analysis page power lock schema
+.PHONY: demo test lint bench resizable budget analysis page power throughput lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -51,6 +51,10 @@ page: .venv/ready
 # What comparisons of arms can find: tests/benchmarks/power.md, anew. Takes 15 minutes.
 power: .venv/ready
 	$(BIN)/python -m tests.benchmarks.power
+
+# Training through the library beside each framework's own loop: tests/benchmarks/throughput.md, anew. Takes 10 minutes.
+throughput: .venv/ready
+	$(BIN)/python -m tests.benchmarks.throughput
 
 # The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
 lock: .venv/ready

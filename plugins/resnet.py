@@ -1,11 +1,9 @@
 """Residual networks of torchvision."""
 
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from eigendet.errors import UserError
 from eigendet.plugins import backbone
 
 if TYPE_CHECKING:
@@ -23,30 +21,23 @@ def resnet(
 
     Its state dict has torchvision's names, so that published weights fit. `norm_groups` is for `norm: group`.
     """
-    from torch import Tensor, nn
+    from torch import Tensor
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-    from torchvision.ops import FrozenBatchNorm2d
 
-    if norm == "group" and 64 % norm_groups:
-        raise UserError(f"norm_groups is {norm_groups}; it must divide 64, the narrowest width before scaling.")
+    from eigendet.norms import with_norm
+
     block, blocks = {
         18: (BasicBlock, [2, 2, 2, 2]),
         34: (BasicBlock, [3, 4, 6, 3]),
         50: (Bottleneck, [3, 4, 6, 3]),
         101: (Bottleneck, [3, 4, 23, 3]),
     }[depth]
-    norms = {
-        "group": partial(nn.GroupNorm, norm_groups),
-        "batch": nn.BatchNorm2d,
-        "sync_batch": nn.SyncBatchNorm,
-        "frozen_batch": FrozenBatchNorm2d,
-    }
 
     class Features(ResNet):
         """ResNet without its classifier."""
 
         def __init__(self) -> None:
-            super().__init__(block, blocks, num_classes=1, norm_layer=norms[norm])
+            super().__init__(block, blocks, num_classes=1)
             del self.avgpool, self.fc
 
         def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -56,4 +47,4 @@ def resnet(
                 x = features[name] = getattr(self, name)(x)
             return features
 
-    return Features()
+    return with_norm(Features(), norm, norm_groups)

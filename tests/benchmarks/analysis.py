@@ -87,7 +87,7 @@ def dump(path: Path, number: int) -> None:
         seen = names[part::PARTS]
         store.write(parts[-1], [(STEPS[-1], taps(number, STEPS[-1], 1 / PARTS))], provenance, seen)
     first, last = path.with_suffix(".first.h5"), path.with_suffix(".last.h5")
-    store.merge(last, parts, keep=True)
+    store.merge(last, parts, range(len(parts)))
     store.write(first, ((step, taps(number, step, 1.0)) for step in STEPS[:-1]), provenance, names)
     store.join(path, [first, last])
     for temporary in (first, last, *parts):

@@ -207,6 +207,23 @@ def test_what_cannot_be_resized_keeps_its_width_and_says_why(
         channels.rebuild(build, traced, {"stem": 4})
 
 
+class Counted(nn.Module):
+    """Splits by itself, outside of any layer, by numbers that no width changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.scores = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scores(self.hidden(images)).split([5, 1], 1)[0]
+
+
+def test_where_the_network_itself_fails_only_what_took_part_is_kept() -> None:
+    traced = channels.trace(Counted, (16, 16))
+    assert traced.widths == {"hidden": 8}
+    assert re.search(r"Counted keeps its sizes \(split_with_sizes expects", traced.fixed["scores"])
+
+
 def test_a_parameter_of_one_value_is_made_in_another_width() -> None:
     def build() -> nn.Module:
         return Odd(lambda: Scale(torch.full((8, 1, 1), 0.25)))

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from eigendet.cli import main
 
 VERBS = [
-    "check",
+    "check-data",
+    "check-network",
     "pretrain",
     "train",
     "evaluate",
@@ -30,6 +31,7 @@ VERBS = [
     "report",
     "figures",
     "tensorboard",
+    "plugins",
 ]
 
 

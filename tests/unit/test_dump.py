@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from eigendet import config, dump, runs, store
 from eigendet.errors import UserError
@@ -13,7 +14,7 @@ from eigendet.models import read_snapshot
 
 @pytest.fixture
 def run(values: dict[str, Any], tmp_path: Path) -> tuple[config.Experiment, Path]:
-    values["covariance"] = {"images": 5, "points": ["act", "block", "fpn"]}
+    values["covariance"] = {"images": 5, "jackknife": 3, "points": ["act", "block", "fpn"]}
     experiment = config.parse(values)
     runs.train(experiment, "scratch", "tiny", "rcnn", 0, tmp_path / "run")
     return experiment, tmp_path / "run"
@@ -34,8 +35,13 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
         assert whole.image_means is not None and merged.image_means is not None
         np.testing.assert_allclose(merged.image_means, whole.image_means, rtol=1e-6, atol=1e-7)  # in the same order
         np.testing.assert_allclose(whole.image_means.mean(0), whole.mean, rtol=1e-4, atol=1e-5)  # images of one size
-        assert len(whole.parts) == len(merged.parts) == (5 if whole.step == 4 else 0)  # one an image, at the last step
-        assert sum(part.count for part in whole.parts) in (0, whole.count)
+        assert len(whole.parts) == len(merged.parts) == (3 if whole.step == 4 else 0)
+        assert sum(part.count for part in whole.parts.values()) in (0, whole.count)
+        for block, part in whole.parts.items():  # they are stored in float32
+            assert merged.parts[block].count == part.count
+            torch.testing.assert_close(merged.parts[block].mean, part.mean, rtol=1e-12, atol=1e-15)
+            scatter = merged.parts[block].scatter
+            assert torch.linalg.norm(scatter - part.scatter) <= 1e-6 * torch.linalg.norm(part.scatter)
     with pytest.raises(UserError, match=r"saw image '\d+', which .* saw too"):
         store.merge(tmp_path / "twice.h5", [shards[0], tmp_path / "whole.h5"])
     with pytest.raises(UserError, match="shard 7/9 of 5 probe images is empty"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision import models as torchvision_models
 
-from eigendet import models
+from eigendet import models, parts, weights
 from eigendet.errors import UserError
 from eigendet.sections import BackboneChoice
 
@@ -29,7 +29,7 @@ def test_a_state_dict_of_torchvision_fits_and_gives_its_features(tmp_path: Path,
             torch.nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
     torch.save({"state_dict": {f"module.{k}": v for k, v in published.state_dict().items()}}, tmp_path / "w.pth")
     loaded = backbone(norm=norm)
-    models.load_backbone(loaded, models.read_weights(str(tmp_path / "w.pth")), "w.pth")
+    weights.load_backbone(loaded, weights.read_weights(str(tmp_path / "w.pth")), "w.pth")
     published.fc, published.avgpool = torch.nn.Identity(), torch.nn.Identity()
     with torch.no_grad():
         images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -49,9 +49,9 @@ def test_a_state_dict_of_torchvision_fits_and_gives_its_features(tmp_path: Path,
     ],
 )
 def test_weights_of_another_network_are_refused(options: dict[str, object], message: str) -> None:
-    weights = torchvision_models.resnet18().state_dict()
+    published = torchvision_models.resnet18().state_dict()
     with pytest.raises(UserError, match=message):
-        models.load_backbone(backbone(**options), weights, "w.pth")
+        weights.load_backbone(backbone(**options), published, "w.pth")
 
 
 def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
@@ -65,15 +65,15 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
         ("pickle.pt", "cannot be loaded"),
     ]:
         with pytest.raises(UserError, match=message):
-            models.read_weights(str(tmp_path / name))
+            weights.read_weights(str(tmp_path / name))
     with pytest.raises(UserError, match="unknown weights of torchvision 'ResNet5_Weights"):
-        models.read_weights("torchvision:ResNet5_Weights.DEFAULT")
+        weights.read_weights("torchvision:ResNet5_Weights.DEFAULT")
 
 
 def test_the_width_factor_scales_every_group() -> None:
     reference, widths = models.reference(BackboneChoice(plugin="resnet", width=0.25, norm_groups=16))
     assert widths == {group: width // 4 for group, width in reference.widths.items()}
-    assert list(models.feature_channels(backbone(width=2)).values()) == [128, 256, 512, 1024]
+    assert list(parts.feature_channels(backbone(width=2)).values()) == [128, 256, 512, 1024]
 
 
 def test_norms_are_what_the_configuration_says() -> None:

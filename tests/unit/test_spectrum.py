@@ -185,7 +185,7 @@ def test_each_part_of_the_images_is_left_out_in_turn(tmp_path: Path) -> None:
         run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
         taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
         store.write(paths[-1], [(5, taps)], {"run": run, "experiment": "x"}, [number])
-    store.merge(tmp_path / "all.h5", paths, keep=True)
+    store.merge(tmp_path / "all.h5", paths, range(len(paths)))
     spectrum.write(tmp_path / "all.h5", tmp_path)
     jackknife = pd.read_parquet(tmp_path / "jackknife.parquet")
     assert jackknife.attrs["experiment"] == "x"

@@ -5,7 +5,9 @@ The modules, each with one idea, from the bottom up:
     errors, files, names   messages for users; atomic writes and digests; what runs and taps are called
     sections        the sections of an experiment's configuration
     config          the experiment as validated values
-    plugins         backbones, detectors, data sets and width rules, found by name
+    discovery       which plugins there are, by reading their files
+    plugins         backbones, detectors, data sets and width rules: what each must do, and loading them
+    structure       whether what a plugin gives is what it must
     products        samples times their transpose, in float32 whatever the process has set
     covariance      the streaming accumulator
     points          what a module's output stands for; every call of every module
@@ -35,7 +37,9 @@ The modules, each with one idea, from the bottom up:
     findings        what holds and what does not, in sentences
     figures, views, report   figures, what they show, and the page with them
     events          TensorBoard's scalars
-    cli             a command a stage
+    trial           every network built and tried before any run
+    samples, contract   tiny data sets, and the contract of plugins as tests on these
+    cli, cli_plugins    a command a stage; `eigendet plugins`
 """
 
 from typing import TYPE_CHECKING, Any

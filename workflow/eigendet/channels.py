@@ -30,9 +30,10 @@ from eigendet.sizes import Axis
 from eigendet.tracing import NORMS, Call, Follower
 
 Build = Callable[[], nn.Module]
+SIDE = 128  # pixels, of the square images on which networks are tried: of 64, Inception v3 leaves nothing
 
 
-def trace(build: Build, size: tuple[int, int] = (64, 64), regions: Mapping[str, int] | None = None) -> Channels:
+def trace(build: Build, size: tuple[int, int] = (SIDE, SIDE), regions: Mapping[str, int] | None = None) -> Channels:
     """Channel groups of the network that `build` makes, with costs for one image of `size` (height, width).
 
     Args:
@@ -298,7 +299,7 @@ def _trial(
         last, place = follower.operations[-1], follower.stack[-1]
         names = {follower.sizes.names[u] for axis in last.axes for u, _ in follower.sizes.resolve(axis)}
         reason = f"{place or type(follower.model).__name__} keeps its sizes ({_first_line(error)})"
-        return sorted(names - {""}) if last.module == place else [], place, reason
+        return sorted(names - {""}) if last.module == follower.where() else [], place, reason
     for layer in channels.layers:
         if layer.kind == "product":
             continue

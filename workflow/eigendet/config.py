@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from eigendet.errors import UserError, unknown
+from eigendet.files import read_yaml
 from eigendet.sections import (
     BackboneChoice,
     CovarianceSettings,
@@ -53,6 +54,7 @@ class Experiment(Section):
     experiment: Name = Field(description="results go to results/<experiment>/")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once with each")
+    plugins: list[str] = Field([], description="further folders with files of plugins, beside `plugins/`")
     data: Data
     backbones: dict[Name, BackboneChoice] = Field(min_length=1)
     detectors: dict[Name, PluginChoice] = Field(min_length=1)
@@ -181,12 +183,7 @@ def load(paths: Sequence[Path]) -> Experiment:
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            content = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); expected a configuration file.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: holds {type(content).__name__}; expected a mapping of keys to values.")
         merged = _merge(merged, content)
@@ -201,13 +198,12 @@ def parse(values: Mapping[str, Any], source: str = "configuration") -> Experimen
         raise UserError("\n".join(f"{source}: {line}" for line in _lines(error, Experiment))) from None
 
 
-def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> BaseModel:
     """Options of a plugin, checked and completed by `model`; `where` is the key they stand under."""
     try:
-        checked = model.model_validate(options)
+        return model.model_validate(options)
     except ValidationError as error:
         raise UserError("\n".join(_lines(error, model, where))) from None
-    return {name: getattr(checked, name) for name in model.model_fields}
 
 
 def schema_text() -> str:

@@ -5,6 +5,7 @@ another; the few pixels to a multiple of the network's stride are padding and le
 the backbone alone, so that they compare across detectors and with a classifier; all others as in the detector.
 
 Finished snapshots are kept beside the output until all are there, so a dump that was stopped goes on with the next.
+Several processes share the images of each snapshot (see `parallel`), and the first merges what they found.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import store
+from eigendet import parallel, store
 from eigendet.config import Experiment
 from eigendet.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
 from eigendet.loading import as_float
-from eigendet.models import backbone_of, device_of, read_snapshot
+from eigendet.models import read_snapshot
 from eigendet.passes import covariances
 from eigendet.points import point_of
 from eigendet.runs import read_run, versions
@@ -42,7 +43,7 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
     """Write the covariance of every tap at every snapshot of the run in `folder` to `output`.
 
     Args:
-        shard: (k, n): every n-th probe image from the k-th on. `store.merge` makes one file of all n.
+        shard: (k, n): the k-th of n parts of the probe images. `store.merge` makes one file of all n.
     """
     record = read_run(folder)
     if record["definition"]["detector"] is None:
@@ -50,10 +51,11 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
     settings = experiment.covariance
     dataset = open_splits(experiment, "detection")[settings.split]
     probe = probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}")
-    mine = probe[shard[0] - 1 :: shard[1]]
+    places = range(*(len(probe) * number // shard[1] for number in (shard[0] - 1, shard[0])))
+    mine = [probe[place] for place in places]
     if not mine:
         raise UserError(f"shard {shard[0]}/{shard[1]} of {len(probe)} probe images is empty; make fewer shards.")
-    device = device_of(experiment.device)
+    device = parallel.device_of(experiment.device)
     provenance: dict[str, Any] = {
         "run": record["run"],
         "definition": record["definition"],
@@ -73,33 +75,52 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
         if store.holds(part, provenance, mine):
             logger.info("%s: complete already", part)
             continue
+        blocks = min(settings.jackknife or 1, len(probe)) if step == record["snapshots"][-1] else 1
+        pieces = [
+            Piece(part.with_name(f"{part.stem}_{block}_{process}.h5"), block, process, seen)
+            for block in range(blocks)
+            for process in range(parallel.size())
+            if (seen := [probe[place] for place in places if place % blocks == block][process :: parallel.size()])
+        ]
         _, model, _ = read_snapshot(snapshot_path(folder, step))
         model.to(device)
-        last = step == record["snapshots"][-1]
-        blocks = min(settings.jackknife or 1, len(mine)) if last else 1
-        pieces = [part.with_suffix(f".{block}.h5") for block in range(blocks)] if blocks > 1 else [part]
-        for block, piece in enumerate(pieces):
-            seen = mine[block::blocks]
-            if store.holds(piece, provenance, seen):
+        for piece in pieces:
+            if piece.process != parallel.rank() or store.holds(piece.path, provenance, piece.seen):
                 continue
             # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
-            first = None if seen[0] == probe[0] else Images(dataset, probe, device)[0]
-            taps = tapped(model, settings, Images(dataset, seen, device), first)
-            store.write(piece, [(step, taps)], provenance, seen, single=settings.single, compress=settings.compress)
-        if blocks > 1:
-            store.merge(part, pieces, keep=True)
-            for piece in pieces:
-                piece.unlink()
-    store.join(output, written)
-    shutil.rmtree(folder_of_parts)
+            first = None if piece.seen[0] == probe[0] else Images(dataset, probe, device)[0]
+            taps = tapped(model, settings, Images(dataset, piece.seen, device), first)
+            store.write(
+                piece.path, [(step, taps)], provenance, piece.seen, single=settings.single, compress=settings.compress
+            )
+        parallel.wait()
+        if parallel.rank() > 0:
+            continue
+        if blocks == len(pieces) == 1:
+            pieces[0].path.replace(part)
+            continue
+        store.merge(part, [piece.path for piece in pieces], [piece.block for piece in pieces] * (blocks > 1))
+        for piece in pieces:
+            piece.path.unlink()
+    if parallel.rank() == 0:
+        store.join(output, written)
+        shutil.rmtree(folder_of_parts)
+
+
+class Piece(NamedTuple):
+    """What one process sees of one block of the images, all of which are merged."""
+
+    path: Path
+    block: int  # for the jackknife
+    process: int
+    seen: list[int]
 
 
 def tapped(
     model: nn.Module, settings: CovarianceSettings, images: Images, first: list[Tensor] | None = None
 ) -> Iterator[Tap]:
     """The taps of a detector over images; `first` is the one from which shifts are taken, see `covariances`."""
-    backbone = backbone_of(model)
-    prefix = next(path for path, module in model.named_modules() if module is backbone) + "."
+    prefix = f"{model.backbone_path}."
     pyramids = [path for path, module in model.named_modules() if point_of(module) == "fpn"]
     memory = None if settings.memory is None else settings.memory * 2**30
     modules = "*" if settings.heads else [f"{prefix}*", *pyramids]

@@ -15,11 +15,15 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """Sentence for a name that does not exist: the near ones first, then all of them."""
+    """Sentence for a name that does not exist: the nearest, then all of them, or of very many those that are near."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
+    near = difflib.get_close_matches(str(name), names, n=10)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}."
+    if len(names) > 100:
+        listed = some([*near, *(other for other in names if other not in near)], limit=10)
+    else:
+        listed = ", ".join(names) or "none"
+    return f"unknown {kind} '{name}'.{hint} Known: {listed}."
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import models
+from eigendet import models, parallel
 from eigendet.config import Experiment
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError
@@ -33,7 +33,7 @@ def measure(experiment: Experiment, folders: Sequence[Path], rounds: int = ROUND
     Args:
         folders: of complete runs.
     """
-    device = models.device_of(experiment.device)
+    device = parallel.device_of(experiment.device)
     image = as_float(open_splits(experiment, "detection")["val"][0][0]).to(device)
     calls: dict[tuple[int, str], Callable[[], object]] = {}
     records = [read_run(folder) for folder in folders]

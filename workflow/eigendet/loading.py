@@ -1,7 +1,7 @@
 """From data sets to batches: augmentation, the same in every arm, and an order that depends on nothing but the seed.
 
 Sample number p of a training run is fixed by (seed, p): which image, and every random choice of its augmentation. So it
-does not matter how many processes load data, or where a run was interrupted.
+does not matter how many processes load data, how many train, or where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from eigendet import parallel
 from eigendet.datasets import Classification, Detection, Target
 from eigendet.errors import UserError
 from eigendet.sections import DetectorTraining, Optimisation, Pretraining
@@ -134,13 +135,16 @@ def _masks(target: Target, kept: Tensor) -> Tensor:
 def _loader(
     samples: Dataset[Sample], settings: Optimisation, start: int, collate: Callable[[list[Sample]], Batch]
 ) -> DataLoader[Batch]:
-    size = settings.batch_size
-    numbers: Any = [range(step * size, (step + 1) * size) for step in range(start, settings.steps)]
+    size, mine, processes = settings.batch_size, parallel.rank(), parallel.size()
+    if size % processes:
+        raise UserError(f"batch_size is {size}; the {processes} processes of this job cannot have equal shares of it.")
+    numbers: Any = [range(step * size + mine, (step + 1) * size, processes) for step in range(start, settings.steps)]
+    workers = -(-settings.workers // processes)
     return DataLoader(
         samples,
         batch_sampler=numbers,
-        num_workers=settings.workers,
-        multiprocessing_context="fork" if settings.workers else None,  # plugins exist in this process alone
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # plugins exist in this process alone
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )

@@ -336,6 +336,7 @@ RULES: dict[Any, Callable[..., None]] = {
     aten.cat: _concatenation,
     aten.slice: _slice,
     aten.unsqueeze: _unsqueeze,
+    aten.unsqueeze_: _unsqueeze,  # in place: what is known of the axes is from before
     aten.squeeze: _squeeze,
     aten.select: _select,
     aten.unbind: _select,

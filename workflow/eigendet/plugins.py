@@ -1,9 +1,11 @@
-"""Backbones, detectors, data sets and width rules, found by name and loaded only when named.
+"""Backbones, detectors, data sets and width rules: what each must do, and loading of the one that is named.
 
 A plugin is a function marked with `backbone`, `detector`, `dataset` or `rule`; its name is the plugin's name, the first
-line of its docstring the summary, its keyword-only parameters the options, validated by their annotations. It stands in
-a file of the folder `plugins/` (of the working directory or of this checkout), or an installed package names it as an
-entry point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.datasets` or `eigendet.rules`.
+line of its docstring the summary. It stands in a file of a plugin folder, or an installed package names it as an entry
+point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.datasets` or `eigendet.rules` (`discovery`).
+Its options are its keyword-only parameters, validated by their annotations; or, where several plugins share them or one
+depends on another, a class, `options: MyOptions`, made from `Options`. `eigendet plugins new detector NAME` writes an
+example, `eigendet plugins check NAME` tries whether a plugin keeps this contract.
 
     @backbone
     def resnet(*, depth: Literal[18, 50] = 50) -> nn.Module
@@ -14,13 +16,13 @@ entry point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.d
     @detector
     def faster_rcnn(backbone: nn.Module, classes: int, size: tuple[int, int], *, head_channels: int = 1024) -> nn.Module
 
-        A module with torchvision's calling convention over that backbone: a list of images (3, H, W) in [0, 1] and, in
+        A module over that backbone with torchvision's calling convention: a list of images (3, H, W) in [0, 1] and, in
         training, targets with `boxes`, `labels` from 1 to `classes` (0 is background) and perhaps `masks`; a dict of
         losses comes back, or in evaluation a list of dicts with `boxes`, `labels`, `scores` and perhaps `masks`, in
         the images' own pixels. In evaluation it resizes images to `size`, (shorter, longest side); in training they
-        come resized. Its attribute `backbone` is the given backbone, or a `PyramidBackbone` over it; a true attribute
-        `learns_masks` asks for masks in training. Where parts of it look at regions of an image, `regions` says at how
-        many, by prefix of module paths, {"roi_heads": 1000}; multiply-accumulates are counted so.
+        come resized. `parts.PyramidBackbone` puts a feature pyramid over any backbone. Two attributes may say more:
+        `learns_masks`, if true, asks for masks in training; `regions` says how many regions of an image a part looks
+        at, by prefix of module paths, {"roi_heads": 1000}, so that multiply-accumulates are counted.
 
     @dataset
     def coco(*, annotations: FilePath, images: DirectoryPath) -> Detection
@@ -34,33 +36,38 @@ entry point of the group `eigendet.backbones`, `eigendet.detectors`, `eigendet.d
         none negative, the first positive. The `examples` of an option are the values over which it is compared with
         itself (`eigendet front`).
 
-Files are discovered by reading them, not by importing them, so that one broken or heavy plugin hinders no other. Keep
+Every parameter of a network is trained: constants belong in buffers, and freezing is for the configuration to say. Keep
 imports of torch inside the function: options are then checked before a workflow starts, at no cost.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, create_model
 
 from eigendet.config import Experiment, validate_options
-from eigendet.errors import UserError, unknown
+from eigendet.discovery import Kind, Plugin, discover, find, search
+from eigendet.errors import UserError
 from eigendet.sections import PluginChoice
 
-Kind = Literal["backbone", "detector", "dataset", "rule"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+__all__ = ["Options", "backbone", "bind", "dataset", "detector", "discover", "find", "rule", "search", "validate"]
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Options(BaseModel):
+    """The options of a plugin, as a class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def backbone(function: F) -> F:
@@ -83,101 +90,95 @@ def rule(function: F) -> F:
     return function
 
 
-@dataclass(frozen=True)
-class Plugin:
-    kind: Kind
-    name: str
-    summary: str
-    file: Path | None  # None for a plugin of an installed package
-    entry_point: EntryPoint | None = None
-
-    @property
-    def origin(self) -> str:
-        return str(self.file) if self.file else f"package {self.entry_point.dist.name}"  # type: ignore[union-attr]
-
-
-def discover(kind: Kind) -> dict[str, Plugin]:
-    """All plugins of one kind, by name.
-
-    Raises:
-        UserError: two plugins have one name, or a file is not Python.
-    """
-    found: dict[str, Plugin] = {}
-    for plugin in [*_in_folders(kind), *_installed(kind)]:
-        if plugin.name in found:
-            raise UserError(
-                f"two {kind} plugins are named '{plugin.name}': {found[plugin.name].origin} and {plugin.origin}. "
-                "Rename one of them."
-            )
-        found[plugin.name] = plugin
-    return found
-
-
-def find(kind: Kind, name: str) -> Plugin:
-    """The plugin of that name; UserError lists the known ones."""
-    known = discover(kind)
-    if name not in known:
-        raise UserError(unknown(f"{kind} plugin", name, known))
-    return known[name]
-
-
 def bind(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool = True) -> Callable[..., Any]:
     """The plugin's function with the choice's options checked and filled in; call it with the contract's arguments.
+
+    Whatever the plugin's own code raises then is a UserError that names its file and line.
 
     Args:
         where: the key of the configuration that errors name.
         paths: whether files and folders among the options must exist.
     """
-    _, options = _checked(kind, choice, where, paths)
-    function = _load(find(kind, choice.plugin))
+    options = _checked(kind, choice, where, paths)
+    plugin = find(kind, choice.plugin)
+    function = load(plugin)
+    keywords = {"options": options} if isinstance(options, Options) else dict(options)
 
     def bound(*arguments: Any) -> Any:
-        return function(*arguments, **options)
+        with failures_named(plugin):
+            return function(*arguments, **keywords)
 
     bound.__name__ = f"{kind} {choice.plugin}"
     return bound
 
 
-def _checked(
-    kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool = False
-) -> tuple[type[BaseModel], dict[str, Any]]:
-    """The options of a plugin, and those of a choice, checked and filled in."""
-    plugin = find(kind, choice.plugin)
+@contextlib.contextmanager
+def failures_named(*plugins: Plugin) -> Iterator[None]:
+    """Turn what a plugin's own code raises inside into a UserError with its file and line.
+
+    Of several plugins, the one whose code was running last; the first, if none was.
+    """
     try:
-        model = _options_model(_load(plugin), paths)
+        yield
     except UserError:
         raise
+    except Exception as error:  # whatever it raises
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        last = {str(plugin.file): plugin for plugin in plugins}
+        plugin = next((last[file] for file in reversed(frames) if file in last), plugins[0])
+        raise UserError(f"{plugin} fails{_place(plugin, error)}: {_reason(error)}") from error
+
+
+def _place(plugin: Plugin, error: Exception) -> str:
+    """The last line of the plugin's own file that was running."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(plugin.file)]
+    return f" at line {lines[-1]}" if lines else ""
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'without a message').splitlines()[0]}"
+
+
+def _checked(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool = False) -> BaseModel:
+    """The options of a choice, checked and filled in."""
+    return validate_options(
+        options_of(find(kind, choice.plugin), paths), choice.options, where or f"{kind} {choice.plugin}"
+    )
+
+
+def options_of(plugin: Plugin, paths: bool = False) -> type[BaseModel]:
+    """The class of a plugin's options; `paths`: whether files and folders among them must exist."""
+    function = load(plugin)
+    try:
+        return _options_model(function, paths)
     except Exception as error:  # whatever an annotation raises
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{kind} plugin '{plugin.name}' ({plugin.origin}): an option has no usable type: {reason}"
-        ) from None
-    return model, validate_options(model, choice.options, where or f"{kind} {choice.plugin}")
+        raise UserError(f"{plugin}: an option has no usable type: {reason}") from None
 
 
 def variants(kind: Kind, choice: PluginChoice) -> list[PluginChoice]:
     """The choice with the first option that has examples at each of these and at its own value, or the choice alone."""
-    model, own = _checked(kind, choice)
-    for name, field in model.model_fields.items():
+    own = _checked(kind, choice)
+    plain = dict(own)
+    for name, field in type(own).model_fields.items():
         values: list[Any] = []
-        for example in [*(field.examples or []), own[name]] if field.examples else ():
+        for example in [*(field.examples or []), plain[name]] if field.examples else ():
             with contextlib.suppress(UserError):  # an example that the option does not accept
-                value = validate_options(model, own | {name: example}, name)[name]
+                value = getattr(validate_options(type(own), plain | {name: example}, name), name)
                 values += [value] if value not in values else []
         if values:
             if all(isinstance(value, int | float) for value in values):
                 values.sort()
-            return [PluginChoice(plugin=choice.plugin, **own | {name: value}) for value in values]
+            return [PluginChoice(plugin=choice.plugin, **plain | {name: value}) for value in values]
     return [choice]
 
 
 def described(kind: Kind, choice: PluginChoice) -> str:
     """A choice in words, with the options that were left out: "dof at scale 0.1"."""
-    _, options = _checked(kind, choice)
     values = ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in options.items()
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in _checked(kind, choice)
     )
-    return f"{choice.plugin} at {values}" if options else choice.plugin
+    return f"{choice.plugin} at {values}" if values else choice.plugin
 
 
 def validate(experiment: Experiment, paths: bool = True) -> None:
@@ -200,64 +201,46 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
         raise UserError("\n".join(faults))
 
 
+def versions(**choices: PluginChoice) -> dict[str, str]:
+    """What the code of the chosen plugins is, by kind: `versions(backbone=…, detector=…)`."""
+    return {kind: find(kind, choice.plugin).version for kind, choice in choices.items()}  # type: ignore[arg-type]
+
+
+def package_versions(**choices: PluginChoice) -> dict[str, str]:
+    """Of those that come from packages; Snakemake watches the files of the others."""
+    installed = [kind for kind, choice in choices.items() if find(kind, choice.plugin).entry_point]  # type: ignore[arg-type]
+    return {kind: version for kind, version in versions(**choices).items() if kind in installed}
+
+
 def files(kind: Kind, choices: list[PluginChoice]) -> list[str]:
-    """Local files of the chosen plugins, for Snakemake to watch."""
+    """Files of the chosen plugins, for Snakemake to watch; a plugin of a package is known by the package's version."""
     here = Path.cwd()
-    found = {file for choice in choices if (file := find(kind, choice.plugin).file)}
+    plugins = [find(kind, choice.plugin) for choice in choices]
+    found = {plugin.file for plugin in plugins if plugin.file and not plugin.entry_point}
     # Relative where possible, so that a checkout can be moved without everything being made again.
     return sorted(str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found)
 
 
-def _folders() -> list[Path]:
-    """`plugins/` of the working directory and of the checkout that this package stands in."""
-    here = Path.cwd() / "plugins"
-    checkout = Path(__file__).resolve().parents[2] / "plugins"
-    return [folder for folder in dict.fromkeys([here.resolve(), checkout]) if folder.is_dir()]
+def load(plugin: Plugin) -> Callable[..., Any]:
+    """The plugin's function.
 
-
-def _in_folders(kind: Kind) -> list[Plugin]:
-    found = []
-    for file in [file for folder in _folders() for file in sorted(folder.glob("*.py"))]:
-        for name, summary in _marked_functions(file).get(kind, {}).items():
-            found.append(Plugin(kind, name, summary, file))
-    return found
-
-
-@cache
-def _marked_functions(file: Path) -> dict[str, dict[str, str]]:
-    """kind -> name -> summary of the plugins in a file, by reading its syntax."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except SyntaxError as error:
-        raise UserError(
-            f"{file}, line {error.lineno}: not Python ({error.msg}). Mend the plugin or move it away."
-        ) from None
-    marked: dict[str, dict[str, str]] = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef):
-            for decorator in node.decorator_list:
-                kind = decorator.id if isinstance(decorator, ast.Name) else getattr(decorator, "attr", None)
-                if kind in KINDS:
-                    summary = (ast.get_docstring(node) or "").split("\n")[0]
-                    marked.setdefault(kind, {})[node.name] = summary
-    return marked
-
-
-def _installed(kind: Kind) -> list[Plugin]:
-    return [Plugin(kind, point.name, "", None, point) for point in entry_points(group=f"eigendet.{kind}s")]
-
-
-def _load(plugin: Plugin) -> Callable[..., Any]:
+    Raises:
+        UserError: the plugin is not available, cannot be imported, or is no function.
+    """
+    if plugin.unavailable:
+        raise UserError(f"{plugin} is not available: {plugin.unavailable}")
     try:
         if plugin.entry_point is not None:
-            loaded: Callable[..., Any] = plugin.entry_point.load()
+            loaded = plugin.entry_point.load()
         else:
             assert plugin.file is not None
             loaded = getattr(_import(plugin.file), plugin.name)
     except Exception as error:  # whatever a plugin's own code raises
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{plugin.kind} plugin '{plugin.name}' ({plugin.origin}) cannot be loaded: {reason}") from None
-    return loaded
+        raise UserError(f"{plugin} cannot be loaded{_place(plugin, error)}: {_reason(error)}") from None
+    if not inspect.isfunction(loaded):
+        raise UserError(f"{plugin}: is {type(loaded).__name__}; expected a function.")
+    function: Callable[..., Any] = loaded
+    return function
 
 
 @cache
@@ -272,13 +255,15 @@ def _import(file: Path) -> Any:
 
 
 def _options_model(function: Callable[..., Any], paths: bool) -> type[BaseModel]:
-    """The keyword-only parameters of a plugin as a pydantic model."""
+    """The keyword-only parameters of a plugin as a pydantic model, or the class that it names for its options."""
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             annotation = parameter.annotation
             if isinstance(annotation, str):
                 annotation = eval(annotation, function.__globals__)
+            if inspect.isclass(annotation) and issubclass(annotation, Options):
+                return annotation
             if not paths and annotation in (FilePath, DirectoryPath):
                 annotation = Path
             fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from eigendet import __version__, models, training
+from eigendet import __version__, models, parallel, plugins, training, weights
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.evaluation import average_precision, top1
-from eigendet.files import file_digest, read_json, replacing
+from eigendet.files import file_digest, read_json
 from eigendet.loading import classification_batches, detection_batches, evaluation_crop, stream_seed
 from eigendet.models import Definition
 from eigendet.sections import IMMATERIAL, BackboneChoice, Optimisation, PluginChoice
@@ -29,7 +29,7 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
     choice = choose(experiment.backbones, name, "backbones")
     if choice.pretrained != "workflow":
         backbone = models.build_backbone(choice)
-        models.load_backbone(backbone, models.read_weights(choice.pretrained), choice.pretrained)
+        weights.load_backbone(backbone, weights.read_weights(choice.pretrained), choice.pretrained)
         _save_backbone(folder, backbone)
         training.finish(folder, {"run": {"backbone": name}, "source": choice.pretrained} | versions())
         return
@@ -41,6 +41,7 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
     identity = {
         "pretraining": _material(settings),
         "backbone": definition.backbone,
+        "plugins": plugins.versions(backbone=choice),
         "data": data["train"].digest,
     }
     if training.is_complete(folder, identity):
@@ -51,9 +52,11 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
     task = training.Task(
         partial(classification_batches, data["train"], settings, settings.seed), training.classification_losses
     )
-    device = models.device_of(experiment.device)
-    costs = _costs(definition, model)
+    device = parallel.device_of(experiment.device)
+    costs = costs_of(definition, model)
     result = training.fit(folder, model, definition, task, settings, settings.seed, identity, device)
+    if parallel.rank() > 0:
+        return
     accuracy = top1(model, data["val"], evaluation_crop(settings), device)
     logger.info("top-1 accuracy %.4f on %d images", accuracy, len(data["val"]))
     _save_backbone(folder, models.backbone_of(model))
@@ -103,6 +106,7 @@ def train(
         "seed": seed,
         "backbone": {key: value for key, value in definition.backbone.items() if key != "pretrained"},
         "detector": definition.detector,
+        "plugins": plugins.versions(backbone=experiment.backbones[backbone], detector=experiment.detectors[detector]),
         "widths": definition.widths,
         "init": file_digest(init) if init else None,
         "data": data["train"].digest,
@@ -113,16 +117,18 @@ def train(
     training.seed_everything(stream_seed(seed, "weights", 0))
     model = definition.build()
     if init is not None:
-        models.load_backbone(models.backbone_of(model), models.read_weights(str(init)), str(init))
+        weights.load_backbone(models.backbone_of(model), weights.read_weights(str(init)), str(init))
     for note in data["train"].notes:
         logger.info(note)
     batches = partial(
         detection_batches, data["train"], settings, seed, masks=bool(getattr(model, "learns_masks", False))
     )
     task = training.Task(batches, training.detection_losses)
-    device = models.device_of(experiment.device)
-    costs = _costs(definition, model)
+    device = parallel.device_of(experiment.device)
+    costs = costs_of(definition, model)
     result = training.fit(folder, model, definition, task, settings, seed, identity, device)
+    if parallel.rank() > 0:
+        return
     run = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
     training.finish(folder, {"run": run, "costs": costs} | result | versions())
 
@@ -137,7 +143,7 @@ def evaluate(experiment: Experiment, folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: trained on the classes {definition.classes}; data.{task}.val has {dataset.classes}."
         )
-    device = models.device_of(experiment.device)
+    device = parallel.device_of(experiment.device)
     result = {"run": record["run"], "step": step, "images": len(dataset), "data": dataset.digest}
     if definition.detector is None:
         if experiment.pretraining is None:
@@ -174,7 +180,7 @@ def versions() -> dict[str, Any]:
     return {"eigendet": __version__, "revision": revision + "+" * bool(changed), "torch": torch.__version__}
 
 
-def _costs(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
+def costs_of(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
     """Parameters, and multiply-accumulates for a square image of the shorter side: the backbone's, perhaps all."""
     side = definition.size[0]
     backbone, usual = models.reference(BackboneChoice(**definition.backbone), (side, side))
@@ -211,5 +217,4 @@ def _material(settings: Optimisation) -> dict[str, Any]:
 
 
 def _save_backbone(folder: Path, backbone: torch.nn.Module) -> None:
-    with replacing(folder / "backbone.pt") as temporary:
-        torch.save({name: tensor.cpu() for name, tensor in backbone.state_dict().items()}, temporary)
+    weights.save(folder / "backbone.pt", {name: tensor.cpu() for name, tensor in backbone.state_dict().items()})

@@ -51,7 +51,8 @@ class BackboneChoice(PluginChoice):
     pretrained: str = Field(
         "workflow",
         description="start of the finetune arm: 'workflow' (pre-train here), a state-dict file, or published weights "
-        "as torchvision names them, for example 'torchvision:ResNet50_Weights.IMAGENET1K_V2'",
+        "as torchvision or timm name them, for example 'torchvision:ResNet50_Weights.IMAGENET1K_V2', or "
+        "'timm:resnet50.a1_in1k' for the backbone plugin timm",
     )
 
 
@@ -152,6 +153,9 @@ class CovarianceSettings(Section):
         8,
         description="parts of the probe set that are each left out in turn, for intervals of what is read from the "
         "last snapshot; they are stored too; null: no intervals",
+    )
+    dump_shards: PositiveInt = Field(
+        1, description="jobs among which the images of each dump are divided; what they write is merged"
     )
     single: bool = Field(False, description="scatter stored in float32: half the disk")
     compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")

@@ -12,8 +12,8 @@
                              (x - mean)(x - mean)ᵀ
             image_means      float32 (images, C): mean over the positions of each of /images, NaN where it has none;
                              where they were kept, as in a dump
-            parts/           at the last step of a dump, of K parts of the images, for the jackknife: count (K,),
-                             mean (K, C), and scatter (K, C (C + 1) / 2), always float32
+            parts/           at the last step of a dump, of K parts of the images, for the jackknife: block (K,), the
+                             part's number, count (K,), mean (K, C), and scatter (K, C (C + 1) / 2), always float32
 
 Covariance is scatter / count; the raw second moment adds mean meanᵀ. So both can be read later.
 """
@@ -23,9 +23,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from eigendet.files import replacing
 from eigendet.names import TapKey, node_name, step_name
 from eigendet.taps import Tap
 
-FORMAT, VERSION = "eigendet covariance", 2
+FORMAT, VERSION = "eigendet covariance", 3
 # Of the provenance: what the code was. It may differ between parts of one experiment.
 CODE = "code"
 
@@ -55,7 +55,9 @@ class Record:
     mean: np.ndarray  # (C,)
     scatter: np.ndarray  # (C, C)
     image_means: np.ndarray | None = None  # (images, C), where they were kept
-    parts: tuple[Covariance, ...] = ()  # of parts of the images, where they were kept
+    parts: Mapping[int, Covariance] = field(
+        default_factory=dict
+    )  # of parts of the images by number, where they were kept
 
     @property
     def undersampled(self) -> bool:
@@ -76,13 +78,13 @@ class Record:
         """The tap without each of its parts in turn: what `merge` adds (Chan et al. 1979) is taken away again."""
         if not self.parts:
             return
-        whole = merged(self.parts)
+        whole = merged(self.parts.values())
         count, mean, scatter = whole.count, _mean(whole), whole.scatter.numpy()
-        for part in self.parts:
+        for part in self.parts.values():
             rest, apart = count - part.count, _mean(part) - mean
             shifted = part.count * count / max(rest, 1) * np.outer(apart, apart) if part.count else 0.0
             without = mean - part.count / max(rest, 1) * apart
-            yield replace(self, count=rest, mean=without, scatter=scatter - part.scatter.numpy() - shifted, parts=())
+            yield replace(self, count=rest, mean=without, scatter=scatter - part.scatter.numpy() - shifted, parts={})
 
     def equals(self, other: Record | None) -> bool:
         """Whether both are of one tensor: a block's output is that of its last activation."""
@@ -128,14 +130,14 @@ def join(path: Path, parts: Sequence[Path]) -> None:
                     source.copy(name, file)
 
 
-def merge(path: Path, parts: Sequence[Path], keep: bool = False) -> None:
+def merge(path: Path, parts: Sequence[Path], blocks: Sequence[int] = ()) -> None:
     """Write one file of all images in `parts`, which saw different images of one experiment.
 
-    The order of `parts` does not matter; images come out by number, or by name. What they keep of parts of their own,
-    the result keeps.
+    Their order does not matter; images come out by number, or by name. What they keep of parts of their own, the result
+    keeps, those of one number together.
 
     Args:
-        keep: the moments of each of `parts` as well, as a part of the result.
+        blocks: for each of `parts` the number of the part of the result that it belongs to, or is; none: keep none.
 
     Raises:
         UserError: the parts differ in anything but their images, saw an image twice, or do not say which they saw.
@@ -149,6 +151,7 @@ def merge(path: Path, parts: Sequence[Path], keep: bool = False) -> None:
             if image in seen:
                 raise UserError(f"{part}: saw image '{image}', which {seen[image]} saw too; each may be merged once.")
             seen[image] = part
+    numbers = dict(zip(parts, blocks, strict=True)) if blocks else {}
     parts = sorted(parts, key=lambda part: min(images(part) or [""]))
     first, *others = parts
     for other in others:
@@ -166,14 +169,26 @@ def merge(path: Path, parts: Sequence[Path], keep: bool = False) -> None:
             for name, node in files[0][step].items():
                 records = [_record(source[step][name], 0) for source in files]
                 total = merged(record.accumulator for record in records)
-                if keep or any(record.parts for record in records):  # a file without parts is one part itself
-                    kept = [part for record in records for part in record.parts or [record.accumulator]]
-                else:
-                    kept = []
+                kept = _parts(records, [numbers[part] for part in parts] if blocks else [])
                 means = [torch.from_numpy(record.image_means) for record in records if record.image_means is not None]
                 kept_means = torch.cat(means)[order] if len(means) == len(records) else None
                 tap = Tap(_key(node), int(node.attrs["position"]), str(node.attrs["padding"]), total, kept_means)
                 _write_tap(group, tap, node["scatter"].dtype, node["scatter"].compression is not None, kept)
+
+
+def _parts(records: Sequence[Record], blocks: Sequence[int]) -> dict[int, Covariance]:
+    """The parts of several records by number, which are those given or those that the records have."""
+    found: dict[int, list[Covariance]] = defaultdict(list)
+    for block, record in zip(blocks, records, strict=False):
+        found[block].append(record.accumulator)
+    if not blocks:
+        for record in records:
+            for block, part in record.parts.items():
+                found[block].append(part)
+        for record in records if found else ():
+            if not record.parts:  # then it is one part itself
+                found[max(found) + 1].append(record.accumulator)
+    return {block: merged(found[block]) for block in sorted(found)}
 
 
 def _place(image: str) -> tuple[int, str]:
@@ -255,22 +270,17 @@ def _writing(path: Path, provenance: Mapping[str, Any], images: Sequence[str | i
     if names is not None and len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path}: image '{twice}' would be recorded twice; every image counts once.")
-    with replacing(path) as temporary:
-        try:
-            with h5py.File(temporary, "w") as file:
-                text = json.dumps(provenance, indent=1, sort_keys=True)
-                file.attrs.update({"format": FORMAT, "version": VERSION, "provenance": text})
-                if names is not None:
-                    file["images"] = np.array([name.encode() for name in names], dtype=bytes)
-                yield file
-        except (OSError, RuntimeError) as error:  # HDF5 raises the one while writing, the other while closing
-            reason = re.search(r"errno = \d+, error message = '([^']*)'", str(error))
-            if reason is None:
-                raise
-            raise UserError(f"{path}: cannot be written ({reason[1]}); what was there stands.") from None
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        text = json.dumps(provenance, indent=1, sort_keys=True)
+        file.attrs.update({"format": FORMAT, "version": VERSION, "provenance": text})
+        if names is not None:
+            file["images"] = np.array([name.encode() for name in names], dtype=bytes)
+        yield file
 
 
-def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool, parts: Sequence[Covariance] = ()) -> None:
+def _write_tap(
+    group: h5py.Group, tap: Tap, dtype: Any, compress: bool, parts: Mapping[int, Covariance] | None = None
+) -> None:
     covariance, key = tap.covariance, tap.key
     count = covariance.count
     scatter = covariance.scatter.cpu().numpy()
@@ -298,9 +308,10 @@ def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, compress: bool, parts: S
         node.create_dataset("image_means", data=tap.image_means.cpu().numpy().astype(np.float32))
     if parts:
         kept = node.create_group("parts")
-        kept.create_dataset("count", data=np.array([part.count for part in parts], np.int64))
-        kept.create_dataset("mean", data=np.array([_mean(part) for part in parts]))
-        packed = [part.scatter.cpu().numpy()[triangle].astype(np.float32) for part in parts]
+        kept.create_dataset("block", data=np.array(list(parts), np.int64))
+        kept.create_dataset("count", data=np.array([part.count for part in parts.values()], np.int64))
+        kept.create_dataset("mean", data=np.array([_mean(part) for part in parts.values()]))
+        packed = [part.scatter.cpu().numpy()[triangle].astype(np.float32) for part in parts.values()]
         kept.create_dataset("scatter", data=np.array(packed), **options)
 
 
@@ -316,12 +327,12 @@ def _record(tap: h5py.Group, step: int) -> Record:
     whole = Record(step, _key(tap), str(tap.attrs["padding"]), int(tap["count"][()]), tap["mean"][()], scatter, means)
     if "parts" not in tap:
         return whole
-    moments = zip(*(tap["parts"][name] for name in ("count", "mean", "scatter")), strict=True)
-    parts = [
-        replace(whole, count=int(count), mean=mean, scatter=_unpacked(packed, channels)).accumulator
-        for count, mean, packed in moments
-    ]
-    return replace(whole, parts=tuple(parts))
+    moments = zip(*(tap["parts"][name] for name in ("block", "count", "mean", "scatter")), strict=True)
+    parts = {
+        int(block): replace(whole, count=int(count), mean=mean, scatter=_unpacked(packed, channels)).accumulator
+        for block, count, mean, packed in moments
+    }
+    return replace(whole, parts=parts)
 
 
 @functools.lru_cache(maxsize=4)  # finding them takes longer than using them

@@ -7,7 +7,8 @@ A run is a folder:
     checkpoints/step_0000000.pt snapshots: step, weights and definition, tensors and plain values only
     last.ckpt                   what resuming needs; removed when the run is complete
 
-Every random choice is drawn from a stream fixed by the seed and the step, so a resumed run draws the same ones.
+Every random choice is drawn from a stream fixed by the seed and the step, so a resumed run draws the same ones. Several
+processes share each batch (see `parallel`); the first writes the files.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from eigendet import parallel
 from eigendet.errors import UserError
-from eigendet.files import read_json, replacing, write_json, write_text
+from eigendet.files import read_json, write_json, write_text
 from eigendet.loading import stream_seed
 from eigendet.models import Definition
 from eigendet.sections import Optimisation
+from eigendet.weights import save
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train `model` for `settings.steps` updates, or go on from the folder's last checkpoint.
 
+    On SIGTERM the step under way is finished, a checkpoint written, and the process ends with status 143.
+
     Args:
         identity: plain values that fix the outcome; a checkpoint or a finished run of another identity is refused.
 
@@ -87,57 +92,57 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=half and settings.precision == "float16")
     progress = _resume(folder, identity, model, optimizer, scaler)
     snapshots = snapshot_steps(settings)
-    if progress.step == 0:
+    first, processes = parallel.rank() == 0, parallel.size()
+    if progress.step == 0 and first:
         for stale in (folder / "checkpoints").glob("step_*.pt"):
             stale.unlink()
         if 0 in snapshots:
             _snapshot(folder, 0, model, definition)
 
-    bar = tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None)
+    network = _distributed(model, device) if processes > 1 else model
     clock = time.perf_counter()
-    for batch in task.batches(progress.step):
-        seed_everything(stream_seed(seed, "step", progress.step))
-        rate = learning_rate(settings, progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(device.type, getattr(torch, settings.precision), enabled=half):
-            losses = task.losses(model, batch, device)
-            total = torch.stack(list(losses.values())).sum()
-        values = _finite(losses, progress.step)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(total).backward()
-        if settings.clip_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
+    with (
+        parallel.stopping() as asked_to_stop,
+        tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None if first else True) as bar,
+    ):
+        for batch in task.batches(progress.step):
+            seed_everything(stream_seed(seed, "step" if first else f"step, process {parallel.rank()}", progress.step))
+            rate = learning_rate(settings, progress.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, getattr(torch, settings.precision), enabled=half):
+                losses = task.losses(network, batch, device)
+                total = torch.stack(list(losses.values())).sum()
+            values, stop = _over_processes(losses, asked_to_stop(), progress.step)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(total).backward()
+            if settings.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
 
-        progress.add(values, len(batch[0]), time.perf_counter() - clock)
-        clock = time.perf_counter()
-        bar.update()
-        if progress.step % settings.log_every == 0 or progress.step == settings.steps:
-            row = progress.new_row(rate)
-            bar.set_postfix_str(f"loss {row['loss']:.4g}")
-            if bar.disable:
-                logger.info(
-                    "step %d of %d: loss %.4g, %.3g images/s",
-                    progress.step,
-                    settings.steps,
-                    row["loss"],
-                    row["images_per_second"],
-                )
-            write_text(folder / "log.csv", _csv(progress.rows))
-        if progress.step in snapshots:
-            _snapshot(folder, progress.step, model, definition)
-        if progress.step % settings.checkpoint_every == 0 and progress.step < settings.steps:
-            _checkpoint(folder, identity, model, optimizer, scaler, progress)
-    bar.close()
+            progress.add(values, len(batch[0]) * processes, time.perf_counter() - clock)
+            clock = time.perf_counter()
+            bar.update()
+            done = progress.step == settings.steps
+            if first and (progress.step % settings.log_every == 0 or done):
+                _log(folder, progress, rate, settings.steps, bar)
+            if first and progress.step in snapshots:
+                _snapshot(folder, progress.step, model, definition)
+            if first and (stop or progress.step % settings.checkpoint_every == 0) and not done:
+                _checkpoint(folder, identity, model, optimizer, scaler, progress)
+            if stop and not done:
+                logger.info("asked to stop after step %d, from which the same command goes on", progress.step)
+                parallel.wait()  # whoever ends first ends all
+                raise SystemExit(parallel.STOPPED)
     return {
         "identity": identity,
         "definition": definition.plain(),
         "snapshots": snapshots,
         "seconds": round(progress.seconds, 1),
         "images_per_second": round(progress.images / progress.seconds, 1),
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
@@ -226,15 +231,41 @@ class _Progress:
         return row
 
 
-def _finite(losses: Losses, step: int) -> dict[str, float]:
-    values = dict(zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(), strict=True))
+def _log(folder: Path, progress: _Progress, rate: float, steps: int, bar: Any) -> None:
+    row = progress.new_row(rate)
+    bar.set_postfix_str(f"loss {row['loss']:.4g}")
+    if bar.disable:
+        speed = row["images_per_second"]
+        logger.info("step %d of %d: loss %.4g, %.3g images/s", progress.step, steps, row["loss"], speed)
+    write_text(folder / "log.csv", _csv(progress.rows))
+
+
+def _over_processes(losses: Losses, stop: bool, step: int) -> tuple[dict[str, float], bool]:
+    """Means of the losses over all processes, and whether any was asked to stop.
+
+    Raises:
+        UserError: a loss is not finite, in any process; it is raised in all.
+    """
+    own = [loss.detach().float() for loss in losses.values()]
+    *means, stopped = (parallel.sums(torch.stack([*own, own[0].new_tensor(float(stop))])) / parallel.size()).tolist()
+    values = dict(zip(losses, means, strict=True))
     broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:
         raise UserError(
             f"training diverged at step {step}: {', '.join(broken)}. Earlier snapshots are kept. "
             "Lower learning_rate, lengthen warmup_steps, or set clip_norm."
         )
-    return values
+    return values, stopped > 0
+
+
+def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, with gradients that are means over all processes."""
+    if device.type == "cpu" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise UserError("norm is 'sync_batch', which needs GPUs where several processes train; expected 'group', say.")
+    # A detector leaves out parameters in some steps: of a head, say, for images without objects.
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=None if device.type == "cpu" else [device], find_unused_parameters=True
+    )
 
 
 def _optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
@@ -251,8 +282,7 @@ def _optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimize
 
 def _snapshot(folder: Path, step: int, model: nn.Module, definition: Definition) -> None:
     content = {"step": step, "model": model.state_dict(), "definition": definition.plain()}
-    with replacing(snapshot_path(folder, step)) as temporary:
-        torch.save(content, temporary)
+    save(snapshot_path(folder, step), content)
 
 
 def _checkpoint(
@@ -265,8 +295,7 @@ def _checkpoint(
         "scaler": scaler.state_dict(),
         "progress": vars(progress),
     }
-    with replacing(folder / "last.ckpt") as temporary:
-        torch.save(content, temporary)
+    save(folder / "last.ckpt", content)
 
 
 def _resume(folder: Path, identity: dict[str, Any], model: nn.Module, optimizer: Any, scaler: Any) -> _Progress:

@@ -13,14 +13,54 @@ rule dump_covariance:
         "../../envs/eigendet.yaml"
     resources:
         gpu=gpus(),
+        nodes=1,
     params:
         config=CONFIG,
         folder=subpath(input.run, parent=True),
-        settings=EXPERIMENT.covariance.model_dump(
-            mode="json", exclude={"arms", "memory"}
-        ),
+        shard="1/1",
+        settings=dump_settings,
     shell:
-        "eigendet dump {params.folder} --config {params.config} --output {output} > {log} 2>&1"
+        "eigendet dump {params.folder} --config {params.config} --shard {params.shard}"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {output} > {log} 2>&1"
+
+
+use rule dump_covariance as dump_shard with:
+    output:
+        temp(f"<results>/covariance/{RUN}.{{shard}}_of_{{shards}}.h5"),
+    log:
+        f"<logs>/dump_covariance/{RUN}.{{shard}}_of_{{shards}}.log",
+    benchmark:
+        f"<benchmarks>/dump_covariance/{RUN}.{{shard}}_of_{{shards}}.tsv"
+    params:
+        config=CONFIG,
+        folder=subpath(input.run, parent=True),
+        shard="{shard}/{shards}",
+        settings=dump_settings,
+
+
+rule merge_covariance:
+    input:
+        covariance_shards,
+    output:
+        f"<results>/covariance/{RUN}.h5",
+    log:
+        f"<logs>/merge_covariance/{RUN}.log",
+    benchmark:
+        f"<benchmarks>/merge_covariance/{RUN}.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    shell:
+        "eigendet merge {input} --output {output} > {log} 2>&1"
+
+
+# One job dumps a whole run, or several do a part of it each.
+if EXPERIMENT.covariance.dump_shards > 1:
+
+    ruleorder: merge_covariance > dump_covariance
+
+else:
+
+    ruleorder: dump_covariance > merge_covariance
 
 
 rule spectrum:
@@ -67,8 +107,9 @@ rule compare:
     params:
         folders=observed,
         folder=subpath(output[0], parent=True),
+        plugins=plugin_folders(),
     shell:
-        "eigendet compare {params.folders} --output {params.folder} > {log} 2>&1"
+        "eigendet compare {params.folders} {params.plugins} --output {params.folder} > {log} 2>&1"
 
 
 rule derive_widths:

@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from eigendet import config as configuration
-from eigendet import files, plugins, sections
+from eigendet import discovery, files, plugins, sections
 from eigendet.errors import UserError
 
 
@@ -16,6 +16,7 @@ def validated():
         found = configuration.parse(
             config, ", ".join(map(str, workflow.configfiles)) or "--config"
         )
+        discovery.search(found.plugins)
         if workflow.is_main_process:
             plugins.validate(
                 found, paths=not workflow.output_settings.dryrun
@@ -48,6 +49,8 @@ wildcard_constraints:
     backbone="[^/]+",
     detector="[^/]+",
     seed=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
 
 
 def write_configuration():
@@ -143,6 +146,20 @@ def all_rule_plugins(wildcards):
     return plugins.files("rule", [sections.PluginChoice(plugin=name) for name in names])
 
 
+def dump_settings(wildcards):
+    return EXPERIMENT.covariance.model_dump(
+        mode="json", exclude={"arms", "memory", "dump_shards"}
+    )
+
+
+def covariance_shards(wildcards):
+    number = EXPERIMENT.covariance.dump_shards
+    return [
+        f"{RESULTS}/covariance/{RUN}.{shard}_of_{number}.h5".format(**wildcards)
+        for shard in range(1, number + 1)
+    ]
+
+
 def observed(wildcards):
     """Folders of all spectra of a network."""
     return expand(
@@ -183,7 +200,11 @@ def width_sources(wildcards):
 
 
 def width_settings(wildcards):
-    return [EXPERIMENT.widths.model_dump(mode="json"), EXPERIMENT.training.min_size]
+    return [
+        EXPERIMENT.widths.model_dump(mode="json"),
+        EXPERIMENT.training.min_size,
+        plugins.package_versions(rule=EXPERIMENT.widths.rule),
+    ]
 
 
 def material(section):
@@ -207,19 +228,33 @@ def pretrain_data(wildcards):
 def pretrain_settings(wildcards):
     choice = EXPERIMENT.backbones[wildcards.backbone]
     settings = [choice, EXPERIMENT.pretraining] if pretrains(wildcards) else [choice]
-    return [material(section) for section in settings]
+    versions = plugins.package_versions(backbone=choice)
+    return [*(material(section) for section in settings), versions]
 
 
 def training_settings(arm):
     """Parameters of an arm's runs: they run again when these change, and only then."""
 
     def settings(wildcards):
-        return [
-            material(EXPERIMENT.training_of(arm or wildcards.arm)),
-            EXPERIMENT.backbones[wildcards.backbone].model_dump(
-                mode="json", exclude={"pretrained"}
-            ),
-            EXPERIMENT.detectors[wildcards.detector].model_dump(mode="json"),
-        ]
+        training = EXPERIMENT.training_of(arm or wildcards.arm)
+        return [material(training), *network_settings(wildcards)]
 
     return settings
+
+
+def network_settings(wildcards):
+    """A network's definition, with the versions of packages that its plugins come from."""
+    choices = {
+        "backbone": EXPERIMENT.backbones[wildcards.backbone],
+        "detector": EXPERIMENT.detectors[wildcards.detector],
+    }
+    return [
+        choices["backbone"].model_dump(mode="json", exclude={"pretrained"}),
+        choices["detector"].model_dump(mode="json"),
+        plugins.package_versions(**choices),
+    ]
+
+
+def plugin_folders():
+    """The configuration's folders of plugins as arguments, for commands that read no configuration."""
+    return " ".join(f"--plugins {folder}" for folder in EXPERIMENT.plugins)

@@ -16,16 +16,19 @@ rule pretrain:
     threads: 1 + (EXPERIMENT.pretraining.workers if EXPERIMENT.pretraining else 0)
     resources:
         gpu=gpus(),
+        nodes=1,
     params:
         config=CONFIG,
         folder=subpath(output.run, parent=True),
         settings=pretrain_settings,
     shell:
-        "eigendet pretrain --config {params.config} --backbone {wildcards.backbone} --output {params.folder} > {log} 2>&1"
+        "eigendet pretrain --config {params.config} --backbone {wildcards.backbone}"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} > {log} 2>&1"
 
 
 rule scratch:
     input:
+        network="<results>/networks/{backbone}/{detector}.json",
         data=check("detection", "train"),
         plugin=detector_plugins,
     output:
@@ -40,6 +43,7 @@ rule scratch:
     threads: 1 + EXPERIMENT.training.workers
     resources:
         gpu=gpus(),
+        nodes=1,
     params:
         config=CONFIG,
         folder=subpath(output.run, parent=True),
@@ -47,11 +51,13 @@ rule scratch:
         settings=training_settings("scratch"),
     shell:
         "eigendet train --config {params.config} {params.start} --backbone {wildcards.backbone}"
-        " --detector {wildcards.detector} --seed {wildcards.seed} --output {params.folder} > {log} 2>&1"
+        " --detector {wildcards.detector} --seed {wildcards.seed}"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} > {log} 2>&1"
 
 
 use rule scratch as finetune with:
     input:
+        network="<results>/networks/{backbone}/{detector}.json",
         data=check("detection", "train"),
         plugin=detector_plugins,
         init="<results>/pretrained/{backbone}/backbone.pt",
@@ -71,6 +77,7 @@ use rule scratch as finetune with:
 
 use rule scratch as retrain with:
     input:
+        network="<results>/networks/{backbone}/{detector}.json",
         data=check("detection", "train"),
         plugin=detector_plugins,
         widths="<results>/widths/{backbone}/{detector}/{arm}.json",

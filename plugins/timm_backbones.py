@@ -1,0 +1,49 @@
+"""Convolutional networks of timm, by their names there."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt
+
+from eigendet.errors import UserError, unknown
+from eigendet.plugins import backbone
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FINEST = 4  # the smallest stride of which a map is given
+
+
+@backbone
+def timm(
+    *,
+    name: str,
+    norm: Literal["own", "group", "batch", "sync_batch", "frozen_batch"] = "own",
+    norm_groups: PositiveInt = 32,
+) -> "nn.Module":
+    """Any convolutional network of timm, by name; a feature map of each stride from 4 on.
+
+    They are the maps of timm's `features_only`, named as it says; the state dict has its names too. Nothing is
+    downloaded. `norm_groups` is for `norm: group`.
+    """
+    import timm as library
+    from timm.layers.format import Format
+
+    from eigendet.norms import with_norm
+
+    if not library.is_model(name):
+        raise UserError(f"name: {unknown('network of timm', name, library.list_models())}")
+    network: Any = library.create_model(name, features_only=True, pretrained=False)
+    names, strides = network.feature_info.module_name(), network.feature_info.reduction()
+    last = {stride: index for index, stride in enumerate(strides) if stride >= FINEST}
+    layout = Format(getattr(network, "output_fmt", "NCHW")).value
+    if layout != "NCHW" or len(last) < 2:
+        raise UserError(
+            f"name: '{name}' has {layout} maps of the strides {strides}; expected a convolutional network, "
+            "with NCHW maps of several strides."
+        )
+
+    def chosen(module: "nn.Module", inputs: Any, maps: "list[Tensor]") -> "dict[str, Tensor]":
+        return {names[index]: maps[index] for index in last.values()}
+
+    network.register_forward_hook(chosen)  # and no module around it, whose name all parameters would bear
+    return with_norm(network, norm, norm_groups)

@@ -1,0 +1,67 @@
+"""Convolutional classifiers of torchvision, by their names there."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt
+
+from eigendet.errors import UserError, unknown
+from eigendet.plugins import backbone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TRANSFORMERS = ("maxvit", "swin", "vit")
+CONTAINERS = ("features", "layers", "trunk_output")  # what holds stages, and is none
+HEADS = ("avgpool", "dropout", "classifier", "fc")
+# Without the helpers to classification halfway; with the weights of their own that they would warn of otherwise.
+OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
+}
+FINEST, MAPS = 4, 4  # the smallest stride of which a map is given, and how many at most
+
+
+@backbone
+def torchvision(
+    *,
+    name: str,
+    norm: Literal["own", "group", "batch", "sync_batch", "frozen_batch"] = "own",
+    norm_groups: PositiveInt = 32,
+) -> "nn.Module":
+    """Any convolutional classifier of torchvision, by name; the last feature map of each stride from 4 on.
+
+    Of the four largest strides, where there are more; maps are named after the layers that give them. The state dict
+    has torchvision's names, so that published weights fit. `norm_groups` is for `norm: group`.
+    """
+    from torch import Tensor, nn
+    from torchvision import models
+
+    from eigendet.norms import with_norm
+
+    known = models.list_models(module=models, exclude=[f"{family}*" for family in TRANSFORMERS])
+    if name not in known:
+        transformer = "it is a transformer; " if name in models.list_models(module=models) else ""
+        raise UserError(f"name: {transformer}{unknown('convolutional classifier of torchvision', name, known)}")
+
+    class Features(nn.Module):
+        """The classifier's own parts, in the order in which it runs them, without its head."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            classifier = with_norm(models.get_model(name, weights=None, **OPTIONS.get(name, {})), norm, norm_groups)
+            self.steps: list[str] = []
+            for part, module in classifier.named_children():
+                if part not in HEADS:
+                    self.add_module(part, module)
+                    inside = [f"{part}.{step}" for step, _ in module.named_children()]
+                    self.steps += inside if part in CONTAINERS else [part]
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            x, last = images, {}
+            for step in self.steps:
+                x = self.get_submodule(step)(x)
+                last[max(x.shape[2:])] = step, x
+            # By the longer side, since it tells strides apart in any image of 32 pixels or more.
+            strides = {side: round(max(images.shape[2:]) / side) for side in last}
+            return dict([last[side] for side, stride in strides.items() if stride >= FINEST][-MAPS:])
+
+    return Features()

@@ -1,0 +1,70 @@
+"""Plugins in the workflow: what an edit redoes, and that a bad one is named before any run is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigendet import cli_plugins
+from tests.conftest import minimal_experiment
+from tests.workflow.test_workflow import jobs, snakemake
+
+RUNS = {"finetune", "scratch", "retrain"}
+
+
+@pytest.fixture
+def touched(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder with two backbones and two detectors of its own, in which Snakemake believes that all is done."""
+    for kind in ("backbone", "detector"):
+        for name in ("first", "second"):
+            cli_plugins.write(kind, f"{name}_{kind}", tmp_path / "plugins")
+    configuration = minimal_experiment()
+    configuration["backbones"] = {name: {"plugin": f"{name}_backbone"} for name in ("first", "second")}
+    configuration["detectors"] = {name: {"plugin": f"{name}_detector"} for name in ("first", "second")}
+    plan = snakemake(tmp_path, configuration, "--summary").stdout.splitlines()[1:]
+    for path in (tmp_path / line.split("\t")[0] for line in plan):
+        if path.suffix:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        else:
+            path.mkdir(parents=True)
+    result = snakemake(tmp_path, configuration, "--touch")
+    assert result.returncode == 0, result.stderr
+    assert not planned(tmp_path, configuration)
+    return tmp_path, configuration
+
+
+def planned(folder: Path, configuration: dict[str, Any]) -> dict[str, int]:
+    plan = snakemake(folder, configuration, "--dry-run")
+    assert plan.returncode == 0, plan.stdout + plan.stderr
+    return jobs(plan.stdout + plan.stderr)
+
+
+def test_editing_a_plugin_redoes_its_runs_and_no_others(touched: tuple[Path, dict[str, Any]]) -> None:
+    folder, configuration = touched
+    for kind, pretrained in (("detector", 0), ("backbone", 1)):
+        file = folder / f"plugins/second_{kind}.py"
+        text, times = file.read_text(), file.stat()
+        file.write_text(text + "# edited\n")
+        found = planned(folder, configuration)
+        assert {rule: found[rule] for rule in RUNS} == {
+            "finetune": 2,
+            "scratch": 2,
+            "retrain": 6,
+        }  # of the two that have it
+        assert found["check_network"] == 2 and found.get("pretrain", 0) == pretrained
+        assert "check_data" not in found
+        file.write_text(text)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert not planned(folder, configuration)
+
+
+def test_another_detector_redoes_no_runs(touched: tuple[Path, dict[str, Any]]) -> None:
+    folder, configuration = touched
+    configuration["detectors"]["third"] = {"plugin": "retinanet"}
+    found = planned(folder, configuration)
+    assert {rule: found[rule] for rule in RUNS} == {"finetune": 2, "scratch": 2, "retrain": 6}
+    assert "pretrain" not in found

@@ -1,0 +1,229 @@
+"""Commands from covariance files on: spectra, their comparison, widths, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eigendet import discovery
+from eigendet.cli_options import (
+    EXISTING,
+    FOLDER,
+    backbone_option,
+    config_option,
+    detector_option,
+    only,
+    output_option,
+    read_experiment,
+)  # fmt: skip
+from eigendet.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from eigendet.config import Experiment
+
+
+@click.command()
+@click.argument("covariance", type=EXISTING)
+def inspect(covariance: Path) -> None:
+    """Print what is in a covariance file."""
+    from eigendet import store
+
+    for line in store.describe(covariance):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("covariances", type=EXISTING, nargs=-1, required=True)
+@output_option("HDF5 file of all images together.")
+def merge(covariances: tuple[Path, ...], output: Path) -> None:
+    """Merge covariance files of one run over different images, for example its shards, exactly."""
+    from eigendet import store
+
+    store.merge(output, covariances)
+    seen, probe = store.images(output) or [], store.provenance(output).get("probe", {}).get("images")
+    if probe is not None and len(seen) < probe:
+        click.echo(f"{len(seen)} of the {probe} probe images: shards are missing, and can be merged with this file")
+
+
+@click.command()
+@click.argument("covariance", type=EXISTING)
+@click.option("--raw", is_flag=True, help="Of the raw second moments, for `widths.centred: false`.")
+@output_option("Folder for eigenvalues.parquet, jackknife.parquet and similarity.h5.")
+def spectrum(covariance: Path, raw: bool, output: Path) -> None:
+    """Eigenvalues and leading eigenvectors of a dump.
+
+    COVARIANCE is a file that `eigendet dump` wrote.
+    """
+    from eigendet import spectrum as stage
+
+    stage.write(covariance, output, centred=not raw)
+
+
+@click.command()
+@click.argument("spectra", type=FOLDER, nargs=-1, required=True)
+@click.option(
+    "--plugins",
+    "folders",
+    type=FOLDER,
+    multiple=True,
+    help="Further folder of plugins, for width rules of your own; may be given several times.",
+)
+@output_option("Folder for metrics.parquet, distances.parquet, tests.parquet and notes.json.")
+def compare(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Path) -> None:
+    """Measure spectra, and compare those of several runs: by arm, by seed, and along training.
+
+    SPECTRA are folders that `eigendet spectrum` wrote, of one detector over one backbone.
+    """
+    from eigendet import comparison
+
+    discovery.search(folders)
+    for note in comparison.write(spectra, output):
+        click.echo(note)
+
+
+@click.command()
+@config_option
+@click.option("--detector", help="Of this entry of `detectors` over the backbone, pyramid and heads included.")
+@click.argument("backbone")
+def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> None:
+    """Print the channel groups of a backbone: which widths are tied, and what they cost.
+
+    BACKBONE is an entry of `backbones`. Every line is a group, named after the first layer that writes it: its width,
+    what that must be a multiple of, parameters and multiply-accumulates of the layers that write it (for one training
+    image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
+    """
+    from eigendet import runs
+    from eigendet.groups import table
+
+    experiment = read_experiment(configs)
+    chosen = detector if detector is not None else next(iter(experiment.detectors))
+    network = runs.definition_for_widths(experiment, backbone, chosen, heads=detector is not None)
+    click.echo(table(*network.reference(network.size[0])))
+
+
+@click.command()
+@config_option
+@backbone_option
+@detector_option
+@click.argument("arm")
+@click.argument("spectra", type=FOLDER, nargs=-1)
+@click.option("--derived", type=EXISTING, help="File of the derived widths, for a control that is compared with them.")
+@output_option("JSON file for the widths.")
+def widths(
+    configs: tuple[Path, ...],
+    backbone: str | None,
+    detector: str | None,
+    arm: str,
+    spectra: tuple[Path, ...],
+    derived: Path | None,
+    output: Path,
+) -> None:
+    """Derive the widths of a network from spectra, or those of a control.
+
+    ARM is a key of `arms`. SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm from which
+    the widths are read (for `derived`, `untrained` and `permuted`).
+    """
+    from eigendet import controls, files
+    from eigendet import widths as stage
+
+    experiment = read_experiment(configs)
+    network = _network(experiment, backbone, detector)
+    if arm in experiment.derived:
+        content = stage.derive(experiment, network, spectra, experiment.spectra_for(arm) or "")
+    elif arm in experiment.controls:
+        content = controls.control(experiment, network, arm, spectra, derived)
+    else:
+        raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
+    files.write_json(output, content)
+    change = {cost: content[cost]["result"] / content[cost]["reference"] for cost in ("parameters", "macs")}
+    click.echo(f"{arm}: {change['parameters']:.3f} of the parameters, {change['macs']:.3f} of the MACs")
+    if content.get("undetermined"):
+        click.echo(f"the images leave open the widths of {', '.join(content['undetermined'])}")
+
+
+@click.command()
+@config_option
+@backbone_option
+@detector_option
+@click.argument("spectra", type=FOLDER, nargs=-1)
+@output_option("CSV file for the table.")
+def front(
+    configs: tuple[Path, ...], backbone: str | None, detector: str | None, spectra: tuple[Path, ...], output: Path
+) -> None:
+    """Compare parameters and operations over the width rule's option, at several budgets.
+
+    SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm that `widths.arm` names.
+    """
+    from eigendet import files
+    from eigendet import front as stage
+
+    experiment = read_experiment(configs)
+    table = stage.front(experiment, _network(experiment, backbone, detector), spectra)
+    files.write_text(output, table.to_csv(index=False))
+    click.echo(table[table["on_front"]].to_string(index=False, float_format="{:.3f}".format))
+
+
+@click.command()
+@click.argument("results", type=FOLDER)
+def report(results: Path) -> None:
+    """Write summary.csv and report.html, one self-contained page, from an experiment's results.
+
+    RESULTS is the folder results/EXPERIMENT.
+    """
+    from eigendet import report as stage
+
+    _search_as(results)
+    click.echo(stage.write(results))
+
+
+@click.command()
+@click.argument("results", type=FOLDER)
+@click.option("--format", "suffix", type=click.Choice(["svg", "png"]), default="svg", help="Kind of file.")
+@click.option("--quantity", default="effective_rank", help="What the heat maps over training show.")
+@output_option("Folder for the files.")
+def figures(results: Path, suffix: str, quantity: str, output: Path) -> None:
+    """Write the page's figures as files, for a paper.
+
+    RESULTS is the folder results/EXPERIMENT.
+    """
+    from eigendet import report as stage
+
+    _search_as(results)
+    for path in stage.write_figures(results, output, suffix, quantity):
+        click.echo(path)
+
+
+@click.command()
+@click.argument("results", type=FOLDER)
+@output_option("Folder for event files, anew; `tensorboard --logdir` shows it.")
+def tensorboard(results: Path, output: Path) -> None:
+    """Write losses and metrics of every layer for TensorBoard.
+
+    RESULTS is the folder results/EXPERIMENT. Needs the package tensorboard.
+    """
+    from eigendet import events
+
+    _search_as(results)
+    click.echo(events.write(results, output))
+
+
+def _search_as(results: Path) -> None:
+    """Find the width rules that an experiment's results were made with, where their folders are still there."""
+    from eigendet.config import load
+
+    if (results / "config.yaml").is_file():
+        discovery.search([folder for folder in load([results / "config.yaml"]).plugins if Path(folder).is_dir()])
+
+
+def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Any:
+    """The definition whose widths are chosen."""
+    from eigendet import runs
+
+    backbone = only(experiment.backbones, backbone, "backbone")
+    detector = only(experiment.detectors, detector, "detector")
+    return runs.definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
+
+
+COMMANDS = (inspect, merge, spectrum, compare, channels, widths, front, report, figures, tensorboard)

@@ -1,0 +1,54 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eigendet import discovery
+from eigendet.errors import UserError
+
+if TYPE_CHECKING:
+    from eigendet.config import Experiment
+
+EXISTING = click.Path(exists=True, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW = click.Path(path_type=Path)
+
+config_option = click.option(
+    "--config", "-c", "configs", type=EXISTING, multiple=True, default=["config.yaml"],
+    help="The experiment's YAML file. Given several times, later files override earlier ones.",
+)  # fmt: skip
+backbone_option = click.option("--backbone", help="Which entry of `backbones`. [default: the only one]")
+detector_option = click.option("--detector", help="Which entry of `detectors`. [default: the only one]")
+
+
+devices_option = click.option(
+    "--devices", type=click.IntRange(min=0), default=0, show_default=False,
+    help="How many GPUs the job has, each for a process of its own where several can work together; with `device: cpu` "
+    "the number of processes. [default: one, or what `device` says]",
+)  # fmt: skip
+nodes_option = click.option(
+    "--nodes", type=click.IntRange(min=1), default=1, help="Nodes of the Slurm job over which the devices are spread."
+)
+
+
+def output_option(what: str) -> Callable[..., Any]:
+    return click.option("--output", "-o", type=NEW, required=True, help=what)
+
+
+def read_experiment(configs: tuple[Path, ...]) -> Experiment:
+    from eigendet.config import load
+
+    experiment = load([Path(config) for config in configs])
+    discovery.search(experiment.plugins)
+    return experiment
+
+
+def only(choices: dict[str, Any], name: str | None, kind: str) -> str:
+    if name is None and len(choices) > 1:
+        raise UserError(f"--{kind}: there are several, {', '.join(choices)}; name one.")
+    return name if name is not None else next(iter(choices))

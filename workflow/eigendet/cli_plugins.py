@@ -1,0 +1,219 @@
+"""`eigendet plugins`: what there is, what it takes, and an author's kit."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from eigendet import discovery
+from eigendet.discovery import KINDS, Kind, Plugin
+from eigendet.errors import UserError, unknown
+
+# Like the command line as a whole, the list must come at once: no import of torch, none of pydantic.
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def table() -> tuple[list[str], list[str]]:
+    """Lines for all plugins, and what is wrong with some."""
+    found = discovery.everything()
+    rows = [(plugin.kind, plugin.name, plugin.version, plugin.origin) for plugin in found]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    lines = []
+    for plugin, row in zip(found, rows, strict=True):
+        lines.append(
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + f"  {plugin.summary}"
+        )
+        if plugin.unavailable:
+            lines.append(f"{'':{widths[0]}}  unavailable: {plugin.unavailable}")
+    faults = discovery.broken()
+    for one, other in itertools.pairwise(found):
+        if (one.kind, one.name) == (other.kind, other.name):
+            faults.append(discovery.same_name(one, other))
+    return lines, faults
+
+
+def named(name: str) -> list[Plugin]:
+    """The plugins of that name, of whatever kind; UserError lists the near ones."""
+    found = [plugin for plugin in discovery.everything() if plugin.name == name]
+    if not found:
+        known = {plugin.name for plugin in discovery.everything()}
+        raise UserError(" ".join([unknown("plugin", name, known), *discovery.broken()]))
+    return found
+
+
+def description(plugin: Plugin) -> list[str]:
+    """What a plugin is, where it stands, and its options with types, defaults and meaning."""
+    from eigendet import plugins
+
+    function = plugins.load(plugin)
+    lines = [f"{plugin.kind} {plugin.name}, version {plugin.version}, from {plugin.origin}", ""]
+    lines += [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
+    schema = plugins.options_of(plugin).model_json_schema()
+    properties: dict[str, Any] = schema.get("properties", {})
+    if not properties:
+        return [*lines, "", "It has no options."]
+    rows = [("option", "accepted", "default", "")]
+    for name, entry in properties.items():
+        default = _plain(entry["default"]) if "default" in entry else "(required)"
+        rows.append((name, accepted(entry, schema), default, entry.get("description", "")))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        *lines,
+        "",
+        *("  ".join(text.ljust(w) for text, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows),
+    ]
+
+
+def accepted(entry: dict[str, Any], schema: dict[str, Any]) -> str:
+    """What an option accepts, from its JSON schema, in words."""
+    if "$ref" in entry:
+        return accepted(schema["$defs"][entry["$ref"].rpartition("/")[2]], schema)
+    if "const" in entry:
+        return _plain(entry["const"])
+    if "enum" in entry:
+        return " | ".join(map(_plain, entry["enum"]))
+    if "anyOf" in entry:
+        return " | ".join(accepted(part, schema) for part in entry["anyOf"])
+    if entry.get("format") in ("file-path", "directory-path"):
+        return "file" if entry["format"] == "file-path" else "folder"
+    if entry.get("type") == "array":
+        return f"list of {accepted(entry['items'], schema)}" if "items" in entry else "list"
+    bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    limits = [f"{sign} {entry[key]:g}" for key, sign in bounds.items() if key in entry]
+    return " ".join([entry.get("type", "any"), *limits])
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def write(kind: Kind, name: str, folder: Path) -> list[Path]:
+    """A working example of a plugin, and its test.
+
+    Raises:
+        UserError: the name is no name of a function, or taken; a file is there already.
+    """
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+        raise UserError(f"'{name}' cannot be the name of a plugin; expected one of a Python function, like my_{kind}.")
+    taken = discovery.discover(kind).get(name)
+    if taken:
+        raise UserError(f"there is a {kind} plugin '{name}' already, {taken.origin}; choose another name.")
+    words = "".join(part.capitalize() for part in name.split("_"))
+    made = []
+    for template, path in ((f"{kind}.py", folder / f"{name}.py"), ("test.py", folder / f"test_{name}.py")):
+        if path.exists():
+            raise UserError(f"{path}: is there already; choose another name or folder.")
+        text = (TEMPLATES / template).read_text()
+        own = {"Contract": f"{kind.capitalize()}Contract", "FILE": str(path), "TestExample": f"Test{words}"}
+        own["example"] = name
+        for word, replacement in own.items():
+            text = re.sub(rf"\b{word}\b", replacement, text)
+        made.append((path, text))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in made:
+        path.write_text(text)
+    return [path for path, _ in made]
+
+
+def check(plugin: Plugin, options: dict[str, Any]) -> bool:
+    """Try every promise of a plugin and print what came of it; whether all are kept."""
+    import logging
+    import time
+
+    from eigendet import contract
+    from eigendet.plugins import failures_named
+    from eigendet.sections import PluginChoice
+
+    logging.disable(logging.INFO)  # what training reports
+    kept = True
+    for promise, test in contract.promises(plugin.kind, PluginChoice(plugin=plugin.name, **options)):
+        start = time.perf_counter()
+        try:
+            with failures_named(plugin):
+                test()
+        except UserError as error:
+            kept = False
+            click.echo(f"  no   {promise}: {error}")
+            if promise in contract.FIRST:
+                click.echo("       the rest was not tried")
+                return False
+        else:
+            click.echo(f"  yes  {promise} ({time.perf_counter() - start:.1f} s)")
+    return kept
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--config", "-c", "configs", type=click.Path(exists=True, path_type=Path), multiple=True,
+    help="The experiment's YAML file, whose `plugins` are further folders. [default: config.yaml, if there is one]",
+)  # fmt: skip
+@click.pass_context
+def plugins(context: click.Context, configs: Sequence[Path]) -> None:
+    """List plugins: kind, name, version, where each stands, what it is, and why one is unavailable.
+
+    The version of a file is made from its content.
+    """
+    from eigendet.files import read_yaml
+
+    default = Path("config.yaml")
+    for path in configs or ([default] if default.is_file() else []):
+        content = read_yaml(path)
+        further = content.get("plugins", []) if isinstance(content, dict) else []
+        if not isinstance(further, list):
+            raise UserError(f"{path}: plugins is {further!r}; expected a list of folders.")
+        discovery.search([str(folder) for folder in further])
+    if context.invoked_subcommand is None:
+        lines, faults = table()
+        click.echo("\n".join(lines))
+        if faults:
+            raise UserError("\n".join(faults))
+
+
+@plugins.command("show")
+@click.argument("name")
+def show_command(name: str) -> None:
+    """Print what a plugin is, and its options: what each accepts, its default, and what it means."""
+    for plugin in named(name):
+        click.echo("\n".join(description(plugin)))
+
+
+@plugins.command("new")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("name")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default="plugins", show_default=True, help="Where it is written."
+)
+def new_command(kind: Kind, name: str, folder: Path) -> None:
+    """Write a working, commented example of a plugin, and its test."""
+    for path in write(kind, name, folder):
+        click.echo(path)
+    if folder.resolve() not in discovery.folders():
+        click.echo(f"To use it, name its folder in the configuration: plugins: [{folder}]")
+    click.echo(f"To try it: eigendet plugins check {name}")
+
+
+@plugins.command("check")
+@click.argument("name")
+@click.option("--options", default="", help="Options of the plugin, as in a configuration: 'depth: 18, norm: batch'.")
+def check_command(name: str, options: str) -> None:
+    """Try whether a plugin keeps its contract: it is built, trained, resized, tapped and more, which takes minutes."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(f"{{{options}}}") or {}
+    except yaml.YAMLError:
+        raise UserError(
+            f"--options: got '{options}'; expected keys and values, like 'depth: 18, norm: batch'."
+        ) from None
+    kept = []
+    for plugin in named(name):
+        click.echo(f"{plugin}:")
+        kept.append(check(plugin, values))
+    if not all(kept):
+        raise UserError("The contract is not kept.")

@@ -1,0 +1,243 @@
+"""Which plugins there are, read from their files without importing anything.
+
+A plugin is a function marked with the name of its kind, in a file of a plugin folder, or the entry point of an
+installed package; `plugins` says what each kind must do. Files are parsed, not run, so that one broken or heavy plugin
+hinders no other and a list of all takes no time: the summary is the first line of the docstring, and a plugin is
+unavailable where a package that its file imports is not installed. (Imports inside `try` and `if TYPE_CHECKING` do not
+count.) A file may say how to get it: `INSTALL = "pip install …"`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Literal, get_args
+
+from eigendet.errors import UserError, unknown
+
+Kind = Literal["backbone", "detector", "dataset", "rule"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_further: list[Path] = []  # folders that the configuration names
+
+
+@dataclass(frozen=True)
+class Plugin:
+    kind: Kind
+    name: str
+    file: Path | None  # None where a package's file cannot be found without importing it
+    line: int = 1
+    summary: str = ""
+    unavailable: str = ""  # why, in a line
+    entry_point: EntryPoint | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where it stands: file and line, and the package if it comes from one."""
+        here = Path.cwd()
+        place = self.file and f"{self.file.relative_to(here) if self.file.is_relative_to(here) else self.file}"
+        if self.entry_point is None:
+            return f"{place}:{self.line}"
+        package = f"package {self.entry_point.dist.name}" if self.entry_point.dist else "a package"
+        return f"{package}, {place}:{self.line}" if place else f"{package}, {self.entry_point.value}"
+
+    @property
+    def version(self) -> str:
+        """Of the package; of a file by itself, eight characters that stand for its content."""
+        if self.entry_point is not None:
+            return self.entry_point.dist.version if self.entry_point.dist else "unknown"
+        assert self.file is not None
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()[:8]
+
+    def __str__(self) -> str:
+        return f"{self.kind} plugin '{self.name}' ({self.origin})"
+
+
+def search(folders: Sequence[str | Path]) -> None:
+    """Look in these folders too, from now on in this process.
+
+    Raises:
+        UserError: one is no folder.
+    """
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"plugins: '{folder}' is no folder; expected one with Python files of plugins.")
+        _further.append(folder.resolve())
+
+
+def folders() -> list[Path]:
+    """`plugins/` of the working directory and of the checkout that this package stands in, then those of `search`."""
+    here = Path.cwd() / "plugins"
+    checkout = Path(__file__).resolve().parents[2] / "plugins"
+    return [folder for folder in dict.fromkeys([here.resolve(), checkout, *_further]) if folder.is_dir()]
+
+
+def everything() -> list[Plugin]:
+    """All plugins, by kind; of those that share a name with another, each says so."""
+    found = [plugin for kind in KINDS for plugin in [*_in_folders(kind), *_installed(kind)]]
+    return sorted(found, key=lambda plugin: (KINDS.index(plugin.kind), plugin.name))
+
+
+def discover(kind: Kind) -> dict[str, Plugin]:
+    """All plugins of one kind, by name.
+
+    Raises:
+        UserError: two plugins have one name.
+    """
+    found: dict[str, Plugin] = {}
+    for plugin in [*_in_folders(kind), *_installed(kind)]:
+        if plugin.name in found:
+            raise UserError(same_name(found[plugin.name], plugin))
+        found[plugin.name] = plugin
+    return found
+
+
+def same_name(one: Plugin, other: Plugin) -> str:
+    return f"two {one.kind} plugins are named '{one.name}': {one.origin} and {other.origin}. Rename one of them."
+
+
+def find(kind: Kind, name: str) -> Plugin:
+    """The plugin of that name; UserError lists the near ones, and files that cannot be read."""
+    known = discover(kind)
+    if name not in known:
+        raise UserError(" ".join([unknown(f"{kind} plugin", name, known), *broken()]))
+    return known[name]
+
+
+def broken() -> list[str]:
+    """A sentence for every file that is not Python, whose plugins are therefore unknown."""
+    return [fault for file in _files() if (fault := _read(file, file.stat().st_mtime_ns).fault)]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a file says: line, summary and marks of each function, what it imports, and how that is installed."""
+
+    functions: dict[str, tuple[int, str, tuple[str, ...]]]
+    names: frozenset[str] = frozenset()  # whatever is defined or imported at its top level
+    imports: tuple[str, ...] = ()
+    install: str = ""
+    fault: str = ""
+
+    @property
+    def unavailable(self) -> str:
+        lacking = [name for name in self.imports if not _is_installed(name)]
+        if not lacking:
+            return ""
+        verb = "is" if len(lacking) == 1 else "are"
+        how = self.install or f"pip install {' '.join(lacking)}"
+        return f"{' and '.join(lacking)} {verb} not installed: {how}"
+
+
+def _files() -> Iterator[Path]:
+    for folder in folders():
+        yield from sorted(folder.glob("*.py"))
+
+
+def _in_folders(kind: Kind) -> Iterator[Plugin]:
+    for file in _files():
+        source = _read(file, file.stat().st_mtime_ns)
+        for name, (line, summary, marks) in source.functions.items():
+            if kind in marks:
+                yield Plugin(kind, name, file, line, summary, source.unavailable)
+
+
+def _installed(kind: Kind) -> Iterator[Plugin]:
+    for point in entry_points(group=f"eigendet.{kind}s"):
+        file = _file_of(point.module)
+        if file is None:
+            hidden = "." in point.module and _is_installed(point.module.partition(".")[0])  # compiled, or zipped
+            fault = "" if hidden else f"there is no module '{point.module}'"
+            yield Plugin(kind, point.name, None, unavailable=fault, entry_point=point)
+            continue
+        source = _read(file, file.stat().st_mtime_ns)
+        line, summary, _ = source.functions.get(point.attr, (1, "", ()))
+        lacking = "" if point.attr in source.names else f"{file} has no function '{point.attr}'"
+        yield Plugin(kind, point.name, file, line, summary, source.fault or lacking or source.unavailable, point)
+
+
+@cache
+def _read(file: Path, changed: int) -> _Source:
+    """A file by its syntax; `changed`, the time of its last change, is here so that an edit is seen."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        reason = getattr(error, "msg", None) or str(error)
+        return _Source({}, fault=f"{file}, line {line}: not Python ({reason}). Mend the plugin or move it away.")
+    functions = {
+        node.name: (node.lineno, (ast.get_docstring(node) or "").split("\n")[0], tuple(_marks(node)))
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    install = next((how for node in tree.body if (how := _install(node))), "")
+    names = frozenset(name for node in tree.body for name in _bound(node))
+    return _Source(functions, names, tuple(dict.fromkeys(_imports(tree))), install)
+
+
+def _bound(node: ast.AST) -> Iterator[str]:
+    """Names that a statement binds, wherever in it."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name).partition(".")[0] for alias in part.names)
+        elif isinstance(part, ast.FunctionDef | ast.ClassDef):
+            yield part.name
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            yield part.id
+
+
+def _marks(function: ast.FunctionDef) -> Iterator[str]:
+    for decorator in function.decorator_list:
+        name = decorator.id if isinstance(decorator, ast.Name) else getattr(decorator, "attr", None)
+        if name in KINDS:
+            yield name
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    """Top-level names of what is imported anywhere in a file, unless that is optional."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            if child.level == 0 and child.module:
+                yield child.module.partition(".")[0]
+        elif not (
+            isinstance(child, ast.Try) or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
+        ):
+            yield from _imports(child)
+
+
+def _install(node: ast.stmt) -> str:
+    """The text of `INSTALL = "…"`, if this is that statement."""
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+        return str(node.value.value) if any(getattr(target, "id", "") == "INSTALL" for target in node.targets) else ""
+    return ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a stand-in without a spec is imported already
+        return True
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module of an installed package, without importing the package."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder, *rest)
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None

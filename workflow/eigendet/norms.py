@@ -1,0 +1,69 @@
+"""Another normalisation in the place of every batch norm of a network that is built already."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from eigendet.errors import UserError
+
+Norm = Literal["own", "group", "batch", "sync_batch", "frozen_batch"]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def with_norm(network: Network, norm: Norm, norm_groups: int = 32) -> Network:
+    """The network itself, with another normalisation in the place of every batch norm and under its name.
+
+    Eps stays as it was, and momentum where there is one. Scale and shift are trained and begin as the batch norm's;
+    those of frozen batch norms are constants, one and zero until weights are loaded. "own" leaves all as it is; "batch"
+    too, where there are batch norms.
+
+    Raises:
+        UserError: there is no batch norm, or `norm_groups` does not divide the width of one. (While a network is
+            rebuilt, the width before the change.)
+    """
+    if norm == "own":
+        return network
+    found = {path: module for path, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    if not found:
+        raise UserError(f"norm is '{norm}', but this network has no batch norm to replace; expected 'own'.")
+    common = math.gcd(*(module.num_features for module in found.values()))
+    if norm == "group" and common % norm_groups:
+        raise UserError(
+            f"norm_groups is {norm_groups}; it must divide {common}, which divides every width before scaling."
+        )
+    for path, module in found.items() if norm != "batch" else ():
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, _instead_of(module, norm, norm_groups))
+    return network
+
+
+def _instead_of(old: nn.BatchNorm2d, norm: Norm, groups: int) -> nn.Module:
+    new: nn.Module
+    if norm == "group":
+        new = nn.GroupNorm(groups, old.num_features, old.eps, old.affine)
+    elif norm == "sync_batch":
+        new = nn.SyncBatchNorm(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats)
+    else:
+        new = FrozenBatchNorm2d(old.num_features, old.eps)
+    with torch.no_grad():
+        # All channels begin alike, and in a network that is being resized the new ones are not as many as the old.
+        for ours, theirs in zip(new.parameters(), old.parameters(recurse=False), strict=False):
+            ours.copy_(theirs[:1])
+    for name, child in old.named_children():
+        new.add_module(name, child)
+    if next(old.children(), None) is not None:
+        new.register_forward_hook(_apply_children)
+    new._forward_hooks.update(old._forward_hooks)  # by which timm collects feature maps
+    return new
+
+
+def _apply_children(norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """What a batch norm of timm's does with its result: drop blocks of it, activate it."""
+    for child in norm.children():
+        output = child(output)
+    return output

@@ -1,0 +1,227 @@
+"""One process or several that work together, each with a device of its own.
+
+A job that has several devices starts itself once more for each, by what torchrun is made of; the processes find one
+another through the environment that this sets, so `torchrun -m eigendet train …` does the same by hand. All of them run
+the same code: `rank` and `size` say which part of the work is a process's own, and the first alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+from torch import Tensor, distributed
+
+from eigendet.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+STOPPED = 128 + signal.SIGTERM  # exit status of a process that was asked to stop and did
+PATIENCE = datetime.timedelta(hours=2)  # longest that processes wait for one another: one may read a large data set
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0 on."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes work together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def wait() -> None:
+    """Return when all processes have come here."""
+    if size() > 1:
+        distributed.all_reduce(torch.zeros(1))  # on the CPU; a barrier would block a GPU
+
+
+def sums(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, on the tensor's device."""
+    if size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def device_of(name: DeviceName) -> torch.device:
+    """The device of this process: with several GPUs, one that no other process of this user holds, where there is one.
+
+    Raises:
+        UserError: name is "cuda", and there is no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: 'cuda', but torch finds no GPU here; set device to 'cpu' or 'auto'.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if _was_launched() else _held(1)[0])
+    torch.cuda.set_device(device)
+    return device
+
+
+def run(work: Callable[[], object], name: DeviceName, devices: int, nodes: int = 1) -> None:
+    """Call `work` in as many processes as there are devices; in this one, if that is one.
+
+    Args:
+        devices: GPUs of the job, over all nodes; 0: what `name` says. With the device "cpu" the number of processes.
+        nodes: of a Slurm job, on each of which an equal share of the devices is.
+
+    Raises:
+        UserError: there are fewer GPUs, or a process died.
+    """
+    if _was_launched():
+        with _joined(name):
+            work()
+        return
+    if devices % nodes or devices < nodes > 1:
+        raise UserError(f"--devices is {devices}; {nodes} nodes cannot have equal shares of that.")
+    check_devices(name, devices // nodes)
+    if "EIGENDET_RENDEZVOUS" not in os.environ and nodes > 1:
+        _on_every_node(nodes)
+    elif devices > 1:
+        _launch(devices // nodes, nodes, name)
+    else:
+        work()
+
+
+def check_devices(name: DeviceName, devices: int) -> None:
+    """Raise UserError if this machine has fewer GPUs than a job was promised, instead of computing on its CPU."""
+    if devices and name != "cpu" and torch.cuda.device_count() < devices:
+        raise UserError(
+            f"--devices: the job asks for {devices} GPUs, and torch finds {torch.cuda.device_count()} here. "
+            "Give it as many as there are (resources: gpu), or set device to 'cpu'."
+        )
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """While open, SIGTERM ends nothing; the function that is given says whether it has come.
+
+    With it Slurm, and whoever else takes a machine back, says that the process has some seconds left.
+    """
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _was_launched() -> bool:
+    return "LOCAL_RANK" in os.environ
+
+
+@contextlib.contextmanager
+def _joined(name: DeviceName) -> Iterator[None]:
+    """Work together with the other processes that torchrun started."""
+    first = os.environ["RANK"] == "0"
+    logging.getLogger().setLevel(logging.INFO if first else logging.WARNING)
+    gpus = name != "cpu" and torch.cuda.is_available()
+    # Both, since small things are said over the network without waiting for the GPU.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _launch(processes: int, nodes: int, name: DeviceName) -> None:
+    """Start this very command once for each process, and wait for all."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if name != "cpu" and torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_visible()[index] for index in _held(processes))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that parameters are used in a step
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    place, _, run_id = os.environ.get("EIGENDET_RENDEZVOUS", f"localhost:0 {uuid.uuid4().hex}").partition(" ")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is said below in a line
+    config = LaunchConfig(
+        nodes, nodes, processes, run_id=run_id, rdzv_backend="c10d", rdzv_endpoint=place, max_restarts=0
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "eigendet", *sys.argv[1:])
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    except ChildFailedError as error:
+        if any(failure.exitcode == STOPPED for failure in error.failures.values()):
+            raise SystemExit(STOPPED) from None
+        number, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            raise UserError(f"process {number} of {processes * nodes} failed, so the others were stopped.") from None
+        raise UserError(
+            f"process {number} of {processes * nodes} was killed by {signal.Signals(-failure.exitcode).name}, so the "
+            "others were stopped. The same command goes on from the last checkpoint."
+        ) from None
+
+
+def _on_every_node(nodes: int) -> None:
+    """Start this very command on every node of a Slurm job."""
+    if shutil.which("srun") is None:
+        raise UserError(
+            f"--nodes is {nodes}, and there is no srun here. Outside of Slurm, run `torchrun --nnodes={nodes} "
+            "--nproc-per-node=… --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m eigendet …` on each of them."
+        )
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    os.environ["EIGENDET_RENDEZVOUS"] = f"{socket.gethostname()}:{port} {uuid.uuid4().hex}"
+    spread = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    status = subprocess.run([*spread, sys.executable, "-m", "eigendet", *sys.argv[1:]]).returncode
+    if status:
+        raise SystemExit(status)
+
+
+def _visible() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+@cache
+def _held(count: int) -> list[int]:
+    """Numbers of GPUs that are this process's until it ends, by locks on files that the kernel opens again by itself.
+
+    Snakemake counts GPUs but does not say which; Slurm does, and then there is nothing to choose.
+    """
+    available = torch.cuda.device_count()
+    if available <= count:
+        return list(range(available))
+    free = list(islice((index for index, name in enumerate(_visible()[:available]) if _lock(name)), count))
+    if len(free) < count:
+        logger.info("other jobs use the GPUs of this machine; sharing")
+        free += [index for index in range(available) if index not in free][: count - len(free)]
+    return free
+
+
+LOCKS: list[IO[str]] = []  # open until the process ends
+
+
+def _lock(name: str) -> bool:
+    """Take the lock of a GPU, if it is free."""
+    path = Path(tempfile.gettempdir()) / f"eigendet-{os.getuid()}-gpu-{name}.lock"
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    LOCKS.append(file)
+    return True

@@ -1,0 +1,69 @@
+"""Two tiny data sets, drawn when asked for, on which plugins are tried (`contract`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from eigendet.datasets import Target
+
+COLOURS = ["red", "green", "blue"]
+
+
+class Rectangles:
+    """Four images of coloured rectangles on noise, with boxes and masks."""
+
+    def __init__(self, side: int) -> None:
+        self.classes = COLOURS
+        self.notes: list[str] = []
+        self.side, self.digest = side, f"rectangles {side}"
+
+    def __len__(self) -> int:
+        return 4
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def objects(self, index: int) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        random = np.random.default_rng(index)
+        image = random.integers(0, 60, (3, self.side, self.side), dtype=np.uint8)
+        half, boxes, labels, masks = self.side // 2, [], [], []
+        for row in range(2):  # one in each half, so that neither hides the other
+            height, width = random.integers(half // 2, half, 2)
+            top, left = row * half + random.integers(0, half - height + 1), random.integers(0, self.side - width + 1)
+            colour = int(random.integers(len(COLOURS)))
+            mask = np.zeros((self.side, self.side), dtype=np.uint8)
+            mask[top : top + height, left : left + width] = 1
+            image[colour][mask == 1] = 230
+            boxes.append([left, top, left + width, top + height])
+            labels.append(colour + 1)
+            masks.append(mask)
+        return torch.from_numpy(image), {
+            "boxes": torch.tensor(np.array(boxes), dtype=torch.float32),
+            "labels": torch.tensor(labels),
+            "crowd": torch.zeros(2, dtype=torch.bool),
+            "area": torch.tensor([float(mask.sum()) for mask in masks]),
+            "masks": [coco_mask.encode(np.asfortranarray(mask)) for mask in masks],
+        }
+
+
+class Colours:
+    """Six images of one colour each on noise."""
+
+    def __init__(self, side: int) -> None:
+        self.classes = COLOURS
+        self.notes: list[str] = []
+        self.side, self.digest = side, f"colours {side}"
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = np.random.default_rng(index).integers(0, 120, (3, self.side, self.side), dtype=np.uint8)
+        image[index % 3] += 100
+        return torch.from_numpy(image), index % 3

@@ -1,0 +1,12 @@
+"""Whether the plugin keeps its contract: `pytest FILE`, or `eigendet plugins check example`."""
+
+from pathlib import Path
+
+from eigendet.contract import Contract
+from eigendet.discovery import search
+
+search([Path(__file__).parent])
+
+
+class TestExample(Contract):
+    plugin = "example"

@@ -1,0 +1,67 @@
+"""Every network of an experiment built once, trained for a step and made to detect, before any run is started.
+
+So a mistake in a plugin is known at once, by the plugin's file and line, and not after a night of pre-training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from eigendet import models, plugins, runs, structure, training
+from eigendet.config import Experiment
+from eigendet.datasets import open_splits
+from eigendet.errors import UserError, some
+from eigendet.loading import as_float, detection_batches
+from eigendet.models import Definition
+from eigendet.sections import BackboneChoice, PluginChoice
+
+LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
+
+
+def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, Any]:
+    """Try a detector over a backbone on two training images, on the CPU.
+
+    Returns:
+        A summary: parameters and multiply-accumulates, versions of the plugins, losses of the first step.
+
+    Raises:
+        UserError: a plugin fails, or does not keep its contract; the message names its file and line.
+    """
+    first = BackboneChoice(**runs.choose(experiment.backbones, backbone, "backbones").model_dump())
+    second: PluginChoice = runs.choose(experiment.detectors, detector, "detectors")
+    own, over = plugins.find("backbone", first.plugin), plugins.find("detector", second.plugin)
+    data = open_splits(experiment, "detection")["train"]
+    settings = experiment.training
+    shrink = min(1.0, LARGEST / settings.min_size)
+    size = round(shrink * settings.min_size), round(shrink * settings.max_size)
+    definition = Definition(
+        first.model_dump(mode="json"), data.classes, size, second.model_dump(mode="json"), heads=experiment.widths.heads
+    )
+    training.seed_everything(0)
+    with plugins.failures_named(over, own):
+        model = definition.build()
+        costs = runs.costs_of(definition, model)
+        inside = models.backbone_of(model)
+        with torch.no_grad():
+            structure.check_features(inside.eval()(torch.zeros(1, 3, size[0], size[0])), own)
+        few = settings.model_copy(update={"batch_size": 2, "min_size": size[0], "max_size": size[1], "workers": 0})
+        masks = bool(getattr(model, "learns_masks", False))
+        batch = next(iter(detection_batches(data, few, 0, 0, masks)))
+        losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
+        structure.check_losses(losses, str(over))
+        torch.stack(list(losses.values())).sum().backward()
+        idle = [name for name, value in inside.named_parameters() if value.grad is None]
+        if idle:
+            raise UserError(f"{over}: the loss does not reach {some(idle)} of the backbone; it would never be trained.")
+        image = as_float(data[0][0])
+        with torch.no_grad():
+            found = model.eval()([image])
+        structure.check_detections(found, [(image.shape[1], image.shape[2])], len(data.classes), str(over))
+    versions = plugins.versions(backbone=first, detector=second)
+    return {
+        "costs": costs,
+        "plugins": versions,
+        "losses": {name: float(value.detach()) for name, value in losses.items()},
+    }
