@@ -53,7 +53,7 @@ class Rectangles:
 
 
 class Colours:
-    """Six images of one colour each on noise."""
+    """Four images of one colour each on noise."""
 
     def __init__(self, side: int) -> None:
         self.classes = COLOURS
@@ -61,7 +61,7 @@ class Colours:
         self.side, self.digest = side, f"colours {side}"
 
     def __len__(self) -> int:
-        return 6
+        return 4
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = np.random.default_rng(index).integers(0, 120, (3, self.side, self.side), dtype=np.uint8)
