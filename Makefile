@@ -4,13 +4,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench resizable budget analysis page power throughput lock schema
+.PHONY: demo test test-cluster lint bench resizable budget analysis page power throughput lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
 
 test: .venv/ready lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" pytest
+
+# The part of it that needs a Slurm, which it fetches from Debian's packages. Takes 8 minutes.
+test-cluster: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" pytest tests/cluster
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -23,7 +27,7 @@ lint: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eigendet needs Python 3.11 or newer, not " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --require-hashes -r envs/requirements.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r envs/requirements.txt
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

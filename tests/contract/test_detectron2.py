@@ -219,10 +219,7 @@ def test_the_same_weights_have_the_same_spectra_under_both_frameworks(size: tupl
     shapes = [(64, 80), (120, 71), (33, 99)]
     images = [[torch.rand(3, *shape, generator=random)] for shape in shapes]
     settings = CovarianceSettings(points=["conv", "norm", "act", "block"])
-    found = {
-        name: {str(tap.key): tap for tap in dump.tapped(model, settings, images)}  # type: ignore[arg-type]
-        for name, model in built.items()
-    }
+    found = {name: {str(tap.key): tap for tap in dump.tapped(model, settings, images)} for name, model in built.items()}
     assert found["detectron2"].keys() == found["torchvision"].keys() and len(found["torchvision"]) > 50
     for key, tap in found["detectron2"].items():
         other = found["torchvision"][key]

@@ -16,6 +16,7 @@ from eigendet.cli import main
 VERBS = [
     "check-data",
     "check-network",
+    "plan",
     "pretrain",
     "train",
     "evaluate",

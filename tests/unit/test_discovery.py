@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from eigendet import cli_plugins, discovery
+from eigendet import cli_plugins, discovery, plugins
 from eigendet.cli import main
 from eigendet.errors import UserError
+from eigendet.sections import PluginChoice
 
 RULE = '"""Rules."""\n\n{extra}\nfrom eigendet.plugins import rule\n\n\n@rule\ndef {name}(values):\n    """A rule."""\n'
 
@@ -60,15 +63,18 @@ def test_the_list_imports_neither_torch_nor_any_plugin(folder: Path) -> None:
         ("def f():\n    from absent_a import b", "absent_a is not installed: pip install absent_a"),
         ("try:\n    import absent_a\nexcept ImportError:\n    pass", ""),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import absent_a", ""),
-        ("from . import sibling", ""),
+        ("from . import sibling", "it imports . from beside it, but stands alone: make a package of the two"),
+        ("import beside", "it imports beside from beside it, but stands alone: make a package of the two"),
     ],
 )
 def test_what_is_missing_is_one_line(folder: Path, extra: str, unavailable: str) -> None:
     (folder / "mine.py").write_text(RULE.format(name="mine", extra=extra))
+    (folder / "beside.py").touch()
     assert discovery.find("rule", "mine").unavailable == unavailable
     code, output = listed()
     assert code == 0
-    assert (f"unavailable: {unavailable}" in output) == bool(unavailable)
+    (after,) = re.findall(r"^rule +mine .*\n(.*)", output, re.MULTILINE)
+    assert after.strip() == f"unavailable: {unavailable}" if unavailable else "unavailable" not in after
 
 
 def test_a_file_that_is_not_python_is_named_and_the_others_are_listed(folder: Path) -> None:
@@ -170,10 +176,51 @@ def test_check_says_which_promise_is_broken(folder: Path) -> None:
         (["new", "rule", "Mine"], "'Mine' cannot be the name of a plugin"),
         (["new", "rule", "dof"], "there is a rule plugin 'dof' already"),
         (["check", "dof", "--options", "scale: 0"], "dof.scale: got 0; input should be greater than 0"),
+        (["new", "rule", "lambda"], "'lambda' cannot be the name of a plugin"),
+        (["new", "rule", "sum"], "'sum' cannot be the name of a plugin"),
+        (["new", "rule", "np"], "'np' stands for something else in the example"),
         (["check", "dof", "--options", "scale: ["], "--options: got 'scale: ['; expected keys and values"),
+        (["check", "dof", "--options", "plugin: ratio"], "--options: got 'plugin: ratio'; expected keys and values"),
+        (["check", "dof", "--options", "18: 3"], "--options: got '18: 3'; expected keys and values"),
         (["check", "nothing"], "unknown plugin 'nothing'"),
     ],
 )
 def test_a_mistake_is_one_message(folder: Path, arguments: list[str], message: str) -> None:
     code, output = listed(*arguments)
     assert code == 1 and message in output
+
+
+@pytest.mark.parametrize(
+    ("marked", "message"),
+    [
+        ("def mine(values): ...", "plugins/mine.py has 'mine', but not as a function marked with @rule"),
+        ("@rule\nasync def mine(values): ...", "but not as a function marked with @rule"),
+        ("@rule\nclass mine: ...", "but not as a function marked with @rule"),
+        ("@rule\ndef mine(): ...", "takes (); expected (values, *), and options after the star"),
+        ("@rule\ndef mine(values, share=0.1): ...", "takes (values, share); expected (values, *)"),
+        ("@rule\ndef mine(values, *, share): ...", "the option 'share' has no annotation"),
+        ("@rule\ndef mine(values, *, plugin: str = 'a'): ...", "the option 'plugin' is a key of every rule already"),
+        (
+            "@rule\ndef mine(values, *, own: Own): ...",
+            "takes own; a class of options stands alone, and is named `options`",
+        ),
+        ("@rule\ndef mine(values, *, options: Own, other: int = 2): ...", "takes options, other; a class of options"),
+        ("import sys\nsys.exit(0)\n@rule\ndef mine(values): ...", "cannot be loaded at line 8: SystemExit: 0"),
+        ("@rule\ndef mine(values):\n    raise SystemExit(0)", "fails at line 9: SystemExit: 0"),
+    ],
+)
+def test_a_plugin_that_could_never_work_is_named(folder: Path, marked: str, message: str) -> None:
+    head = "from eigendet.plugins import Options, rule\n\n\nclass Own(Options): ...\n\n\n"
+    (folder / "mine.py").write_text(f"{head}{marked}\n")
+    with pytest.raises(UserError) as raised:
+        plugins.bind("rule", PluginChoice(plugin="mine"))(np.ones(3))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["width", "pretrained"])
+def test_an_option_that_every_backbone_has_cannot_be_a_plugins_own(folder: Path, key: str) -> None:
+    (folder / "mine.py").write_text(
+        f"from eigendet.plugins import backbone\n\n\n@backbone\ndef mine(*, {key}: str = 'a'): ...\n"
+    )
+    with pytest.raises(UserError, match=f"the option '{key}' is a key of every backbone already; rename it"):
+        plugins.bind("backbone", PluginChoice(plugin="mine"))

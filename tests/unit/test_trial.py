@@ -34,6 +34,24 @@ def test_a_good_network_is_summed_up(folder: Path, values: dict[str, Any]) -> No
     assert found["losses"].keys() == {"loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
 
 
+OTHERWISE = """
+    plain = model.forward
+    def forward(images, targets=None):
+        import torch
+        found = plain(images, targets)
+        {}
+        return found
+    model.forward = forward
+    return model
+"""
+
+
+def box(corners: str, label: float = 1, score: float = 0.5) -> str:
+    """One detection in the place of what was found."""
+    parts = {"boxes": f"[[{corners}]]", "labels": f"[{label}]", "scores": f"[{float(score)}]"}
+    return f"found = [{{{', '.join(f'{name!r}: torch.tensor({value})' for name, value in parts.items())}}}]"
+
+
 DETECTOR = [
     ("    return model\n", "    return [model]\n", "gave a list of 1; expected a torch.nn.Module"),
     (
@@ -54,7 +72,7 @@ DETECTOR = [
     (
         "    return model\n",
         "    model.forward = lambda images, targets=None: sum(image.sum() for image in images)\n    return model\n",
-        r"gave a tensor \(\) in training; expected a dict of losses",
+        r"gave a tensor \(\) of float32 in training; expected a dict of losses",
     ),
     (
         "    return model\n",
@@ -62,7 +80,7 @@ DETECTOR = [
         "    def forward(images, targets=None):\n"
         "        return {'loss': plain(images, targets)['loss_box_reg'].detach()}\n"
         "    model.forward = forward\n    return model\n",
-        r"its loss 'loss' is a tensor \(\); expected a tensor of one number with a gradient",
+        r"its loss 'loss' is a tensor \(\) of float32; expected a tensor \(\) of one number with a gradient",
     ),
     (
         "    return model\n",
@@ -93,7 +111,20 @@ DETECTOR = [
     (
         "(\n    backbone:",
         "(\n    nothing: int, backbone:",
-        r"TypeError: mine\(\) missing 1 required positional argument",
+        r"takes \(nothing, backbone, classes, size\); expected \(backbone, classes, size, \*\)",
+    ),
+    *(
+        ("    return model\n", OTHERWISE.format(f"if {mode}: {change}"), message)
+        for mode, change, message in [
+            ("not model.training", box("9, 9, 4, 12"), "a box is .9, 9, 4, 12.; expected left, top, right"),
+            ("not model.training", box("torch.nan, 1, 4, 12"), "a box is .nan, 1.0, 4.0, 12.0."),
+            ("not model.training", box("1, 1, 4, 12", score=7), "scores reach from 7 to 7; expected 0 to 1"),
+            ("not model.training", box("1, 1, 4, 12", label=1.0), "labels are torch.float32; expected integers"),
+            ("not model.training", box("1, 1, 4, 12", label=0), "labels are from 0 to 0; expected 1 to 10"),
+            ("model.training", "found['loss_box_reg'] *= torch.nan", "its loss 'loss_box_reg' is nan in the first"),
+            ("model.training", "found['loss_box_reg'] = found['loss_box_reg'][None]", r"a tensor \(\) of one number"),
+            ("model.training", "model.rpn.requires_grad_(False)", "rpn.head.conv.0.0.weight, .* are frozen"),
+        ]
     ),
 ]
 
@@ -115,6 +146,9 @@ BACKBONE = [
     ("return maps", "return dict(reversed(maps.items()))", "expected the finest first"),
     ("    return Network()", "    return Network().requires_grad_(False)", "are frozen"),
     ("    return Network()", "    return Network", "gave type; expected a torch.nn.Module"),
+    ("return maps", "return {k: v * float('nan') for k, v in maps.items()}", "its map 'stage0' holds NaN or infinity"),
+    ("return maps", "return {k: v.detach() for k, v in maps.items()}", "its maps have no gradient for stem.0.weight,"),
+    ("return maps", "return list(maps) if self.training else maps", "gave a list of 4; expected a dict"),
 ]
 
 

@@ -95,6 +95,33 @@ def check_network(configs: tuple[Path, ...], backbone: str | None, detector: str
 
 @main.command()
 @config_option
+@click.option("--images-per-second", "rate", type=click.FloatRange(min=0, min_open=True), help="Of one device that "
+              "trains a detector of this experiment; what else there is to do is inferred from it.")  # fmt: skip
+@click.option("--measure", is_flag=True, help="Find that out here, by some steps of every network.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="How many run at once, as for Snakemake.")
+def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int) -> None:
+    """Print what an experiment takes before anything of it is run: jobs, steps, images, disk, hours of devices.
+
+    It needs the data, but no GPU unless it is to measure on one.
+    """
+    from eigendet import plan as stage
+    from eigendet import throughput
+
+    if rate is not None and measure:
+        raise UserError("--images-per-second and --measure: give one of them.")
+    experiment = read_experiment(configs)
+    rates: Any = partial(throughput.inferred, rate, experiment) if rate else None
+    if measure:
+        rates = partial(throughput.measured, experiment)
+    found = stage.stages(experiment, Path("results", experiment.experiment), rates)
+    for line in stage.lines(found, jobs, throughput.device_name(experiment) if measure else "device"):
+        click.echo(line)
+    if rates is None:
+        click.echo("hours: give --images-per-second, or --measure on a machine like those that will run it")
+
+
+@main.command()
+@config_option
 @backbone_option
 @devices_option
 @nodes_option

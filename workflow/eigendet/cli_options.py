@@ -19,7 +19,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW = click.Path(path_type=Path)
 
 config_option = click.option(
-    "--config", "-c", "configs", type=EXISTING, multiple=True, default=["config.yaml"],
+    "--config", "--configfile", "-c", "configs", type=EXISTING, multiple=True, default=["config.yaml"],
     help="The experiment's YAML file. Given several times, later files override earlier ones.",
 )  # fmt: skip
 backbone_option = click.option("--backbone", help="Which entry of `backbones`. [default: the only one]")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import itertools
+import keyword
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +56,7 @@ def description(plugin: Plugin) -> list[str]:
     function = plugins.load(plugin)
     lines = [f"{plugin.kind} {plugin.name}, version {plugin.version}, from {plugin.origin}", ""]
     lines += [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
-    schema = plugins.options_of(plugin).model_json_schema()
+    schema = plugins.options_of(plugin, paths=True).model_json_schema()
     properties: dict[str, Any] = schema.get("properties", {})
     if not properties:
         return [*lines, "", "It has no options."]
@@ -99,8 +101,11 @@ def write(kind: Kind, name: str, folder: Path) -> list[Path]:
     Raises:
         UserError: the name is no name of a function, or taken; a file is there already.
     """
-    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or hasattr(builtins, name):
         raise UserError(f"'{name}' cannot be the name of a plugin; expected one of a Python function, like my_{kind}.")
+    example = (TEMPLATES / f"{kind}.py").read_text()
+    if name != "example" and re.search(rf"\b{name}\b", example):
+        raise UserError(f"'{name}' stands for something else in the example; choose another name, like my_{kind}.")
     taken = discovery.discover(kind).get(name)
     if taken:
         raise UserError(f"there is a {kind} plugin '{name}' already, {taken.origin}; choose another name.")
@@ -206,11 +211,11 @@ def check_command(name: str, options: str) -> None:
     import yaml
 
     try:
-        values = yaml.safe_load(f"{{{options}}}") or {}
+        values = yaml.safe_load(f"{{{options}}}")
     except yaml.YAMLError:
-        raise UserError(
-            f"--options: got '{options}'; expected keys and values, like 'depth: 18, norm: batch'."
-        ) from None
+        values = None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values) or "plugin" in values:
+        raise UserError(f"--options: got '{options}'; expected keys and values, like 'depth: 18, norm: batch'.")
     kept = []
     for plugin in named(name):
         click.echo(f"{plugin}:")

@@ -73,10 +73,14 @@ class Experiment(Section):
     widths: WidthSettings = WidthSettings()
 
     def training_of(self, arm: str) -> DetectorTraining:
-        """`training` with the changes of one arm."""
+        """`training` with the changes of one arm.
+
+        Of an arm whose covariance is not dumped, only the last snapshot is kept: nothing would read the others.
+        """
         changes = self.arms.get("derived" if arm in self.derived else arm, {})
+        usual = self.training.model_dump() | ({} if arm in self.dumped else {"snapshots": []})
         return DetectorTraining.model_validate(
-            self.training.model_dump() | {key: value for key, value in changes.items() if key != "widths"}
+            usual | {key: value for key, value in changes.items() if key != "widths"}
         )
 
     @property

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from eigendet import datasets, dump, models, plugins, structure, training
+from eigendet import dump, models, plugins, structure, training
 from eigendet.discovery import Kind
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
@@ -253,44 +253,13 @@ class DatasetContract(Contract):
 
     def test_it_knows_its_classes_before_any_image_is_decoded(self) -> None:
         data = self.open()
-        for name in ("classes", "digest", "notes"):
-            self.require(hasattr(data, name), f"has no '{name}'; see eigendet.datasets.")
-        self.require(len(data) > 0 and len(data.classes) > 0, f"has {len(data)} images of {len(data.classes)} classes.")
+        structure.check_dataset(data, str(plugins.find("dataset", self.plugin)))
         self.require(data.digest == self.open().digest, "has another digest each time it is opened.")
 
     def test_its_samples_are_what_it_says(self) -> None:
         data = self.open()
         for index in range(min(len(data), 8)):
-            image, target = data[index]
-            good = image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3
-            self.require(good, f"image {index} is {image.dtype} {tuple(image.shape)}; expected uint8 (3, H, W).")
-            if isinstance(target, dict):
-                self._objects(data, index, image, target)
-            else:
-                self.require(
-                    0 <= int(target) < len(data.classes),
-                    f"image {index} has the label {target}; expected 0 to {len(data.classes) - 1}.",
-                )
-
-    def _objects(self, data: datasets.Detection, index: int, image: Tensor, target: Any) -> None:
-        height, width = image.shape[1:]
-        self.require(
-            tuple(data.size(index)) == (height, width),
-            f"size({index}) is {data.size(index)}; the image has {(height, width)}.",
-        )
-        boxes, labels = target["boxes"], target["labels"]
-        self.require(
-            data.objects(index) == int((~target["crowd"]).sum()), f"objects({index}) is not the number of its objects."
-        )
-        inside = bool((boxes[:, :2] >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all())
-        self.require(
-            inside and bool((boxes[:, 2:] > boxes[:, :2]).all()),
-            f"image {index} has a box outside of it, or without area.",
-        )
-        self.require(
-            bool(((labels >= 1) & (labels <= len(data.classes))).all()),
-            f"image {index} has a label outside of 1 to {len(data.classes)}.",
-        )
+            structure.check_sample(data, index, str(plugins.find("dataset", self.plugin)))
 
 
 class RuleContract(Contract):

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from eigendet import plugins
+from eigendet import plugins, structure
 from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.sections import Splits
@@ -92,9 +92,11 @@ def open_splits(experiment: Experiment, task: str) -> dict[str, Any]:
     splits: Splits | None = getattr(experiment.data, task)
     if splits is None:
         raise UserError(f"data.{task}: missing; this stage needs it.")
-    opened = {
-        name: plugins.bind("dataset", getattr(splits, name), f"data.{task}.{name}")() for name in ("train", "val")
-    }
+    opened = {}
+    for name in ("train", "val"):
+        choice = getattr(splits, name)
+        opened[name] = plugins.bind("dataset", choice, f"data.{task}.{name}")()
+        structure.check_dataset(opened[name], str(plugins.find("dataset", choice.plugin)))
     if opened["train"].classes != opened["val"].classes:
         first, second = (set(opened[name].classes) for name in ("train", "val"))
         apart = ", ".join(sorted(first ^ second)) or "the same names in another order"
@@ -112,19 +114,15 @@ def check(experiment: Experiment, task: str, split: str) -> dict[str, Any]:
         UserError: an image cannot be read or is not of the annotated size, or the data set is not usable at all.
     """
     dataset = open_splits(experiment, task)[split]
+    plugin = plugins.find("dataset", getattr(getattr(experiment.data, task), split).plugin)
 
-    def sizes_agree(index: int) -> None:
-        image, _ = dataset[index]
-        if hasattr(dataset, "size") and tuple(image.shape[1:]) != tuple(dataset.size(index)):
-            found, said = tuple(image.shape[1:]), tuple(dataset.size(index))
-            raise UserError(
-                f"{dataset.name(index)}: the image is {found[1]}x{found[0]} pixels; its annotations say "
-                f"{said[1]}x{said[0]}."
-            )
+    def look(index: int) -> None:
+        with plugins.failures_named(plugin):
+            structure.check_sample(dataset, index, str(plugin))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(None, f"{task} {split}", len(dataset), disable=None) as bar:
         for start in range(0, len(dataset), 1000):  # an executor holds all that it was given
-            for _ in pool.map(sizes_agree, range(start, min(start + 1000, len(dataset)))):
+            for _ in pool.map(look, range(start, min(start + 1000, len(dataset)))):
                 bar.update()
     summary = {"images": len(dataset), "classes": dataset.classes, "notes": dataset.notes, "digest": dataset.digest}
     if hasattr(dataset, "objects"):

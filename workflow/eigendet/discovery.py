@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -80,7 +80,12 @@ def folders() -> list[Path]:
 
 def everything() -> list[Plugin]:
     """All plugins, by kind; of those that share a name with another, each says so."""
-    found = [plugin for kind in KINDS for plugin in [*_in_folders(kind), *_installed(kind)]]
+    points = entry_points()
+    found = [
+        plugin
+        for kind in KINDS
+        for plugin in [*_in_folders(kind), *_installed(kind, points.select(group=_group(kind)))]
+    ]
     return sorted(found, key=lambda plugin: (KINDS.index(plugin.kind), plugin.name))
 
 
@@ -91,7 +96,7 @@ def discover(kind: Kind) -> dict[str, Plugin]:
         UserError: two plugins have one name.
     """
     found: dict[str, Plugin] = {}
-    for plugin in [*_in_folders(kind), *_installed(kind)]:
+    for plugin in [*_in_folders(kind), *_installed(kind, entry_points(group=_group(kind)))]:
         if plugin.name in found:
             raise UserError(same_name(found[plugin.name], plugin))
         found[plugin.name] = plugin
@@ -106,8 +111,18 @@ def find(kind: Kind, name: str) -> Plugin:
     """The plugin of that name; UserError lists the near ones, and files that cannot be read."""
     known = discover(kind)
     if name not in known:
-        raise UserError(" ".join([unknown(f"{kind} plugin", name, known), *broken()]))
+        raise UserError(" ".join([unknown(f"{kind} plugin", name, known), *unmarked(kind, name), *broken()]))
     return known[name]
+
+
+def unmarked(kind: Kind, name: str) -> list[str]:
+    """A sentence for every file that has something of that name which is no plugin of the kind."""
+    sources = {file: _read(file, file.stat().st_mtime_ns) for file in _files()}
+    return [
+        f"{file} has '{name}', but not as a function marked with @{kind} from eigendet.plugins."
+        for file, source in sources.items()
+        if name in source.names and kind not in source.functions.get(name, (0, "", ()))[2]
+    ]
 
 
 def broken() -> list[str]:
@@ -124,9 +139,12 @@ class _Source:
     imports: tuple[str, ...] = ()
     install: str = ""
     fault: str = ""
+    beside: str = ""  # another file of the folder that it imports
 
     @property
     def unavailable(self) -> str:
+        if self.beside:
+            return f"it imports {self.beside} from beside it, but stands alone: make a package of the two"
         lacking = [name for name in self.imports if not _is_installed(name)]
         if not lacking:
             return ""
@@ -148,8 +166,12 @@ def _in_folders(kind: Kind) -> Iterator[Plugin]:
                 yield Plugin(kind, name, file, line, summary, source.unavailable)
 
 
-def _installed(kind: Kind) -> Iterator[Plugin]:
-    for point in entry_points(group=f"eigendet.{kind}s"):
+def _group(kind: Kind) -> str:
+    return f"eigendet.{kind}s"
+
+
+def _installed(kind: Kind, points: EntryPoints) -> Iterator[Plugin]:
+    for point in points:
         file = _file_of(point.module)
         if file is None:
             hidden = "." in point.module and _is_installed(point.module.partition(".")[0])  # compiled, or zipped
@@ -178,7 +200,10 @@ def _read(file: Path, changed: int) -> _Source:
     }
     install = next((how for node in tree.body if (how := _install(node))), "")
     names = frozenset(name for node in tree.body for name in _bound(node))
-    return _Source(functions, names, tuple(dict.fromkeys(_imports(tree))), install)
+    imports = tuple(dict.fromkeys(_imports(tree)))
+    near = (name for name in imports if name == "." or file.with_name(f"{name}.py").is_file())
+    beside = next((name for name in near if name == "." or not _is_installed(name)), "")
+    return _Source(functions, names, imports, install, beside=beside)
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
@@ -205,8 +230,7 @@ def _imports(node: ast.AST) -> Iterator[str]:
         if isinstance(child, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            if child.level == 0 and child.module:
-                yield child.module.partition(".")[0]
+            yield "." if child.level else (child.module or "").partition(".")[0]
         elif not (
             isinstance(child, ast.Try) or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
         ):

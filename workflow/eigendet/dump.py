@@ -117,7 +117,7 @@ class Piece(NamedTuple):
 
 
 def tapped(
-    model: nn.Module, settings: CovarianceSettings, images: Images, first: list[Tensor] | None = None
+    model: nn.Module, settings: CovarianceSettings, images: Sequence[list[Tensor]], first: list[Tensor] | None = None
 ) -> Iterator[Tap]:
     """The taps of a detector over images; `first` is the one from which shifts are taken, see `covariances`."""
     prefix = f"{model.backbone_path}."

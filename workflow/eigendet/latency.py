@@ -53,7 +53,7 @@ def measure(experiment: Experiment, folders: Sequence[Path], rounds: int = ROUND
         for number in tqdm(range(WARM_UP + rounds), unit="round", disable=None):
             shuffle(order)
             for key in order:
-                taken = _timed(calls[key], device)
+                taken = timed(calls[key], device)
                 if number >= WARM_UP:
                     times[key].append(1000 * taken)
     return {
@@ -74,7 +74,8 @@ def measure(experiment: Experiment, folders: Sequence[Path], rounds: int = ROUND
     }
 
 
-def _timed(call: Callable[[], object], device: torch.device) -> float:
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a call takes, with what it leaves to a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

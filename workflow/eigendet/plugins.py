@@ -57,11 +57,19 @@ from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, create_mode
 from eigendet.config import Experiment, validate_options
 from eigendet.discovery import Kind, Plugin, discover, find, search
 from eigendet.errors import UserError
-from eigendet.sections import PluginChoice
+from eigendet.sections import BackboneChoice, PluginChoice
 
 __all__ = ["Options", "backbone", "bind", "dataset", "detector", "discover", "find", "rule", "search", "validate"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ARGUMENTS: dict[Kind, tuple[str, ...]] = {
+    "backbone": (), "detector": ("backbone", "classes", "size"), "dataset": (), "rule": ("values",),
+}  # fmt: skip
+# Keys that stand beside a plugin's options in a configuration.
+RESERVED: dict[Kind, set[str]] = {
+    kind: set((BackboneChoice if kind == "backbone" else PluginChoice).model_fields) for kind in ARGUMENTS
+}
 
 
 class Options(BaseModel):
@@ -122,20 +130,20 @@ def failures_named(*plugins: Plugin) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever it raises
+    except (Exception, SystemExit) as error:  # whatever it raises
         frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         last = {str(plugin.file): plugin for plugin in plugins}
         plugin = next((last[file] for file in reversed(frames) if file in last), plugins[0])
         raise UserError(f"{plugin} fails{_place(plugin, error)}: {_reason(error)}") from error
 
 
-def _place(plugin: Plugin, error: Exception) -> str:
+def _place(plugin: Plugin, error: BaseException) -> str:
     """The last line of the plugin's own file that was running."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(plugin.file)]
     return f" at line {lines[-1]}" if lines else ""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'without a message').splitlines()[0]}"
 
 
@@ -150,7 +158,9 @@ def options_of(plugin: Plugin, paths: bool = False) -> type[BaseModel]:
     """The class of a plugin's options; `paths`: whether files and folders among them must exist."""
     function = load(plugin)
     try:
-        return _options_model(function, paths)
+        return _options_model(plugin, function, paths)
+    except UserError:
+        raise
     except Exception as error:  # whatever an annotation raises
         reason = str(error).splitlines()[0]
         raise UserError(f"{plugin}: an option has no usable type: {reason}") from None
@@ -235,7 +245,7 @@ def load(plugin: Plugin) -> Callable[..., Any]:
         else:
             assert plugin.file is not None
             loaded = getattr(_import(plugin.file), plugin.name)
-    except Exception as error:  # whatever a plugin's own code raises
+    except (Exception, SystemExit) as error:  # whatever a plugin's own code raises
         raise UserError(f"{plugin} cannot be loaded{_place(plugin, error)}: {_reason(error)}") from None
     if not inspect.isfunction(loaded):
         raise UserError(f"{plugin}: is {type(loaded).__name__}; expected a function.")
@@ -254,17 +264,35 @@ def _import(file: Path) -> Any:
     return module
 
 
-def _options_model(function: Callable[..., Any], paths: bool) -> type[BaseModel]:
+def _options_model(plugin: Plugin, function: Callable[..., Any], paths: bool) -> type[BaseModel]:
     """The keyword-only parameters of a plugin as a pydantic model, or the class that it names for its options."""
+    parameters = inspect.signature(function).parameters.values()
+    given = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    wanted = ARGUMENTS[plugin.kind]
+    if len(given) != len(wanted):
+        raise UserError(
+            f"{plugin}: takes ({', '.join(given)}); expected ({', '.join([*wanted, '*'])}), and options after the star."
+        )
+    options = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    accepted: dict[str, Any] = {}
+    for name, parameter in options.items():
+        if parameter.annotation is parameter.empty:
+            raise UserError(f"{plugin}: the option '{name}' has no annotation; give the type of what it accepts.")
+        text = isinstance(parameter.annotation, str)
+        accepted[name] = eval(parameter.annotation, function.__globals__) if text else parameter.annotation
+    classes = [value for value in accepted.values() if inspect.isclass(value) and issubclass(value, Options)]
+    if classes and list(options) != ["options"]:
+        raise UserError(
+            f"{plugin}: takes {', '.join(options)}; a class of options stands alone, and is named `options`."
+        )
+    taken = RESERVED[plugin.kind].intersection(classes[0].model_fields if classes else options)
+    if taken:
+        raise UserError(f"{plugin}: the option '{min(taken)}' is a key of every {plugin.kind} already; rename it.")
+    if classes:
+        return classes[0]
     fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            annotation = parameter.annotation
-            if isinstance(annotation, str):
-                annotation = eval(annotation, function.__globals__)
-            if inspect.isclass(annotation) and issubclass(annotation, Options):
-                return annotation
-            if not paths and annotation in (FilePath, DirectoryPath):
-                annotation = Path
-            fields[name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+    for name, annotation in accepted.items():
+        kind = Path if not paths and annotation in (FilePath, DirectoryPath) else annotation
+        default = options[name].default
+        fields[name] = kind, ... if default is inspect.Parameter.empty else default
     return create_model("Options", __config__=ConfigDict(extra="forbid", validate_default=True), **fields)

@@ -212,10 +212,11 @@ def _data(folder: Path, experiment: Experiment) -> dict[str, Any]:
 
 def _differences(experiment: Experiment) -> list[str]:
     """What the arms do not have in common, besides start and widths."""
-    usual = experiment.training.model_dump()
+    usual = experiment.training.model_dump(exclude={"snapshots"})
     lines = []
     for arm in experiment.all_arms:
-        changed = {key: value for key, value in experiment.training_of(arm).model_dump().items() if usual[key] != value}
+        own = experiment.training_of(arm).model_dump()
+        changed = {key: own[key] for key, value in usual.items() if own[key] != value}
         lines += [f"{arm}: {key} is {value} instead of {usual[key]}" for key, value in changed.items()]
     return lines
 

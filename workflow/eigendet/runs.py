@@ -33,11 +33,10 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
         _save_backbone(folder, backbone)
         training.finish(folder, {"run": {"backbone": name}, "source": choice.pretrained} | versions())
         return
-    settings = experiment.pretraining
-    if settings is None:
-        raise UserError("pretraining: missing; it is needed to pre-train a backbone.")
     data = open_splits(experiment, "classification")
-    definition = Definition(_plain(choice), data["train"].classes, (settings.image_size, settings.image_size))
+    definition = classifier_of(experiment, name, data["train"].classes)
+    settings = experiment.pretraining
+    assert settings is not None  # or there would be no definition
     identity = {
         "pretraining": _material(settings),
         "backbone": definition.backbone,
@@ -92,12 +91,8 @@ def train(
         raise UserError(f"arm {arm} has the reference's widths: leave --widths out, or use --arm derived.")
     settings = experiment.training_of(arm)
     data = open_splits(experiment, "detection")
-    definition = Definition(
-        _plain(choose(experiment.backbones, backbone, "backbones")),
-        data["train"].classes,
-        (settings.min_size, settings.max_size),
-        _plain(choose(experiment.detectors, detector, "detectors")),
-        heads=experiment.widths.heads,
+    definition = definition_of(
+        experiment, backbone, detector, data["train"].classes, (settings.min_size, settings.max_size)
     )
     if widths is not None:
         definition = replace(definition, widths=models.read_widths(widths, definition))
@@ -195,16 +190,36 @@ def costs_of(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
     return found
 
 
+def definition_of(
+    experiment: Experiment, backbone: str, detector: str, classes: list[str], size: tuple[int, int]
+) -> Definition:
+    """A detector over a backbone, by their keys in the experiment, with the reference's widths."""
+    return Definition(
+        _plain(choose(experiment.backbones, backbone, "backbones")),
+        classes,
+        size,
+        _plain(choose(experiment.detectors, detector, "detectors")),
+        heads=experiment.widths.heads,
+    )
+
+
 def definition_for_widths(experiment: Experiment, backbone: str, detector: str, heads: bool) -> Definition:
     """The network whose widths are chosen: at the side for which costs count."""
     side = experiment.training.min_size
-    return Definition(
-        _plain(choose(experiment.backbones, backbone, "backbones")),
-        open_splits(experiment, "detection")["train"].classes if heads else [],
-        (side, side),
-        _plain(choose(experiment.detectors, detector, "detectors")),
-        heads=heads,
-    )
+    classes = open_splits(experiment, "detection")["train"].classes if heads else []
+    return replace(definition_of(experiment, backbone, detector, classes, (side, side)), heads=heads)
+
+
+def classifier_of(experiment: Experiment, backbone: str, classes: list[str]) -> Definition:
+    """What a backbone is pre-trained as.
+
+    Raises:
+        UserError: the experiment has no section `pretraining`.
+    """
+    if experiment.pretraining is None:
+        raise UserError("pretraining: missing; it is needed to pre-train a backbone.")
+    crop = experiment.pretraining.image_size
+    return Definition(_plain(choose(experiment.backbones, backbone, "backbones")), classes, (crop, crop))
 
 
 def _plain(choice: PluginChoice) -> dict[str, Any]:

@@ -85,7 +85,9 @@ class Optimisation(Section):
         "float32", description="of the forward pass on a GPU; a CPU always computes in float32"
     )
     snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
-        8, description="how many (first, then spaced logarithmically, then last), or the steps themselves"
+        8,
+        description="how many (first, then spaced logarithmically, then last), or the steps themselves, to which the "
+        "last is added; of an arm whose covariance is not dumped, the last alone, unless the arm says otherwise",
     )
     log_every: PositiveInt = Field(20, description="steps between rows of the log")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints for resuming")
@@ -105,6 +107,9 @@ class Optimisation(Section):
 
 
 class Pretraining(Optimisation):
+    snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
+        [], description="as of `training`; the last, from which detectors start, is always kept"
+    )
     image_size: PositiveInt = Field(224, description="side of the square crop, pixels")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.35, 1.0), description="share of the image in a crop")
     flip: bool = Field(True, description="mirror half of the images")
@@ -159,6 +164,12 @@ class CovarianceSettings(Section):
     )
     single: bool = Field(False, description="scatter stored in float32: half the disk")
     compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")
+
+    @model_validator(mode="after")
+    def _images_for_every_shard(self) -> Self:
+        if self.dump_shards > self.images:
+            raise ValueError(f"dump_shards is {self.dump_shards}; it must not exceed images, {self.images}")
+        return self
 
 
 def _named(value: Any) -> Any:

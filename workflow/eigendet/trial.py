@@ -14,10 +14,15 @@ from eigendet.config import Experiment
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError, some
 from eigendet.loading import as_float, detection_batches
-from eigendet.models import Definition
-from eigendet.sections import BackboneChoice, PluginChoice
+from eigendet.sections import DetectorTraining
 
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
+
+
+def small(settings: DetectorTraining) -> tuple[int, int]:
+    """Shorter and longest side of images that are quick to go through, in the proportions of the real ones."""
+    shrink = min(1.0, LARGEST / settings.min_size)
+    return round(shrink * settings.min_size), round(shrink * settings.max_size)
 
 
 def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, Any]:
@@ -29,23 +34,20 @@ def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, A
     Raises:
         UserError: a plugin fails, or does not keep its contract; the message names its file and line.
     """
-    first = BackboneChoice(**runs.choose(experiment.backbones, backbone, "backbones").model_dump())
-    second: PluginChoice = runs.choose(experiment.detectors, detector, "detectors")
-    own, over = plugins.find("backbone", first.plugin), plugins.find("detector", second.plugin)
     data = open_splits(experiment, "detection")["train"]
     settings = experiment.training
-    shrink = min(1.0, LARGEST / settings.min_size)
-    size = round(shrink * settings.min_size), round(shrink * settings.max_size)
-    definition = Definition(
-        first.model_dump(mode="json"), data.classes, size, second.model_dump(mode="json"), heads=experiment.widths.heads
-    )
+    size = small(settings)
+    definition = runs.definition_of(experiment, backbone, detector, data.classes, size)
+    first, second = experiment.backbones[backbone], experiment.detectors[detector]
+    own, over = plugins.find("backbone", first.plugin), plugins.find("detector", second.plugin)
     training.seed_everything(0)
     with plugins.failures_named(over, own):
         model = definition.build()
         costs = runs.costs_of(definition, model)
         inside = models.backbone_of(model)
-        with torch.no_grad():
-            structure.check_features(inside.eval()(torch.zeros(1, 3, size[0], size[0])), own)
+        features = inside.train()(torch.rand(2, 3, size[0], size[0]))
+        structure.check_features(features, own)
+        structure.check_gradients(features, inside, own)
         few = settings.model_copy(update={"batch_size": 2, "min_size": size[0], "max_size": size[1], "workers": 0})
         masks = bool(getattr(model, "learns_masks", False))
         batch = next(iter(detection_batches(data, few, 0, 0, masks)))
@@ -55,6 +57,8 @@ def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, A
         idle = [name for name, value in inside.named_parameters() if value.grad is None]
         if idle:
             raise UserError(f"{over}: the loss does not reach {some(idle)} of the backbone; it would never be trained.")
+        structure.check_network(inside, own)  # again: a first pass may have frozen something
+        structure.check_network(model, over)
         image = as_float(data[0][0])
         with torch.no_grad():
             found = model.eval()([image])

@@ -1,0 +1,117 @@
+"""What is said before anything runs: of files what they take, of time what follows from the throughput."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from eigendet import config, dump, plan, runs, spectrum, throughput, training
+from eigendet.cli import main
+from eigendet.files import write_json
+from eigendet.footprint import Footprint
+from eigendet.throughput import Throughput
+
+
+@pytest.mark.parametrize("changes", [{}, {"single": True, "jackknife": None}, {"images": 8, "heads": True}])
+def test_files_take_what_was_planned(values: dict[str, Any], tmp_path: Path, changes: dict[str, Any]) -> None:
+    values["covariance"] = {"images": 5, "points": ["conv", "act", "block", "fpn"]} | changes
+    values["training"]["optimizer"] = "sgd"
+    experiment = config.parse(values)
+    settings = experiment.covariance
+    runs.train(experiment, "scratch", "tiny", "rcnn", 0, tmp_path / "run")
+    dump.dump(experiment, tmp_path / "run", tmp_path / "run.h5")
+    spectrum.write(tmp_path / "run.h5", tmp_path / "spectra")
+    classes = ["digit"] * 10
+    files = Footprint.of(runs.definition_of(experiment, "tiny", "rcnn", classes, (64, 64)), settings)
+    assert training.snapshot_path(tmp_path / "run", 4).stat().st_size == pytest.approx(files.snapshot, rel=0.01)
+    assert files.dump(3, settings.images) == pytest.approx((tmp_path / "run.h5").stat().st_size, rel=0.03)
+    written = sum(file.stat().st_size for file in (tmp_path / "spectra").iterdir())
+    assert files.spectra(3) == pytest.approx(written, rel=0.15)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_checkpoint_takes_what_was_planned(values: dict[str, Any], tmp_path: Path, optimizer: str) -> None:
+    values["training"] |= {"optimizer": optimizer, "momentum": 0.9}
+    experiment = config.parse(values)
+    definition = runs.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
+    model = definition.build()
+    optimiser = training._optimizer(model, experiment.training)
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach().clone()
+    optimiser.step()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    training._checkpoint(tmp_path, {}, model, optimiser, scaler, training._Progress())
+    planned = Footprint.of(definition, experiment.covariance).checkpoint(experiment.training)
+    assert (tmp_path / "last.ckpt").stat().st_size == pytest.approx(planned, rel=0.05)
+
+
+def rates(*definitions: Any) -> Throughput:
+    return Throughput(training=10.0, looking=40.0, dumping=20.0, pretraining=100.0)
+
+
+def test_steps_images_and_hours_follow_from_the_settings(values: dict[str, Any], tmp_path: Path) -> None:
+    values |= {"seeds": [0, 1]}
+    values["arms"] = {"finetune": {"steps": 6}, "scratch": {}, "derived": {}}
+    values["covariance"] = {"images": 3, "arms": ["scratch"]}
+    found = {stage.rule: stage for stage in plan.stages(config.parse(values), tmp_path, rates)}
+    assert (found["pretrain"].steps, found["pretrain"].images, found["pretrain"].seconds) == (4, 32, 0.32)
+    assert (found["scratch"].steps, found["scratch"].images, found["scratch"].seconds) == (8, 16, 1.6)
+    assert (found["finetune"].steps, found["retrain"].steps) == (12, 8)
+    assert (found["dump_covariance"].images, found["dump_covariance"].seconds) == (2 * 3 * 3, 0.9)
+    assert (found["evaluate"].images, found["evaluate"].seconds) == (6 * 4, 0.6)
+    # Of arms that are not dumped there is one snapshot, of the others three.
+    assert found["scratch"].disk > 2.5 * found["finetune"].disk
+
+
+def test_widths_count_where_they_are_known(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values)
+    before = {stage.rule: stage for stage in plan.stages(experiment, tmp_path)}
+    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    groups, usual = network.reference(64)
+    narrow = {group: groups.multiples[group] for group in usual}
+    for arm in ("derived", "uniform_parameters", "profile"):
+        write_json(tmp_path / f"widths/tiny/rcnn/{arm}.json", {"widths": narrow})
+    after = {stage.rule: stage for stage in plan.stages(experiment, tmp_path)}
+    assert after["retrain"].disk < 0.8 * before["retrain"].disk and after["scratch"] == before["scratch"]
+
+
+def test_the_peak_is_what_is_there_and_what_runs() -> None:
+    found = [plan.Stage("a", 4, disk=100, meanwhile=50), plan.Stage("b", 1, disk=10, meanwhile=5)]
+    assert [plan.peak(found, jobs) for jobs in (1, 2, 8)] == [150, 200, 300]
+    assert plan.peak([plan.Stage("a", 1, disk=100), plan.Stage("b", 9, disk=10)], 9) == 110
+
+
+def test_throughput_is_measured_or_inferred(values: dict[str, Any]) -> None:
+    experiment = config.parse(values)
+    detector = runs.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
+    classifier = runs.classifier_of(experiment, "tiny", ["digit"] * 10)
+    found = throughput.measured(experiment, detector, classifier)
+    assert all(rate is not None and rate > 0 for rate in found)
+    assert found.looking > found.dumping
+    # Crops of 32 pixels have a quarter of the positions, and no pyramid or heads.
+    guessed = throughput.inferred(10.0, experiment, detector, classifier)
+    assert guessed.training == 10.0 and guessed.looking == 30.0 and guessed.dumping == 15.0
+    assert guessed.pretraining is not None and guessed.pretraining > 40.0
+    assert throughput.inferred(10.0, experiment, detector, None).pretraining is None
+
+
+def test_the_plan_is_printed(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(config.dump_yaml(config.parse(values)))
+    result = CliRunner().invoke(main, ["plan", "--configfile", "c.yaml", "--images-per-second", "2", "--jobs", "3"])
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line.split() for line in result.output.splitlines() if line}
+    assert rows["scratch"][1:4] == ["1", "4", "8"] and rows["scratch"][-1] == "0.00111"
+    assert "with 3 jobs at once" in result.output and "device-hours" in result.output
+    assert "give --images-per-second" in CliRunner().invoke(main, ["plan", "-c", "c.yaml"]).output
+    both = CliRunner().invoke(main, ["plan", "-c", "c.yaml", "--measure", "--images-per-second", "2"])
+    assert both.exit_code == 1 and "give one of them" in both.output
+
+
+@pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1.5e6, "1.5 MB"), (2.345e12, "2.35 TB")])
+def test_sizes_are_readable(count: float, text: str) -> None:
+    assert plan.size_text(count) == text

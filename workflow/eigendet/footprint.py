@@ -1,0 +1,91 @@
+"""Bytes of the files that a run leaves, known before any is run.
+
+A snapshot is written to a temporary folder and measured, and one small image passes the network to find its taps. What
+files take depends neither on weights nor on pixels, but for how well they compress: covariances count as if they did
+not (`compress`), tables as they usually do.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from eigendet import dump, models, spectrum, training
+from eigendet.models import Definition
+from eigendet.sections import CovarianceSettings, Optimisation
+
+BLOCK = 4096  # bytes that the smallest file takes
+EIGENVALUE = 9.5  # bytes of a row of a table of eigenvalues, compressed
+ARRAY = 600  # bytes that HDF5 takes for an array beside its content, with its share of the tap's attributes
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a run's files.
+
+    Attributes:
+        snapshot: weights and definition.
+        parameters: the part of that which an optimizer changes.
+        channels: of every tap.
+    """
+
+    snapshot: int
+    parameters: int
+    channels: tuple[int, ...]
+    settings: CovarianceSettings
+
+    @classmethod
+    def of(cls, definition: Definition, settings: CovarianceSettings) -> Self:
+        """Build the network and write what is measured. Of a classifier, which is not dumped, there are no taps."""
+        with tempfile.TemporaryDirectory() as name:
+            model = definition.build().eval()
+            training._snapshot(Path(name), 0, model, definition)
+            snapshot = training.snapshot_path(Path(name), 0).stat().st_size
+            channels = []
+            if definition.detector is not None:
+                taps = dump.tapped(model, settings, [[torch.rand(3, *definition.size)]])
+                channels = [tap.covariance.channels for tap in taps]
+        return cls(snapshot, 4 * models.parameter_count(model), tuple(channels), settings)
+
+    def checkpoint(self, optimisation: Optimisation) -> int:
+        """What resuming needs: beside the weights, what the optimizer keeps of each."""
+        moments = 2 if optimisation.optimizer == "adamw" else int(optimisation.momentum > 0)
+        return self.snapshot + moments * self.parameters
+
+    def dump(self, snapshots: int, images: int) -> int:
+        """A file of covariances of so many images, with those of parts of them at the last snapshot."""
+        parts = self._arrays(3, self.parts * (4 * self._triangles + 8 * sum(self.channels)))
+        return snapshots * self._covariances(images) + parts * bool(self.parts)
+
+    def dumping(self, file: int) -> int:
+        """Beside a file while it is written: all snapshots by themselves, and before that the parts of the last."""
+        return max(file, self.parts * self._covariances(0))
+
+    def spectra(self, snapshots: int) -> int:
+        """Tables of eigenvalues, and what comparisons need."""
+        images = self.settings.images
+        arrays = 4 * sum(c * spectrum.leading(c) + images * min(images, c) for c in self.channels)
+        rows = (snapshots + self.parts) * sum(self.channels)
+        return round(EIGENVALUE * rows) + snapshots * self._arrays(3, arrays) + 3 * BLOCK
+
+    @property
+    def parts(self) -> int:
+        """Parts of the images for the jackknife."""
+        return min(self.settings.jackknife or 0, self.settings.images)
+
+    @property
+    def _triangles(self) -> int:
+        return sum(channels * (channels + 1) // 2 for channels in self.channels)
+
+    def _covariances(self, images: int) -> int:
+        """At one snapshot."""
+        width = 4 if self.settings.single else 8
+        return self._arrays(4, width * self._triangles + (8 + 4 * images) * sum(self.channels))
+
+    def _arrays(self, number: int, content: int) -> int:
+        """So many arrays of every tap."""
+        return number * ARRAY * len(self.channels) + content

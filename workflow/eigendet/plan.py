@@ -1,0 +1,223 @@
+"""What an experiment takes, before anything of it is run: jobs, steps, images, disk, and hours of its devices.
+
+All is counted as if nothing had been done yet. An arm whose widths are not derived yet counts as if it had the
+reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from eigendet import models, runs, trial
+from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
+from eigendet.datasets import open_splits
+from eigendet.footprint import BLOCK, Footprint
+from eigendet.models import Definition
+from eigendet.results import networks
+from eigendet.throughput import Throughput
+from eigendet.training import snapshot_steps
+
+Rates = Callable[[Definition, Definition | None], Throughput]  # of a detector, and of the classifier it starts as
+
+RECORDS = 7 * BLOCK  # that every job leaves: its log, how long it took, a summary, and folders for these
+PAGE, FIGURES, TABLES = 1_000_000, 250_000, 100_000  # of the page alone; and of every network
+
+
+@dataclass
+class Stage:
+    """All jobs of one rule.
+
+    Attributes:
+        steps: optimizer updates.
+        images: that pass a network.
+        disk: bytes that stay.
+        meanwhile: bytes of what a job has beside these while it runs.
+        seconds: of devices; None: not known.
+    """
+
+    rule: str
+    jobs: int
+    steps: int = 0
+    images: int = 0
+    disk: int = 0
+    meanwhile: int = 0
+    seconds: float | None = 0.0
+
+
+class Network(NamedTuple):
+    """A detector over a backbone, with what its runs leave and how fast they are."""
+
+    definition: Definition
+    arms: dict[str, Footprint]
+    rate: Throughput | None
+
+
+def stages(experiment: Experiment, folder: Path, rates: Rates | None = None) -> list[Stage]:
+    """Everything that there is to do, in the order of the workflow.
+
+    Args:
+        folder: results of the experiment, whose widths count where they are known.
+        rates: says how fast networks are.
+    """
+    found: dict[str, Stage] = {}
+    for stage in _stages(experiment, folder, rates):
+        known = found.setdefault(stage.rule, Stage(stage.rule, 0))
+        known.jobs += stage.jobs
+        known.steps += stage.steps
+        known.images += stage.images
+        known.disk += stage.disk + stage.jobs * RECORDS
+        known.meanwhile = max(known.meanwhile, stage.meanwhile)
+        known.seconds = None if known.seconds is None or stage.seconds is None else known.seconds + stage.seconds
+    return [stage for stage in found.values() if stage.jobs]
+
+
+def peak(found: Sequence[Stage], jobs: int) -> int:
+    """The most bytes at any time, if so many jobs run at once, and those of a stage before those of the next."""
+    most = kept = 0
+    for stage in found:
+        kept += stage.disk
+        most = max(most, kept + min(jobs, stage.jobs) * stage.meanwhile)
+    return most
+
+
+def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterator[Stage]:
+    detection = open_splits(experiment, "detection")
+    classifiers = _classifiers(experiment)
+    planned = [
+        _network(experiment, folder, *network, detection["train"].classes, classifiers, rates)
+        for network in networks(experiment)
+    ]
+    trained = {
+        "scratch": [arm for arm in experiment.all_arms if arm == "scratch"],
+        "finetune": [arm for arm in experiment.all_arms if arm == "finetune"],
+        "retrain": [arm for arm in experiment.all_arms if arm not in WITH_REFERENCE_WIDTHS],
+    }
+    every, networks_ = len(experiment.seeds), len(planned)
+    yield Stage("check_data", 2 + 2 * bool(classifiers))
+    yield Stage("check_network", networks_)
+    if trained["finetune"]:
+        for name in experiment.backbones:
+            yield _pretraining(experiment, classifiers.get(name), planned)
+    for rule in ("scratch", "finetune"):
+        yield from (_training(experiment, network, rule, arm) for network in planned for arm in trained[rule])
+    for network in planned:
+        yield from (stage for arm in experiment.dumped for stage in _observation(experiment, network, arm))
+    yield Stage("compare", networks_, disk=networks_ * TABLES)
+    yield Stage("derive_widths", networks_ * len(trained["retrain"]))
+    yield Stage("pareto_front", networks_ * bool(experiment.derived))
+    yield from (_training(experiment, network, "retrain", arm) for network in planned for arm in trained["retrain"])
+    for network in planned:
+        images = every * len(experiment.all_arms) * len(detection["val"])
+        seconds = network.rate and images / network.rate.looking
+        yield Stage("evaluate", every * len(experiment.all_arms), images=images, seconds=seconds)
+    yield Stage("latency", networks_)
+    yield Stage("report", 1, disk=PAGE + networks_ * FIGURES)
+
+
+def _classifiers(experiment: Experiment) -> dict[str, Definition]:
+    """What each backbone that is pre-trained here is pre-trained as."""
+    here = [name for name, choice in experiment.backbones.items() if choice.pretrained == "workflow"]
+    if "finetune" not in experiment.arms or not here:
+        return {}
+    classes = open_splits(experiment, "classification")["train"].classes
+    return {name: runs.classifier_of(experiment, name, classes) for name in here}
+
+
+def _network(
+    experiment: Experiment,
+    folder: Path,
+    backbone: str,
+    detector: str,
+    classes: list[str],
+    classifiers: dict[str, Definition],
+    rates: Rates | None,
+) -> Network:
+    size = experiment.training.min_size, experiment.training.max_size
+    definition = runs.definition_of(experiment, backbone, detector, classes, size)
+    usual = replace(definition, size=trial.small(experiment.training))
+    files = dict.fromkeys(experiment.all_arms, Footprint.of(usual, experiment.covariance))
+    for arm in experiment.all_arms:
+        named = experiment.arms.get(arm, {}).get("widths")
+        widths = Path(named) if named else folder / "widths" / backbone / detector / f"{arm}.json"
+        if widths.is_file():
+            changed = replace(usual, widths=models.read_widths(widths, usual))
+            files[arm] = Footprint.of(changed, experiment.covariance)
+    return Network(definition, files, rates and rates(definition, classifiers.get(backbone)))
+
+
+def _pretraining(experiment: Experiment, classifier: Definition | None, planned: Sequence[Network]) -> Stage:
+    """Of one backbone, or only its weights from elsewhere."""
+    settings = experiment.pretraining
+    if classifier is None or settings is None:
+        return Stage("pretrain", 1)
+    files = Footprint.of(classifier, experiment.covariance)
+    rate = next(network.rate for network in planned if network.definition.backbone == classifier.backbone)
+    images = settings.steps * settings.batch_size
+    return Stage(
+        "pretrain",
+        1,
+        settings.steps,
+        images,
+        (1 + len(snapshot_steps(settings))) * files.snapshot,
+        2 * files.checkpoint(settings),  # the next is there before the last is removed
+        images / rate.pretraining if rate and rate.pretraining else None,
+    )
+
+
+def _training(experiment: Experiment, network: Network, rule: str, arm: str) -> Stage:
+    """Of all seeds."""
+    settings, files, seeds = experiment.training_of(arm), network.arms[arm], len(experiment.seeds)
+    images = seeds * settings.steps * settings.batch_size
+    return Stage(
+        rule,
+        seeds,
+        seeds * settings.steps,
+        images,
+        seeds * len(snapshot_steps(settings)) * files.snapshot,
+        2 * files.checkpoint(settings),
+        network.rate and images / network.rate.training,
+    )
+
+
+def _observation(experiment: Experiment, network: Network, arm: str) -> Iterator[Stage]:
+    """Dumps of an arm, of all seeds, and their spectra."""
+    settings, files, seeds = experiment.covariance, network.arms[arm], len(experiment.seeds)
+    snapshots = len(snapshot_steps(experiment.training_of(arm)))
+    images, shards = snapshots * settings.images, settings.dump_shards
+    whole, part = (files.dump(snapshots, settings.images // count) for count in (1, shards))
+    seconds = network.rate and seeds * images / network.rate.dumping
+    if shards == 1:
+        yield Stage("dump_covariance", seeds, 0, seeds * images, seeds * whole, files.dumping(whole), seconds)
+    else:
+        yield Stage("dump_shard", seeds * shards, 0, seeds * images, 0, part + files.dumping(part), seconds)
+        yield Stage("merge_covariance", seeds, disk=seeds * whole, meanwhile=shards * part)
+    yield Stage("spectrum", seeds, disk=seeds * files.spectra(snapshots))
+
+
+def lines(found: Sequence[Stage], jobs: int, unit: str) -> Iterator[str]:
+    """The plan as text. `unit`: what is paid for by the hour."""
+    total = Stage("in all", sum(stage.jobs for stage in found), disk=sum(stage.disk for stage in found))
+    total.steps, total.images = sum(stage.steps for stage in found), sum(stage.images for stage in found)
+    known = [stage.seconds for stage in found if stage.seconds is not None]
+    total.seconds = sum(known) if len(known) == len(found) else None
+    yield f"{'':<16}{'jobs':>7}{'steps':>13}{'images':>15}{'disk':>11}  {unit}-hours"
+    for stage in [*found, total]:
+        hours = "?" if stage.seconds is None else f"{stage.seconds / 3600:.3g}" if stage.seconds else ""
+        counts = (f"{count:,}" if count else "" for count in (stage.steps, stage.images))
+        steps, images = counts
+        yield f"{stage.rule:<16}{stage.jobs:>7,}{steps:>13}{images:>15}{size_text(stage.disk):>11}  {hours}".rstrip()
+    yield ""
+    at_once = "one job at a time" if jobs == 1 else f"{jobs} jobs at once"
+    yield f"disk: {size_text(total.disk)} in the end; with {at_once}, {size_text(peak(found, jobs))} at most meanwhile"
+
+
+def size_text(count: float) -> str:
+    """Bytes in words, by powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB" if count < 1000 else f"{count:,.0f} TB"
