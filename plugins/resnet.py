@@ -1,8 +1,8 @@
 """Residual networks of torchvision."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from eigendet.plugins import backbone
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 @backbone
 def resnet(
     *,
-    depth: Literal[18, 34, 50, 101] = 50,
-    norm: Literal["group", "batch", "sync_batch", "frozen_batch"] = "group",
-    norm_groups: PositiveInt = 32,
+    depth: Annotated[Literal[18, 34, 50, 101], Field(description="number of its layers")] = 50,
+    norm: Annotated[
+        Literal["group", "batch", "sync_batch", "frozen_batch"], Field(description="after every convolution")
+    ] = "group",
+    norm_groups: Annotated[PositiveInt, Field(description="of each GroupNorm; it divides every width")] = 32,
 ) -> "nn.Module":
     """torchvision's ResNet-18, 34, 50 or 101; feature maps of strides 4, 8, 16 and 32.
 
-    Its state dict has torchvision's names, so that published weights fit. `norm_groups` is for `norm: group`.
+    Its state dict has torchvision's names, so that published weights fit.
     """
     from torch import Tensor
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet

@@ -1,8 +1,8 @@
 """Convolutional networks of timm, by their names there."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from eigendet.errors import UserError, unknown
 from eigendet.plugins import backbone
@@ -16,14 +16,16 @@ FINEST = 4  # the smallest stride of which a map is given
 @backbone
 def timm(
     *,
-    name: str,
-    norm: Literal["own", "group", "batch", "sync_batch", "frozen_batch"] = "own",
-    norm_groups: PositiveInt = 32,
+    name: Annotated[str, Field(description="as in timm.list_models()")],
+    norm: Annotated[
+        Literal["own", "group", "batch", "sync_batch", "frozen_batch"], Field(description="instead of its own")
+    ] = "own",
+    norm_groups: Annotated[PositiveInt, Field(description="of each GroupNorm; it divides every width")] = 32,
 ) -> "nn.Module":
     """Any convolutional network of timm, by name; a feature map of each stride from 4 on.
 
     They are the maps of timm's `features_only`, named as it says; the state dict has its names too. Nothing is
-    downloaded. `norm_groups` is for `norm: group`.
+    downloaded.
     """
     import timm as library
     from timm.layers.format import Format

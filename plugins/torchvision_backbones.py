@@ -1,8 +1,8 @@
 """Convolutional classifiers of torchvision, by their names there."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from eigendet.errors import UserError, unknown
 from eigendet.plugins import backbone
@@ -23,14 +23,16 @@ FINEST, MAPS = 4, 4  # the smallest stride of which a map is given, and how many
 @backbone
 def torchvision(
     *,
-    name: str,
-    norm: Literal["own", "group", "batch", "sync_batch", "frozen_batch"] = "own",
-    norm_groups: PositiveInt = 32,
+    name: Annotated[str, Field(description="as in torchvision.models")],
+    norm: Annotated[
+        Literal["own", "group", "batch", "sync_batch", "frozen_batch"], Field(description="instead of its own")
+    ] = "own",
+    norm_groups: Annotated[PositiveInt, Field(description="of each GroupNorm; it divides every width")] = 32,
 ) -> "nn.Module":
     """Any convolutional classifier of torchvision, by name; the last feature map of each stride from 4 on.
 
     Of the four largest strides, where there are more; maps are named after the layers that give them. The state dict
-    has torchvision's names, so that published weights fit. `norm_groups` is for `norm: group`.
+    has torchvision's names, so that published weights fit.
     """
     from torch import Tensor, nn
     from torchvision import models

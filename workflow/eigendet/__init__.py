@@ -38,8 +38,10 @@ The modules, each with one idea, from the bottom up:
     figures, views, report   figures, what they show, and the page with them
     events          TensorBoard's scalars
     trial           every network built and tried before any run
+    footprint, throughput, plan   what an experiment takes: disk, time, jobs
     samples, contract   tiny data sets, and the contract of plugins as tests on these
-    cli, cli_plugins    a command a stage; `eigendet plugins`
+    parallel        several processes that work together
+    cli, cli_analysis, cli_plugins   a command a stage; `eigendet plugins`
 """
 
 from typing import TYPE_CHECKING, Any

@@ -52,12 +52,16 @@ def named(name: str) -> list[Plugin]:
 def description(plugin: Plugin) -> list[str]:
     """What a plugin is, where it stands, and its options with types, defaults and meaning."""
     from eigendet import plugins
+    from eigendet.sections import BackboneChoice
 
     function = plugins.load(plugin)
     lines = [f"{plugin.kind} {plugin.name}, version {plugin.version}, from {plugin.origin}", ""]
     lines += [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
     schema = plugins.options_of(plugin, paths=True).model_json_schema()
     properties: dict[str, Any] = schema.get("properties", {})
+    if plugin.kind == "backbone":  # and what the library itself takes beside the options
+        of_all = BackboneChoice.model_json_schema()["properties"]
+        properties |= {name: of_all[name] for name in ("width", "pretrained")}
     if not properties:
         return [*lines, "", "It has no options."]
     rows = [("option", "accepted", "default", "")]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 
 from eigendet import plugins
 from eigendet.errors import UserError, some
@@ -153,5 +153,5 @@ def interval(estimate: float, without: Sequence[float]) -> tuple[float, float]:
     """
     parts = len(without)
     error = np.sqrt((parts - 1) * np.var(without))
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, parts - 1) * error)
+    half = float(scipy.special.stdtrit(parts - 1, (1 + CONFIDENCE) / 2) * error)  # of Student's t
     return max(estimate - half, 0.0), estimate + half

@@ -1,0 +1,70 @@
+"""What `eigendet plan` says of an experiment is what Snakemake plans, and what its results take on disk."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigendet import config, plan
+from tests.conftest import minimal_experiment
+from tests.workflow.test_workflow import jobs, snakemake
+
+OTHER_ARMS: dict[str, dict[str, Any]] = {
+    arm: {} for arm in ("scratch", "derived", "reference", "uniform_macs", "permuted", "untrained")
+}
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "minimal": {},
+    "shards": {"covariance": {"images": 4, "dump_shards": 3}, "seeds": [0, 1]},
+    "controls": {"arms": OTHER_ARMS, "rounds": 2, "covariance": {"images": 3}},
+    "no widths": {"arms": {"finetune": {}, "scratch": {}}},
+    "other weights": {"backbones": {"a": {"plugin": "resnet", "pretrained": "w.pt"}, "b": {"plugin": "resnet"}}},
+}
+
+
+@pytest.mark.parametrize("changes", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_jobs_are_those_that_snakemake_plans(changes: dict[str, Any], tmp_path: Path) -> None:
+    values = minimal_experiment() | changes
+    dry = snakemake(tmp_path, values, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    planned = {stage.rule: stage.jobs for stage in plan.stages(config.parse(values), tmp_path)}
+    assert planned | {"all": 1} == jobs(dry.stdout + dry.stderr)
+
+
+def disk(folder: Path) -> int:
+    """Bytes of the blocks that a folder takes."""
+    total = 0
+    for path in [folder, *folder.rglob("*")]:
+        try:
+            total += 512 * path.lstat().st_blocks
+        except FileNotFoundError:  # a temporary file
+            continue
+    return total
+
+
+def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
+    """In the end and at its highest, for networks large enough that files are more than folders and logs."""
+    values = minimal_experiment()
+    values["backbones"]["tiny"] |= {"width": 0.5, "norm_groups": 8}
+    values["training"] |= {"steps": 30, "checkpoint_every": 1}
+    values["covariance"] = {"images": 6, "points": ["conv", "act"], "dump_shards": 2}
+    experiment = config.parse(values)
+    found = plan.stages(experiment, tmp_path)
+    done, highest = threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            highest[0] = max(highest[0], disk(tmp_path / "results"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        result = snakemake(tmp_path, values)
+    finally:
+        done.set()
+        watcher.join()
+    assert result.returncode == 0, result.stderr
+    assert sum(stage.disk for stage in found) == pytest.approx(disk(tmp_path / "results"), rel=0.1)
+    assert plan.peak(found, 2) == pytest.approx(highest[0], rel=0.1)
