@@ -81,7 +81,7 @@ def test_widths_count_where_they_are_known(values: dict[str, Any], tmp_path: Pat
 
 def test_the_peak_is_what_is_there_and_what_runs() -> None:
     found = [plan.Stage("a", 4, disk=100, meanwhile=50), plan.Stage("b", 1, disk=10, meanwhile=5)]
-    assert [plan.peak(found, jobs) for jobs in (1, 2, 8)] == [150, 200, 300]
+    assert [plan.peak(found, jobs) for jobs in (1, 2, 8)] == [125, 150, 200]
     assert plan.peak([plan.Stage("a", 1, disk=100), plan.Stage("b", 9, disk=10)], 9) == 110
 
 

@@ -17,6 +17,7 @@ from eigendet.datasets import open_splits
 from eigendet.footprint import BLOCK, Footprint
 from eigendet.models import Definition
 from eigendet.results import networks
+from eigendet.sections import Optimisation
 from eigendet.throughput import Throughput
 from eigendet.training import snapshot_steps
 
@@ -34,7 +35,7 @@ class Stage:
         steps: optimizer updates.
         images: that pass a network.
         disk: bytes that stay.
-        meanwhile: bytes of what a job has beside these while it runs.
+        meanwhile: the most bytes that one job has while it runs, of what stays and of what does not.
         seconds: of devices; None: not known.
     """
 
@@ -78,8 +79,10 @@ def peak(found: Sequence[Stage], jobs: int) -> int:
     """The most bytes at any time, if so many jobs run at once, and those of a stage before those of the next."""
     most = kept = 0
     for stage in found:
+        running = min(jobs, stage.jobs)
+        done = stage.disk * (stage.jobs - running) // stage.jobs
+        most = max(most, kept + done + running * stage.meanwhile, kept + stage.disk)
         kept += stage.disk
-        most = max(most, kept + min(jobs, stage.jobs) * stage.meanwhile)
     return most
 
 
@@ -162,7 +165,7 @@ def _pretraining(experiment: Experiment, classifier: Definition | None, planned:
         settings.steps,
         images,
         (1 + len(snapshot_steps(settings))) * files.snapshot,
-        2 * files.checkpoint(settings),  # the next is there before the last is removed
+        _training_disk(settings, files),
         images / rate.pretraining if rate and rate.pretraining else None,
     )
 
@@ -177,9 +180,14 @@ def _training(experiment: Experiment, network: Network, rule: str, arm: str) -> 
         seeds * settings.steps,
         images,
         seeds * len(snapshot_steps(settings)) * files.snapshot,
-        2 * files.checkpoint(settings),
+        _training_disk(settings, files),
         network.rate and images / network.rate.training,
     )
+
+
+def _training_disk(settings: Optimisation, files: Footprint) -> int:
+    """The most that a run has: before its last snapshot, two checkpoints, of which one is about to go."""
+    return (len(snapshot_steps(settings)) - 1) * files.snapshot + 2 * files.checkpoint(settings)
 
 
 def _observation(experiment: Experiment, network: Network, arm: str) -> Iterator[Stage]:
@@ -190,10 +198,10 @@ def _observation(experiment: Experiment, network: Network, arm: str) -> Iterator
     whole, part = (files.dump(snapshots, settings.images // count) for count in (1, shards))
     seconds = network.rate and seeds * images / network.rate.dumping
     if shards == 1:
-        yield Stage("dump_covariance", seeds, 0, seeds * images, seeds * whole, files.dumping(whole), seconds)
+        yield Stage("dump_covariance", seeds, 0, seeds * images, seeds * whole, whole + files.dumping(whole), seconds)
     else:
         yield Stage("dump_shard", seeds * shards, 0, seeds * images, 0, part + files.dumping(part), seconds)
-        yield Stage("merge_covariance", seeds, disk=seeds * whole, meanwhile=shards * part)
+        yield Stage("merge_covariance", seeds, disk=seeds * whole, meanwhile=whole + shards * part)
     yield Stage("spectrum", seeds, disk=seeds * files.spectra(snapshots))
 
 
