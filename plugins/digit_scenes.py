@@ -5,12 +5,15 @@ and validation, each have digits of their own and a strip of each photograph of 
 """
 
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from eigendet.errors import UserError
 from eigendet.files import value_digest
 from eigendet.plugins import dataset
 
@@ -92,14 +95,13 @@ class DigitScenes:
             side = int(self._size * np.exp(random.uniform(np.log(0.18), np.log(0.45))))
             left, top = random.integers(0, self._size - side + 1, size=2)
             label, ink = self._material.digit(random, side)
-            here = np.zeros((self._size, self._size), dtype=np.float32)
-            here[top : top + side, left : left + side] = ink
-            mask = here > 0.4
+            mask = np.zeros((self._size, self._size), dtype=bool)
+            mask[top : top + side, left : left + side] = ink > 0.4
             visible = [old & ~mask for old in masks]
             # At least 70 % of what was visible of a digit stays so, and every digit can be told from the others.
             if any(new.sum() < 0.7 * old.sum() for new, old in zip(visible, masks, strict=True)):
                 continue
-            canvas = _paint(canvas, here, random)
+            _paint(canvas, ink, left, top, random)
             labels, masks = [*labels, label], [*visible, mask]
         return canvas, labels, masks
 
@@ -123,9 +125,8 @@ class DigitCrops:
         side = int(self._size * random.uniform(0.6, 1.0))
         left, top = random.integers(0, self._size - side + 1, size=2)
         label, ink = self._material.digit(random, side)
-        here = np.zeros((self._size, self._size), dtype=np.float32)
-        here[top : top + side, left : left + side] = ink
-        return torch.from_numpy(_paint(canvas, here, random)).permute(2, 0, 1).contiguous(), label
+        _paint(canvas, ink, left, top, random)
+        return torch.from_numpy(canvas).permute(2, 0, 1).contiguous(), label
 
 
 class _Material:
@@ -161,15 +162,22 @@ class _Material:
 
 @cache
 def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Digits (n, 8, 8) float32 in [0, 1], their labels, and the photographs (H, W, 3) uint8."""
-    from sklearn.datasets import load_digits, load_sample_images
+    """Digits (n, 8, 8) float32 in [0, 1], their labels, and the photographs (H, W, 3) uint8.
 
-    digits = load_digits()
-    return (digits.images / 16).astype(np.float32), digits.target, list(load_sample_images().images)
+    From the files that scikit-learn installs: to import it takes longer than everything else that a job starts with.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise UserError("scikit-learn, whose sample images the digits are, is not installed: pip install scikit-learn")
+    folder = Path(package.origin).parent / "datasets"
+    digits = np.loadtxt(folder / "data/digits.csv.gz", delimiter=",", dtype=np.float32)
+    photographs = [np.array(Image.open(folder / "images" / name)) for name in ("china.jpg", "flower.jpg")]
+    return digits[:, :-1].reshape(-1, 8, 8) / 16, digits[:, -1].astype(np.int64), photographs
 
 
-def _paint(canvas: np.ndarray, ink: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _paint(canvas: np.ndarray, ink: np.ndarray, left: int, top: int, random: np.random.Generator) -> None:
     """Lay a light colour of any hue over the canvas where there is ink, so that it stands out from the dimmed photo."""
     colour = 255 * (1 - random.uniform(0, 0.6) * random.permutation([0.0, random.uniform(), 1.0]))
-    alpha = ink[..., None]
-    return (canvas * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+    alpha, height, width = ink[..., None], *ink.shape
+    part = canvas[top : top + height, left : left + width]
+    part[:] = (part * (1 - alpha) + colour * alpha).round().astype(np.uint8)

@@ -28,7 +28,7 @@ def fcos(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options:
     from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-    from eigendet.parts import PyramidBackbone, check_levels, group_norm
+    from eigendet.parts import PyramidBackbone, check_levels, group_norm, hide_background
 
     channels, norm = options.fpn_channels, group_norm(options.norm_groups)
     pyramid = PyramidBackbone(backbone, channels, LastLevelP6P7(channels, channels), skip=1)
@@ -36,6 +36,7 @@ def fcos(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options:
     points = tuple((side,) for side in options.anchor_sizes)
     head = FCOSHead(channels, 1, classes + 1, num_convs=0)  # it takes no normalisation, but its two parts do
     head.classification_head = FCOSClassificationHead(channels, 1, classes + 1, norm_layer=norm)
+    head.classification_head.register_forward_hook(hide_background)
     head.regression_head = FCOSRegressionHead(channels, 1, norm_layer=norm)
     return FCOS(
         pyramid,

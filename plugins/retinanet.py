@@ -32,7 +32,7 @@ def retinanet(backbone: "nn.Module", classes: int, size: tuple[int, int], *, opt
     from torchvision.models.detection.retinanet import RetinaNetHead
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-    from eigendet.parts import PyramidBackbone, check_levels, coarser_maps, group_norm
+    from eigendet.parts import PyramidBackbone, check_levels, coarser_maps, group_norm, hide_background
 
     channels, first = options.fpn_channels, options.version == 1
     *_, coarsest = coarser_maps(backbone, 1).values()
@@ -42,6 +42,7 @@ def retinanet(backbone: "nn.Module", classes: int, size: tuple[int, int], *, opt
     check_levels("anchor_sizes", options.anchor_sizes, pyramid)
     octaves = tuple(tuple(int(side * 2 ** (step / 3)) for step in range(3)) for side in options.anchor_sizes)
     head = RetinaNetHead(channels, 9, classes + 1, None if first else group_norm(options.norm_groups))
+    head.classification_head.register_forward_hook(hide_background)
     head.regression_head._loss_type = "l1" if first else "giou"
     return RetinaNet(
         pyramid,

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from eigendet import comparison, config, files, spectrum, store
-from eigendet.covariance import Covariance
+from eigendet.covariance import Covariance, Tap
 from eigendet.names import TapKey
-from eigendet.taps import Tap
 from tests.conftest import minimal_experiment
 
 IMAGES = 12

@@ -27,9 +27,8 @@ import torch
 from tqdm import tqdm
 
 from eigendet import store
-from eigendet.covariance import Covariance
+from eigendet.covariance import Covariance, Tap
 from eigendet.names import TapKey
-from eigendet.taps import Tap
 
 STEPS = [0, *(2**power for power in range(18)), 180_000]
 IMAGES, PARTS, POSITIONS = 200, 8, 500_000

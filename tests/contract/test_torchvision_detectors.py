@@ -105,6 +105,22 @@ def test_all_but_its_outputs_is_resized_at_the_predicted_cost(name: str) -> None
     assert counted.macs(widths) == counter.get_total_flops() // 2
 
 
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_background_is_never_detected(name: str) -> None:
+    """As torchvision does where it has not learned yet that background is not to be scored."""
+    model = definition(name).build().eval()
+    head: Any = model.get_submodule("head.classification_head")
+    nn.init.constant_(head.cls_logits.bias, 3.0)
+    images = [torch.rand(3, 64, 64)]
+    with torch.no_grad():
+        (found,) = model(images)
+        head._forward_hooks.clear()
+        (without,) = model(images)
+    assert len(found["labels"])
+    assert 0 in without["labels"].tolist()
+    assert 0 not in found["labels"].tolist()
+
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     "fasterrcnn_resnet50_fpn": {"plugin": "faster_rcnn"},
     "fasterrcnn_resnet50_fpn_v2": {"plugin": "faster_rcnn", "version": 2},

@@ -10,9 +10,8 @@ from scipy.spatial.distance import jensenshannon
 
 import eigendet
 from eigendet import comparison, config, findings, results, significance, spectrum, store
-from eigendet.covariance import Covariance
+from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError
-from eigendet.taps import Tap
 from tests.simulated import compare, simulate
 
 

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from eigendet import measures, metrics, plugins, spectrum, store
-from eigendet.covariance import Covariance
+from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError
 from eigendet.names import RUN_COLUMNS, TAP_COLUMNS, TapKey
 from eigendet.sections import PluginChoice
-from eigendet.taps import Tap
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))
 RULES = ("ratio", "energy", "dof", "effective_rank", "participation")

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from eigendet import store
-from eigendet.covariance import Covariance
+from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError
 from eigendet.names import TapKey
-from eigendet.taps import Tap
 
 
 def snapshots(seed: int = 0, steps: tuple[int, ...] = (0, 10, 2)) -> Iterator[tuple[int, list[Tap]]]:
@@ -142,10 +141,9 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_half_one(tmp_path: Path) -> 
 import resource, signal, torch
 from pathlib import Path
 from eigendet import store
-from eigendet.covariance import Covariance
+from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError
 from eigendet.names import TapKey
-from eigendet.taps import Tap
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:

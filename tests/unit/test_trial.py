@@ -123,6 +123,11 @@ DETECTOR = [
             ("not model.training", box("1, 1, 4, 12", label=0), "labels are from 0 to 0; expected 1 to 10"),
             ("model.training", "found['loss_box_reg'] *= torch.nan", "its loss 'loss_box_reg' is nan in the first"),
             ("model.training", "found['loss_box_reg'] = found['loss_box_reg'][None]", r"a tensor \(\) of one number"),
+            (
+                "model.training",
+                "found['loss_box_reg'] *= torch.ones((), requires_grad=True)",
+                r"depends on a tensor \(\) of float32 with a gradient that is none of its parameters",
+            ),
             ("model.training", "model.rpn.requires_grad_(False)", "rpn.head.conv.0.0.weight, .* are frozen"),
         ]
     ),
@@ -148,6 +153,11 @@ BACKBONE = [
     ("    return Network()", "    return Network", "gave type; expected a torch.nn.Module"),
     ("return maps", "return {k: v * float('nan') for k, v in maps.items()}", "its map 'stage0' holds NaN or infinity"),
     ("return maps", "return {k: v.detach() for k, v in maps.items()}", "its maps have no gradient for stem.0.weight,"),
+    (
+        "return maps",
+        "import torch; return {k: v * torch.ones(1, requires_grad=True) for k, v in maps.items()}",
+        r"depends on a tensor \(1,\) of float32 with a gradient that is none of its parameters",
+    ),
     ("return maps", "return list(maps) if self.training else maps", "gave a list of 4; expected a dict"),
 ]
 

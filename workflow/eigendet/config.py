@@ -242,6 +242,9 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
             lines.append(f"{key}: missing; a value is required")
         elif fault["type"] == "value_error":
             lines.append(": ".join([key] * bool(key) + [str(fault["ctx"]["error"])]))
+        elif fault["type"] == "model_type":
+            accepted = _keys_at(model, fault["loc"])
+            lines.append(f"{key}: got {fault['input']!r}; expected a mapping with keys such as {', '.join(accepted)}")
         else:
             lines.append(f"{key}: got {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}")
     return lines

@@ -12,10 +12,12 @@ of a float32 product (1.2e-6 instead of 1e-7). A shift with few bits makes those
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from eigendet.names import TapKey
 from eigendet.products import Workspace, gram, row_blocks
 
 NOT_FINITE = "NaN, infinity, or numbers whose squares overflow float32"
@@ -260,6 +262,17 @@ class Covariance:
     def _join(self) -> None:
         if self._workspace is not None:
             self._workspace.join()
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One observed tensor, as it is stored."""
+
+    key: TapKey
+    position: int  # in the order of execution
+    padding: str  # its positions: "excluded"; "none" in maps that are no images; "unknown": the model did not say
+    covariance: Covariance
+    image_means: Tensor | None = None  # (images, C): over the positions of each; see `taps.Taps.end_image`
 
 
 def _shift(samples: Tensor) -> Tensor:

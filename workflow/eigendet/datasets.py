@@ -116,15 +116,17 @@ def check(experiment: Experiment, task: str, split: str) -> dict[str, Any]:
     dataset = open_splits(experiment, task)[split]
     plugin = plugins.find("dataset", getattr(getattr(experiment.data, task), split).plugin)
 
-    def look(index: int) -> None:
+    def look(index: int) -> int:
         with plugins.failures_named(plugin):
-            structure.check_sample(dataset, index, str(plugin))
+            return structure.check_sample(dataset, index, str(plugin))
 
+    objects = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(None, f"{task} {split}", len(dataset), disable=None) as bar:
         for start in range(0, len(dataset), 1000):  # an executor holds all that it was given
-            for _ in pool.map(look, range(start, min(start + 1000, len(dataset)))):
+            for count in pool.map(look, range(start, min(start + 1000, len(dataset)))):
+                objects += count
                 bar.update()
     summary = {"images": len(dataset), "classes": dataset.classes, "notes": dataset.notes, "digest": dataset.digest}
     if hasattr(dataset, "objects"):
-        summary["objects"] = sum(dataset.objects(index) for index in range(len(dataset)))
+        summary["objects"] = objects
     return summary

@@ -66,7 +66,7 @@ def search(folders: Sequence[str | Path]) -> None:
     Raises:
         UserError: one is no folder.
     """
-    for folder in map(Path, folders):
+    for folder in (Path(folder).expanduser() for folder in folders):
         if not folder.is_dir():
             raise UserError(f"plugins: '{folder}' is no folder; expected one with Python files of plugins.")
         _further.append(folder.resolve())
@@ -179,6 +179,8 @@ def _installed(kind: Kind) -> Iterator[Plugin]:
         source = _read(file, file.stat().st_mtime_ns)
         line, summary, _ = source.functions.get(point.attr, (1, "", ()))
         lacking = "" if point.attr in source.names else f"{file} has no function '{point.attr}'"
+        if not point.attr:
+            lacking = f"its entry point is '{point.value}'; expected module:function"
         yield Plugin(kind, point.name, file, line, summary, source.fault or lacking or source.unavailable, point)
 
 

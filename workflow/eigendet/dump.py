@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from eigendet import parallel, store
 from eigendet.config import Experiment
+from eigendet.covariance import Tap
 from eigendet.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
@@ -33,7 +34,7 @@ from eigendet.passes import covariances
 from eigendet.points import point_of
 from eigendet.runs import read_run, versions
 from eigendet.sections import CovarianceSettings
-from eigendet.taps import PRECISION, Tap
+from eigendet.taps import PRECISION
 from eigendet.training import snapshot_path
 
 logger = logging.getLogger(__name__)

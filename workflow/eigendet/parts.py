@@ -86,6 +86,19 @@ def group_norm(groups: int) -> Callable[[int], HeadNorm]:
     return lambda channels: HeadNorm(math.gcd(groups, channels), channels)
 
 
+def hide_background(head: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
+    """Forward hook of a head that scores each class by itself, and background as the first of them: never detect it.
+
+    torchvision's RetinaNet and FCOS learn that score, to be low, but would detect background where it is not yet low.
+
+    Args:
+        logits: (..., classes), background first.
+    """
+    if head.training:
+        return logits
+    return logits.index_fill(-1, torch.zeros(1, dtype=torch.int64, device=logits.device), -math.inf)
+
+
 def check_levels(option: str, values: Sequence[float], levels: nn.Module, kind: str = "sizes in pixels") -> None:
     """Raise UserError unless a detector's option has one value for each map that `levels` makes of images."""
     found = len(features_of_blank(levels))

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from eigendet.covariance import Tap
 from eigendet.errors import UserError
 from eigendet.names import TapKey
 from eigendet.sections import Point
-from eigendet.taps import Tap, tap
+from eigendet.taps import tap
 
 BYTES = 8  # of an entry of an accumulator
 

@@ -52,12 +52,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, create_model
+from pydantic import BaseModel, DirectoryPath, FilePath, create_model
 
 from eigendet.config import Experiment, validate_options
 from eigendet.discovery import Kind, Plugin, discover, find, search
 from eigendet.errors import UserError
-from eigendet.sections import BackboneChoice, PluginChoice
+from eigendet.sections import BackboneChoice, PluginChoice, Section
 
 __all__ = ["Options", "backbone", "bind", "dataset", "detector", "discover", "find", "rule", "search", "validate"]
 
@@ -72,10 +72,8 @@ RESERVED: dict[Kind, set[str]] = {
 }
 
 
-class Options(BaseModel):
+class Options(Section):
     """The options of a plugin, as a class."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def backbone(function: F) -> F:
@@ -295,4 +293,4 @@ def _options_model(plugin: Plugin, function: Callable[..., Any], paths: bool) ->
         kind = Path if not paths and annotation in (FilePath, DirectoryPath) else annotation
         default = options[name].default
         fields[name] = kind, ... if default is inspect.Parameter.empty else default
-    return create_model("Options", __config__=ConfigDict(extra="forbid", validate_default=True), **fields)
+    return create_model("Options", __base__=Section, **fields)

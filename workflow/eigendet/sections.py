@@ -13,6 +13,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
 
@@ -27,13 +29,23 @@ IMMATERIAL = {"workers", "log_every", "checkpoint_every"}
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Keys with values of which none is taken for another kind: to pydantic, true would be the number 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _a_truth_is_no_number(cls, value: Any, accept: ValidatorFunctionWrapHandler) -> Any:
+        accepted = accept(value)
+        if isinstance(value, bool) and not isinstance(accepted, bool):
+            raise ValueError(f"got {value}; expected a number")
+        return accepted
 
 
-class PluginChoice(BaseModel):
+class PluginChoice(Section):
     """A plugin by name; every further key is one of its options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     plugin: str = Field(description="name of the plugin")
 
     @property

@@ -42,11 +42,34 @@ def check_gradients(features: dict[str, Tensor], network: nn.Module, plugin: Plu
     """Raise UserError unless the maps depend on every parameter of the network that made them."""
     parts = [value.sum() for value in features.values() if value.requires_grad]
     if parts:
-        torch.stack(parts).sum().backward()
+        total = torch.stack(parts).sum()
+        check_leaves(total, network, str(plugin))
+        total.backward()
     idle = [name for name, value in network.named_parameters() if value.grad is None]
     network.zero_grad()
     if idle:
         raise UserError(f"{plugin}: its maps have no gradient for {some(idle)}, which would never be trained.")
+
+
+def check_leaves(result: Tensor, network: nn.Module, name: str) -> None:
+    """Raise UserError if a result depends on tensors with a gradient that are no parameters of the network.
+
+    A module does not know what stands in a plain list of its attributes: no optimizer would train it, no snapshot hold
+    it. `name` says of what.
+    """
+    known, seen, steps = {id(value) for value in network.parameters()}, set(), [result.grad_fn]
+    while steps:
+        step = steps.pop()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        leaf = getattr(step, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise UserError(
+                f"{name}: depends on {_kind(leaf)} with a gradient that is none of its parameters, so it would never "
+                "be trained; register it, for example in a torch.nn.ModuleList."
+            )
+        steps += [further for further, _ in step.next_functions]
 
 
 def check_losses(losses: Any, name: str) -> None:
@@ -116,8 +139,12 @@ def check_dataset(data: Any, name: str) -> None:
         raise UserError(f"{name}: has only one of 'size' and 'objects'; a data set of boxes has both.")
 
 
-def check_sample(data: Any, index: int, name: str) -> None:
-    """Decode an image, and raise UserError unless it and its label or objects are what its data set says."""
+def check_sample(data: Any, index: int, name: str) -> int:
+    """Decode an image, and raise UserError unless it and its label or objects are what its data set says.
+
+    Returns:
+        The number of its objects, crowds left out.
+    """
     image, target = data[index]
     which = data.name(index) if hasattr(data, "name") else f"{name}: image {index}"
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3:
@@ -125,21 +152,22 @@ def check_sample(data: Any, index: int, name: str) -> None:
     if not isinstance(target, dict):
         if not 0 <= int(target) < len(data.classes):
             raise UserError(f"{which} has the label {target}; expected 0 to {len(data.classes) - 1}.")
-        return
+        return 0
     (height, width), said = image.shape[1:], tuple(data.size(index))
     if said != (height, width):
         raise UserError(f"{which}: the image is {width}x{height} pixels; its annotations say {said[1]}x{said[0]}.")
     missing = {"boxes", "labels", "crowd", "area", "masks"} - target.keys()
     if missing:
         raise UserError(f"{which} has no '{min(missing)}'; expected what eigendet.datasets.Target lists.")
-    boxes, labels = target["boxes"], target["labels"]
-    if data.objects(index) != int((~target["crowd"]).sum()):
-        raise UserError(f"{which}: objects({index}) is {data.objects(index)}, which is not the number of its objects.")
+    boxes, labels, objects = target["boxes"], target["labels"], data.objects(index)
+    if objects != int((~target["crowd"]).sum()):
+        raise UserError(f"{which}: objects({index}) is {objects}, which is not the number of its objects.")
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
     if not (inside and (boxes[:, 2:] > boxes[:, :2]).all()):
         raise UserError(f"{which} has a box outside of it, or without area; expected left, top, right, bottom.")
     if not ((labels >= 1) & (labels <= len(data.classes))).all():
         raise UserError(f"{which} has a label outside of 1 to {len(data.classes)}.")
+    return int(objects)
 
 
 def _kind(value: Any) -> str:

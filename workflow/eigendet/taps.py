@@ -16,15 +16,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
 
-from torch import Tensor, nn
+from torch import nn
 
-from eigendet.covariance import Covariance
+from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError, some, unknown
 from eigendet.names import TapKey
 from eigendet.observer import Observer
@@ -35,19 +34,6 @@ from eigendet.sections import Point
 logger = logging.getLogger(__name__)
 
 PRECISION = "float32 products of samples shifted by the mean of the first; float64 sums"
-
-
-@dataclass(frozen=True)
-class Tap:
-    """One observed tensor, as it is stored."""
-
-    key: TapKey
-    position: int  # in the order of execution
-    padding: (
-        str  # positions of padding: "excluded"; "none" in maps that are no images; "unknown": the model did not say
-    )
-    covariance: Covariance
-    image_means: Tensor | None = None  # (images, C): over the positions of each; see `Taps.end_image`
 
 
 @contextlib.contextmanager

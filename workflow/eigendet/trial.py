@@ -53,7 +53,9 @@ def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, A
         batch = next(iter(detection_batches(data, few, 0, 0, masks)))
         losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
         structure.check_losses(losses, str(over))
-        torch.stack(list(losses.values())).sum().backward()
+        loss = torch.stack(list(losses.values())).sum()
+        structure.check_leaves(loss, model, str(over))
+        loss.backward()
         idle = [name for name, value in inside.named_parameters() if value.grad is None]
         if idle:
             raise UserError(f"{over}: the loss does not reach {some(idle)} of the backbone; it would never be trained.")
