@@ -45,8 +45,11 @@ def disk(folder: Path) -> int:
 
 
 def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
-    """For networks large enough that files are more than folders and logs; at its highest, once widths are known."""
-    values = minimal_experiment()
+    """For networks large enough that files are more than folders and logs; at its highest, once widths are known.
+
+    One job runs at a time: when more do, it is chance which of their highest meet, and the plan is an upper bound.
+    """
+    values = minimal_experiment() | {"arms": {"finetune": {}, "scratch": {}, "derived": {}}}
     values["backbones"]["tiny"] |= {"width": 0.5, "norm_groups": 8}
     values["training"] |= {"steps": 30, "checkpoint_every": 1, "snapshots": 8}
     values["covariance"] = {"images": 6, "points": ["conv", "act"], "dump_shards": 2}
@@ -61,7 +64,7 @@ def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        result = snakemake(tmp_path, values)
+        result = snakemake(tmp_path, values, "--cores", "1")
     finally:
         done.set()
         watcher.join()
@@ -69,4 +72,5 @@ def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
     assert sum(stage.disk for stage in found) == pytest.approx(disk(tmp_path / "results"), rel=0.1)
     known = plan.stages(experiment, tmp_path / "results/minimal")
     assert sum(stage.disk for stage in known) == pytest.approx(disk(tmp_path / "results"), rel=0.05)
-    assert plan.peak(known, 2) == pytest.approx(highest[0], rel=0.1)
+    assert plan.peak(known, 1) == pytest.approx(highest[0], rel=0.1)
+    assert highest[0] <= plan.peak(known, 2)
