@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cluster lint bench resizable budget analysis page power throughput lock schema
+.PHONY: demo test test-cluster lint bench resizable budget analysis page power throughput overhead lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -59,6 +59,10 @@ power: .venv/ready
 # Training through the library beside each framework's own loop: tests/benchmarks/throughput.md, anew. Takes 10 minutes.
 throughput: .venv/ready
 	$(BIN)/python -m tests.benchmarks.throughput
+
+# What the demo's workflow costs beside its work, from the times that `make demo` left: tests/benchmarks/overhead.md, anew.
+overhead: .venv/ready
+	$(BIN)/python -m tests.benchmarks.overhead
 
 # The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
 lock: .venv/ready

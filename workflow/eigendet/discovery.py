@@ -207,14 +207,16 @@ def _read(file: Path, changed: int) -> _Source:
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
-    """Names that a statement binds, wherever in it."""
-    for part in ast.walk(node):
-        if isinstance(part, ast.Import | ast.ImportFrom):
-            yield from ((alias.asname or alias.name).partition(".")[0] for alias in part.names)
-        elif isinstance(part, ast.FunctionDef | ast.ClassDef):
-            yield part.name
-        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            yield part.id
+    """Names that a statement of a file's top level binds, also inside of `if` and `try`."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from ((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _bound(child)
 
 
 def _marks(function: ast.FunctionDef) -> Iterator[str]:
