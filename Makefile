@@ -12,7 +12,7 @@ demo: .venv/ready
 test: .venv/ready lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" pytest
 
-# The part of it that needs a Slurm, which it fetches from Debian's packages. Takes 8 minutes.
+# The part of it that needs a Slurm, which it fetches from Debian's packages. Takes 10 minutes.
 test-cluster: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" pytest tests/cluster
 

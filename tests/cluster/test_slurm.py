@@ -141,15 +141,26 @@ def tensors(content: Any) -> Any:
     return content
 
 
-def test_a_partition_that_is_not_there_stops_the_jobs_that_asked_for_it_and_no_others(
-    environment: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["scratch:slurm_partition=nosuch", "pretrain:gpu=1"], "invalid partition specified: nosuch"),
+        pytest.param(
+            ["scratch:gpu=1", "--config", "device=auto"],
+            "the job asks for 1 GPUs, and torch finds 0 here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine"),
+        ),
+    ],
+    ids=["no such partition", "no GPU where one is asked for"],
+)
+def test_a_job_that_cannot_run_stops_with_an_error_and_no_others(
+    environment: dict[str, str], tmp_path: Path, wrong: list[str], message: str
 ) -> None:
     targets = ["results/minimal/pretrained/tiny/run.json", "results/minimal/runs/scratch/tiny/rcnn/seed_0/run.json"]
-    wrong = ["--set-resources", "scratch:slurm_partition=nosuch", "pretrain:gpu=1"]
-    line = [*command(tmp_path, "slurm", *QUICK, "--retries", "0", *targets, *wrong)]
+    line = command(tmp_path, "slurm", *QUICK, "--retries", "0", *targets, "--set-resources", *wrong)
     result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "invalid partition specified: nosuch" in result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
     assert (tmp_path / targets[0]).exists() and not (tmp_path / targets[1]).exists()
 
 
