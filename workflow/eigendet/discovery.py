@@ -247,10 +247,18 @@ def _install(node: ast.stmt) -> str:
 
 
 def _is_installed(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is not None  # as Python takes it, that says there is none
+    return _can_be_found(package, tuple(sys.path))
+
+
+@cache
+def _can_be_found(package: str, path: tuple[str, ...]) -> bool:
+    """On that path. Plugins import much the same, and looking takes a millisecond."""
     try:
         return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # a stand-in without a spec is imported already
-        return True
+    except ImportError:
+        return False
 
 
 def _file_of(module: str) -> Path | None:
