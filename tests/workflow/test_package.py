@@ -52,6 +52,8 @@ def test_what_the_entry_point_names_must_be_there(installed: Path) -> None:
     try:
         file.write_text(text.replace("def lab_detector", "def another"))
         assert plugins.find("detector", "lab_detector").unavailable == f"{file} has no function 'lab_detector'"
+        file.write_text(f"from . import others\n{text}")  # as the module of a package may, unlike a file of plugins/
+        assert not plugins.find("detector", "lab_detector").unavailable
         file.write_text(text.replace("import TYPE_CHECKING", "import TYPE_CHECKING)"))
         assert "line 3: not Python" in plugins.find("detector", "lab_detector").unavailable
         file.unlink()

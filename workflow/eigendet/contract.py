@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -61,23 +62,23 @@ class Contract:
         plugins.bind(self.kind, self.choice)
 
 
-class NetworkContract(Contract):
+class NetworkContract(Contract, ABC):
     """Of networks: `side` is that of the square images that the tests use, in pixels."""
 
     side: ClassVar[int] = 64
     steps: ClassVar[int] = 60  # in which a tiny set is learnt
     learning_rate: ClassVar[float] = 3e-3
 
-    def definition(self) -> Definition:
-        raise NotImplementedError
+    @abstractmethod
+    def definition(self) -> Definition: ...
 
     def build(self, definition: Definition | None = None) -> nn.Module:
         training.seed_everything(0)
         return (definition or self.definition()).build()
 
+    @abstractmethod
     def step(self, model: nn.Module) -> None:
         """Losses and gradients of one batch."""
-        raise NotImplementedError
 
     def test_it_builds(self) -> None:
         self.build()
@@ -136,11 +137,11 @@ class NetworkContract(Contract):
             "expected less than three quarters.",
         )
 
-    def task(self) -> training.Task:
-        raise NotImplementedError
+    @abstractmethod
+    def task(self) -> training.Task: ...
 
-    def settings(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def settings(self) -> Any: ...
 
     @property
     def optimisation(self) -> dict[str, Any]:

@@ -139,9 +139,15 @@ class _Source:
 
     @property
     def unavailable(self) -> str:
+        """Why, of a file of a plugin folder; a package's may import what stands beside it."""
         if self.beside:
             return f"it imports {self.beside} from beside it, but stands alone: make a package of the two"
-        lacking = [name for name in self.imports if not _is_installed(name)]
+        return self.lacking
+
+    @property
+    def lacking(self) -> str:
+        """What is not installed that it imports."""
+        lacking = [name for name in self.imports if name != "." and not _is_installed(name)]
         if not lacking:
             return ""
         verb = "is" if len(lacking) == 1 else "are"
@@ -178,10 +184,10 @@ def _installed(kind: Kind) -> Iterator[Plugin]:
             continue
         source = _read(file, file.stat().st_mtime_ns)
         line, summary, _ = source.functions.get(point.attr, (1, "", ()))
-        lacking = "" if point.attr in source.names else f"{file} has no function '{point.attr}'"
+        absent = "" if point.attr in source.names else f"{file} has no function '{point.attr}'"
         if not point.attr:
-            lacking = f"its entry point is '{point.value}'; expected module:function"
-        yield Plugin(kind, point.name, file, line, summary, source.fault or lacking or source.unavailable, point)
+            absent = f"its entry point is '{point.value}'; expected module:function"
+        yield Plugin(kind, point.name, file, line, summary, source.fault or absent or source.lacking, point)
 
 
 @cache
@@ -255,10 +261,7 @@ def _is_installed(package: str) -> bool:
 @cache
 def _can_be_found(package: str, path: tuple[str, ...]) -> bool:
     """On that path. Plugins import much the same, and looking takes a millisecond."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ImportError:
-        return False
+    return importlib.util.find_spec(package) is not None
 
 
 def _file_of(module: str) -> Path | None:
