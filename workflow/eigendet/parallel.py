@@ -143,7 +143,7 @@ def _joined(name: DeviceName) -> Iterator[None]:
 
 def _launch(processes: int, nodes: int, name: DeviceName) -> None:
     """Start this very command once for each process, and wait for all."""
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -157,7 +157,9 @@ def _launch(processes: int, nodes: int, name: DeviceName) -> None:
         nodes, nodes, processes, run_id=run_id, rdzv_backend="c10d", rdzv_endpoint=place, max_restarts=0
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "eigendet", *sys.argv[1:])
+        with tempfile.TemporaryDirectory(prefix="eigendet-") as logs:  # torch would make one, and leave it
+            config.logs_specs = DefaultLogsSpecs(logs)
+            elastic_launch(config, sys.executable)("-m", "eigendet", *sys.argv[1:])
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
