@@ -2,19 +2,31 @@
 # in .venv and nowhere else, and is otherwise one line that can be typed by hand.
 
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
+# A file's tests run one after another in one worker, and share what is costly to make.
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-cluster lint bench resizable budget analysis page power throughput overhead lock schema
+.PHONY: demo check test test-all coverage lint bench resizable budget analysis page power throughput overhead lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
 
-test: .venv/ready lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" pytest
+# Linters, types, and the tests that train for no more than a few steps: what to run while changing something.
+check: lint
+	$(PYTEST) tests/unit -m "not slow"
 
-# The part of it that needs a Slurm, which it fetches from Debian's packages. Takes 10 minutes.
-test-cluster: .venv/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" pytest tests/cluster
+# Every promise once, the workflow from end to end among them.
+test: lint
+	$(PYTEST) -m "not slow"
+
+# All: every shipped network, long runs, what takes Slurm or detectron2's sources.
+test-all: lint
+	$(PYTEST)
+
+# The same, and which lines and branches of the library nothing reached.
+coverage: .venv/ready
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests import chromium, detectron2
+from tests.cluster import slurm
+from tests.leaks import Traces
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -21,8 +27,44 @@ def real_data(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not (SHARED / name).is_dir(), reason=f"real data {name} is not on this machine")
 
 
+# Marker -> why what its tests need is not here; empty if it is.
+NEEDS: dict[str, Callable[[], str]] = {
+    "browser": chromium.unavailable,
+    "detectron2": detectron2.unavailable,
+    "gpu": lambda: "" if torch.cuda.is_available() else "no GPU on this machine",
+    "slurm": slurm.unavailable,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, unavailable in NEEDS.items():
+        if item.get_closest_marker(name) and (reason := unavailable()):
+            pytest.skip(reason)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give this process a folder for temporary files, and those that it starts one thread each.
+
+    pytest's own folders, which it keeps, stay outside. Two workers' processes of several threads get in each other's
+    way, and the order of a sum would differ from that in this process.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    temporary = tempfile.TemporaryDirectory(prefix="eigendet-", dir=os.environ["PYTEST_DEBUG_TEMPROOT"])
+    config.add_cleanup(temporary.cleanup)
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary.name
+
+
 @pytest.fixture(autouse=True)
-def _in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = Traces.now(ROOT)
+    yield
+    if left := Traces.now(ROOT).left_since(before, request.node.nodeid):
+        pytest.fail("left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _in_checkout(_nothing_is_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
 

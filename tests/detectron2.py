@@ -15,8 +15,6 @@ import tarfile
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ARCHIVE = "pb1-detectron2==0.6"
 DIGEST = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 CACHE = Path(__file__).parent / ".detectron2"
@@ -53,6 +51,3 @@ def unavailable() -> str:
     sys.path.append(str(sources))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(sources)]))
     return ""
-
-
-needed = pytest.mark.skipif(bool(unavailable()), reason=unavailable())

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from playwright.sync_api import sync_playwright
 
 from eigendet import report
+from tests import chromium
 from tests.simulated import compare, simulate
 
 TIMED = """async ([id, values]) => {
@@ -46,9 +46,8 @@ def main() -> int:
         report.write(folder)
         drawn = time.perf_counter() - start
         size = (folder / "report.html").stat().st_size / 1e6
-        with sync_playwright() as playwright:
-            chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            page = chromium.new_page()
+        with chromium.started() as browser:
+            page = browser.new_page()
             start = time.perf_counter()
             page.goto((folder / "report.html").as_uri())
             page.wait_for_selector("body[data-ready=yes]", timeout=120_000)
@@ -56,8 +55,7 @@ def main() -> int:
             paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
             slider = page.evaluate(TIMED, ["spectrum-snapshot", list(range(20))])
             layer = page.evaluate(TIMED, ["spectrum-layer", list(range(0, 100, 5))])
-            version = chromium.version
-            chromium.close()
+            version = browser.version
     finally:
         shutil.rmtree(folder)
     lines = [

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1] / ".slurm"
+CACHE = Path(__file__).resolve().parents[1] / ".slurm"
+ROOT = CACHE / "root"
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 DAEMONS = ("slurmctld", "slurmd", "slurmstepd")
 GPUS = ("/dev/null", "/dev/zero")  # Slurm names GPUs to a job only where their files are devices
@@ -32,7 +33,8 @@ def unavailable() -> str:
         return f"Slurm cannot be fetched: no {missing[0]} on this machine"
     if ROOT.exists():
         return ""
-    with tempfile.TemporaryDirectory(dir=ROOT.parent) as folder:
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         error = _fetch(Path(folder))
         if not error:
             shutil.move(Path(folder) / "root", ROOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from eigendet import config, runs, training
 from tests.cluster import slurm
 from tests.conftest import ROOT, minimal_experiment
 
@@ -25,8 +27,6 @@ QUICK += ["--seconds-between-status-checks", "1"]
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    if reason := slurm.unavailable():
-        pytest.skip(reason)
     with slurm.cluster() as found:
         yield found
 
@@ -75,6 +75,44 @@ def _until(reached: Callable[[], bool], otherwise: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slurm
+def test_a_job_that_is_requeued_goes_on_to_the_weights_of_one_that_was_not(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "results/minimal/runs/scratch/tiny/rcnn/seed_0"
+    target = str((run / "run.json").relative_to(tmp_path))
+    with submitted(tmp_path, environment, target) as process:
+        number = requeue(environment, "scratch", run)
+        assert process.wait() == 0, output(tmp_path)
+    assert f"has been submitted with SLURM jobid {number} " in output(tmp_path)
+    log = (tmp_path / "results/minimal/logs/scratch/tiny/rcnn/seed_0.log").read_text()
+    assert "resuming from step" in log
+    runs.train(config.parse(experiment()), "scratch", "tiny", "rcnn", 0, tmp_path / "here")
+    first, second = (
+        torch.load(training.snapshot_path(place, 200), weights_only=True) for place in (run, tmp_path / "here")
+    )
+    assert tensors(first) == tensors(second)
+
+
+@contextlib.contextmanager
+def submitted(folder: Path, environment: dict[str, str], *targets: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Snakemake on the cluster, while it runs."""
+    with (folder / "output").open("w") as file:
+        line = command(folder, "slurm", *QUICK, *targets)
+        process = subprocess.Popen(line, env=environment, stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def output(folder: Path) -> str:
+    return (folder / "output").read_text()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
 def test_the_experiment_gives_the_same_on_slurm_although_a_job_is_requeued(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -85,16 +123,10 @@ def test_the_experiment_gives_the_same_on_slurm_although_a_job_is_requeued(
     assert local.returncode == 0, local.stdout + local.stderr
 
     run = Path("results/minimal/runs/scratch/tiny/rcnn/seed_0")
-    with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(command(there, "slurm", *QUICK), env=environment, stdout=output, stderr=output)
-    try:
-        number = requeue(environment, "scratch", there / run)
-        status = process.wait()
-    finally:
-        process.kill()
-    said = (tmp_path / "output").read_text()
-    assert status == 0, said
-    assert f"has been submitted with SLURM jobid {number} " in said
+    with submitted(there, environment) as process:
+        requeue(environment, "scratch", there / run)
+        assert process.wait() == 0, output(there)
+    said = output(there)
     for rule in (
         "check_data",
         "pretrain",
@@ -110,7 +142,6 @@ def test_the_experiment_gives_the_same_on_slurm_although_a_job_is_requeued(
         assert f"localrule {rule}:" in said
     log = (there / "results/minimal/logs/scratch/tiny/rcnn/seed_0.log").read_text()
     assert "resuming from step" in log
-
     same_results(here / "results/minimal", there / "results/minimal")
 
 
@@ -141,6 +172,8 @@ def tensors(content: Any) -> Any:
     return content
 
 
+@pytest.mark.slurm
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -164,6 +197,7 @@ def test_a_job_that_cannot_run_stops_with_an_error_and_no_others(
     assert (tmp_path / targets[0]).exists() and not (tmp_path / targets[1]).exists()
 
 
+@pytest.mark.slurm
 def test_more_gpus_than_the_cluster_has_are_refused(environment: dict[str, str], tmp_path: Path) -> None:
     target = "results/minimal/pretrained/tiny/run.json"
     line = command(tmp_path, "slurm", *QUICK, "--retries", "0", target, "--set-resources", "pretrain:gpu=3")

@@ -26,11 +26,11 @@ from eigendet.models import Definition
 from eigendet.samples import Rectangles
 from eigendet.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from tests.conftest import ROOT, minimal_experiment
-from tests.detectron2 import CACHE, needed
-from tests.workflow.test_workflow import snakemake
+from tests.detectron2 import CACHE
+from tests.workflow.running import said, snakemake
 
 pytestmark = [
-    needed,
+    pytest.mark.detectron2,
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:torch.meshgrid"),
 ]
@@ -229,6 +229,7 @@ def test_the_same_weights_have_the_same_spectra_under_both_frameworks(size: tupl
         assert abs(values[0] - values[1]).max() <= 1e-6 * scale, key
 
 
+@pytest.mark.slow
 def test_it_goes_through_the_workflow_as_the_others_do(tmp_path: Path) -> None:
     configuration = minimal_experiment()
     configuration["arms"] = {"scratch": {}, "derived": {}}
@@ -237,7 +238,7 @@ def test_it_goes_through_the_workflow_as_the_others_do(tmp_path: Path) -> None:
     configuration["covariance"] |= {"arms": ["scratch"], "points": ["conv", "block"]}
     configuration["widths"]["point"] = "conv"
     result = snakemake(tmp_path, configuration)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == 0, said(result)
     summary = pd.read_csv(tmp_path / "results/minimal/summary.csv").set_index("arm")
     assert set(summary.index) == {"scratch", "derived"}
     assert summary["mask_AP"].between(0, 1).all()

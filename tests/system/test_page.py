@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from eigendet import report
 from eigendet.cli import main
+from tests import chromium
 from tests.simulated import compare, simulate
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +28,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.started() as found:
+        yield found
+
+
 @pytest.fixture
-def page(results: Path) -> Iterator[Page]:
-    """The page, opened; what it asks of the network or says on the console fails the test."""
-    faults: list[str] = []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = chromium.new_page(accept_downloads=True)
-        opened.on("console", lambda message: faults.append(message.text))
-        opened.on("pageerror", lambda error: faults.append(str(error)))
-        opened.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
-        opened.goto((results / "report.html").as_uri())
-        opened.wait_for_selector("body[data-ready=yes]")
-        yield opened
-        chromium.close()
-    assert faults == []
+def page(browser: Browser, results: Path) -> Iterator[Page]:
+    with chromium.opened(browser, results / "report.html") as found:
+        yield found
 
 
 def lines(page: Page) -> list[str]:
@@ -52,7 +45,7 @@ def lines(page: Page) -> list[str]:
     return page.eval_on_selector_all("#spectrum .mark-line path", "paths => paths.map(path => path.getAttribute('d'))")
 
 
-@browser
+@pytest.mark.browser
 def test_the_page_draws_every_figure_and_says_what_holds(page: Page) -> None:
     drawn = page.eval_on_selector_all(
         "figure:not([hidden])", "all => all.map(one => [one.id, one.querySelectorAll('svg').length])"
@@ -65,7 +58,7 @@ def test_the_page_draws_every_figure_and_says_what_holds(page: Page) -> None:
     assert len(lines(page)) == 6
 
 
-@browser
+@pytest.mark.browser
 def test_the_explorer_follows_its_controls(page: Page) -> None:
     last = lines(page)
     page.focus("#spectrum-snapshot")
@@ -87,7 +80,7 @@ def test_the_explorer_follows_its_controls(page: Page) -> None:
     assert "index / width" not in (page.text_content("#spectrum svg") or "")
 
 
-@browser
+@pytest.mark.browser
 def test_heat_maps_show_any_quantity_of_any_two_arms(page: Page) -> None:
     options = page.eval_on_selector_all("#course-quantity option", "all => all.map(one => one.value)")
     assert {"dof", "entropy", "noise_share", "cka own start", "jensen_shannon pre-trained", "overlap arms"} <= set(
@@ -102,7 +95,7 @@ def test_heat_maps_show_any_quantity_of_any_two_arms(page: Page) -> None:
     page.wait_for_function("document.getElementById('course-c').hidden")
 
 
-@browser
+@pytest.mark.browser
 def test_every_figures_data_can_be_taken_away(page: Page, tmp_path: Path) -> None:
     buttons = page.locator("figure:not([hidden]) button")
     for place in range(buttons.count()):
@@ -119,7 +112,7 @@ def test_every_figures_data_can_be_taken_away(page: Page, tmp_path: Path) -> Non
     assert len(list(csv.DictReader((tmp_path / "spectrum.csv").read_text().splitlines()))) == 6 * 16
 
 
-@browser
+@pytest.mark.browser
 def test_tables_sort_by_what_was_clicked(page: Page) -> None:
     table = page.locator("table.sortable", has_text="Learning rate")
     column = table.locator("th", has_text="AP50")
@@ -130,7 +123,7 @@ def test_tables_sort_by_what_was_clicked(page: Page) -> None:
         assert found == sorted(found, reverse=order == "descending") and len(set(found)) > 1
 
 
-@browser
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_fits_a_phone_prints_and_has_a_dark_look(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})

@@ -339,7 +339,7 @@ def test_wrong_shapes_and_no_samples_are_refused() -> None:
         covariance.covariance()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.gpu
 @pytest.mark.parametrize("mean", [0, 1, 10, 100])
 def test_a_gpu_agrees_with_float64(mean: float) -> None:
     samples = torch.from_numpy(correlated(mean, 40_000, 256)).cuda()

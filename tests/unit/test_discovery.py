@@ -149,14 +149,6 @@ def test_what_new_writes_keeps_the_contract(folder: Path, kind: discovery.Kind) 
     assert message in listed("new", kind, "mine")[1]
 
 
-def test_the_test_that_new_writes_passes_from_another_folder(folder: Path) -> None:
-    code, output = listed("new", "detector", "mine", "--folder", "lab")
-    assert code == 0 and "To use it, name its folder in the configuration: plugins: [lab]" in output
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "lab/test_mine.py"]
-    result = subprocess.run(line, capture_output=True, text=True, check=False, cwd=folder.parent)
-    assert result.returncode == 0 and "10 passed" in result.stdout, result.stdout + result.stderr
-
-
 def test_check_says_which_promise_is_broken(folder: Path) -> None:
     cli_plugins.write("rule", "mine", folder)
     file = folder / "mine.py"

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import resource
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from torch import nn
 
 from eigendet import config, runs, training
+from eigendet.cli import main
 from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.sections import DetectorTraining
@@ -199,23 +200,28 @@ def test_an_undisturbed_backbone_is_trained_whole(values: dict[str, Any], tmp_pa
     assert still == []
 
 
+@contextlib.contextmanager
+def file_sizes_up_to(size: int) -> Iterator[None]:
+    """Where the kernel writes no file beyond a size, which it says as it says that a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_full_disk_is_one_message_and_nothing_finished_is_lost(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "eigendet", "train", "-c", str(tmp_path / "c.yaml"), "-o", str(folder)]
     train(config.parse(values), tmp_path / "whole")
-    room = training.snapshot_path(tmp_path / "whole", 0).stat().st_size + 1000
-
-    def quota() -> None:  # enough for a snapshot, and not for a checkpoint, which holds moments of the optimiser too
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
-    # One thread, as in this process: the order of a sum must not differ between the two runs.
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, preexec_fn=quota, env=threads, text=True, stderr=subprocess.PIPE)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert f"Error: {folder}/last.ckpt: cannot be written (File too large); what was there stands." in result.stderr
+    # Enough for a snapshot, and not for a checkpoint, which holds moments of the optimiser too.
+    with file_sizes_up_to(training.snapshot_path(tmp_path / "whole", 0).stat().st_size + 1000):
+        result = CliRunner().invoke(main, ["train", "-c", str(tmp_path / "c.yaml"), "-o", str(folder)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert f"Error: {folder}/last.ckpt: cannot be written (File too large); what was there stands." in result.output
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
         "log.csv", "step_0000000.pt", "step_0000001.pt",
     ]  # fmt: skip
-    subprocess.run(command, env=threads, check=True)
+    train(config.parse(values), folder)
     assert same(weights(folder, 4), weights(tmp_path / "whole", 4))

@@ -1,4 +1,4 @@
-"""Every control, two rounds, and widths of the whole detector in one workflow."""
+"""Controls, rounds, and widths of the whole detector in the workflow."""
 
 from __future__ import annotations
 
@@ -9,90 +9,107 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eigendet import config, runs
 from tests.conftest import minimal_experiment
-from tests.workflow.test_workflow import jobs, snakemake
+from tests.workflow.conftest import ARMS, Finished
+from tests.workflow.running import planned, said, snakemake
 
-ARMS = ("scratch", "derived", "reference", "profile", "untrained", "permuted")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("controls")
-    configuration = minimal_experiment() | {"rounds": 2}
-    configuration["arms"] = {arm: {} for arm in ARMS} | {"mine": {"widths": "mine.json"}}
-    configuration["covariance"] = {"images": 4, "jackknife": 2, "heads": True, "points": ["act", "conv", "linear"]}
-    configuration["widths"] = {"round_to": 4, "heads": True}
-    network = runs.definition_for_widths(config.parse(configuration), "tiny", "rcnn", heads=True)
-    _, widths = network.reference()
-    (folder / "mine.json").write_text(json.dumps({"widths": widths | {"rpn.head.conv.0.0": 20}}))
-    result = snakemake(folder, configuration)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder, configuration
+OTHERS = ("scratch", "derived", "reference", "uniform_parameters", "uniform_macs", "untrained", "permuted")
+TIMES = {"seconds", "images_per_second", "detector_ms", "backbone_ms"}
 
 
-def test_every_arm_is_in_the_summary_with_accuracy_cost_and_latency(finished: tuple[Path, dict[str, Any]]) -> None:
-    summary = pd.read_csv(finished[0] / "results/minimal/summary.csv").set_index("arm")
-    assert list(summary.index) == ["scratch", "derived", "derived_2", *ARMS[2:], "mine"]
-    for column in ("AP", "parameters", "backbone_parameters", "backbone_macs", "macs", "detector_ms", "backbone_ms"):
-        assert summary[column].notna().all()
-    alike = [
-        column for column in summary if column not in ("seconds", "images_per_second", "detector_ms", "backbone_ms")
-    ]
-    assert summary.loc["reference", alike].equals(summary.loc["scratch", alike])  # NaN too, of sizes without objects
-    goal = summary.loc["derived_2"]
-    assert goal["macs"] <= summary.loc["scratch", "macs"]
-    assert (summary.loc["profile", ["parameters", "macs"]] <= goal[["parameters", "macs"]]).all()
-    assert summary.loc["mine", "parameters"] > summary.loc["scratch", "parameters"]
-    assert summary.loc["mine", "backbone_macs"] == summary.loc["scratch", "backbone_macs"]
+def costs(results: Path) -> pd.DataFrame:
+    """Parameters and operations of each arm."""
+    columns = ["parameters", "backbone_parameters", "macs", "backbone_macs"]
+    return pd.read_csv(results / "summary.csv").groupby("arm")[columns].first()
 
 
-def test_widths_say_where_they_come_from(finished: tuple[Path, dict[str, Any]]) -> None:
-    widths = finished[0] / "results/minimal/widths/tiny/rcnn"
+def test_no_arm_costs_more_than_what_it_is_compared_with(finished: Finished) -> None:
+    arms = costs(finished.results)
+    assert arms.loc["finetune"].equals(arms.loc["scratch"])
+    for derived in ("derived", "derived_2"):
+        assert arms.loc[derived, "macs"] <= arms.loc["scratch", "macs"]
+    assert (arms.loc["profile", ["parameters", "macs"]] <= arms.loc["derived_2", ["parameters", "macs"]]).all()
+    assert arms.loc["mine", "parameters"] > arms.loc["scratch", "parameters"]
+    assert arms.loc["mine", "backbone_macs"] == arms.loc["scratch", "backbone_macs"]
+
+
+def test_widths_say_where_they_come_from(finished: Finished) -> None:
+    widths = finished.results / "widths/tiny/rcnn"
     found = {file.stem: json.loads(file.read_text()) for file in widths.glob("*.json")}
+    assert found.keys() == set(ARMS) - {"finetune", "scratch"}
     assert (found["derived"]["arm"], found["derived_2"]["arm"]) == ("scratch", "derived")
     assert found["derived"]["elsewhere"]["roi_heads.box_head.fc6"] == "linear"  # its activation is no module
     for content in found.values():
-        assert content["detector"]["plugin"] == "faster_rcnn"
+        assert content["detector"]["plugin"] == "my_rcnn"
         assert "backbone.fpn.inner_blocks.3.0" in content["widths"]
-    origin = found["permuted"]["spectrum_of"]
-    assert sorted(origin) == sorted(origin.values()) == sorted(found["derived"]["widths"])
-    bound = set(found["derived_2"]["bound"].values())
-    assert bound <= {"macs", "target", "least"}
+    assert set(found["derived_2"]["bound"].values()) <= {"macs", "target", "least"}
     for group, (low, high) in found["derived"]["dimension_intervals"].items():
         assert low <= found["derived"]["dimensions"][group] <= high
     front = pd.read_csv(widths / "front.csv")
     assert front["on_front"].any() and (front["mac_share"] <= front["cap"]).all()
 
 
-def test_the_page_answers_what_moved_what_bound_it_and_whether_widths_settle(
-    finished: tuple[Path, dict[str, Any]],
-) -> None:
-    page = (finished[0] / "results/minimal/report.html").read_text()
+def test_the_page_answers_what_moved_what_bound_it_and_whether_widths_settle(finished: Finished) -> None:
+    page = (finished.results / "report.html").read_text().lower()
     for words in (
         "settled: in the last round",
         "bound by",
         "the probe images",
-        "Pareto front",
+        "pareto front",
         "mine.json",
         "derived_2",
     ):
-        assert words.lower() in page.lower()
+        assert words in page
 
 
-def test_a_changed_file_of_widths_redoes_its_arm_alone(finished: tuple[Path, dict[str, Any]]) -> None:
-    folder, configuration = finished
+def test_a_changed_file_of_widths_redoes_its_arm_alone(copied: Finished) -> None:
+    folder, configuration = copied
     before = (folder / "mine.json").read_text()
     (folder / "mine.json").write_text(before.replace('"rpn.head.conv.0.0": 20', '"rpn.head.conv.0.0": 24'))
-    plan = snakemake(folder, configuration, "--dry-run")
-    found = jobs(plan.stdout + plan.stderr)
-    assert (found["derive_widths"], found["retrain"], found["evaluate"]) == (1, 1, 1)
+    found = planned(folder, configuration)
+    assert (found["derive_widths"], found["retrain"], found["evaluate"]) == (1, 2, 2)  # of two seeds
     broken = json.loads(before)
     broken["widths"]["rpn.head.conv.0.0"] = -4
     (folder / "mine.json").write_text(json.dumps(broken))
-    result = snakemake(folder, configuration)
-    (folder / "mine.json").write_text(before)
-    log = (folder / "results/minimal/logs/derive_widths/tiny/rcnn/mine.log").read_text()
-    assert result.returncode != 0
+    assert snakemake(folder, configuration).returncode != 0
+    log = (copied.results / "logs/derive_widths/tiny/rcnn/mine.log").read_text()
     assert "mine.json: channel group 'rpn.head.conv.0.0': width -4; expected a positive integer" in log
     assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the controls that the finished experiment has not."""
+    folder = tmp_path_factory.mktemp("controls")
+    configuration: dict[str, Any] = minimal_experiment() | {"arms": {arm: {} for arm in OTHERS}}
+    configuration["covariance"] = {"images": 4, "jackknife": 2}
+    result = snakemake(folder, configuration)
+    assert result.returncode == 0, said(result)
+    return folder / "results/minimal"
+
+
+@pytest.mark.slow
+def test_the_reference_is_scratch_again(others: Path) -> None:
+    summary = pd.read_csv(others / "summary.csv").set_index("arm")
+    alike = [column for column in summary if column not in TIMES]
+    assert summary.loc["reference", alike].equals(summary.loc["scratch", alike])  # NaN too, of sizes without objects
+
+
+@pytest.mark.slow
+def test_uniform_controls_have_the_derived_costs(others: Path) -> None:
+    arms = costs(others)
+    parameters, macs = arms["backbone_parameters"], arms["backbone_macs"]
+    assert macs["derived"] <= macs["scratch"]
+    assert parameters["derived"] * 0.8 <= parameters["uniform_parameters"] <= parameters["derived"]
+    assert macs["derived"] * 0.8 <= macs["uniform_macs"] <= macs["derived"]
+
+
+@pytest.mark.slow
+def test_permuted_widths_are_those_of_other_layers(others: Path) -> None:
+    read = {
+        arm: json.loads((others / f"widths/tiny/rcnn/{arm}.json").read_text())
+        for arm in ("derived", "untrained", "permuted")
+    }
+    origin = read["permuted"]["spectrum_of"]
+    assert sorted(origin) == sorted(origin.values()) == sorted(read["derived"]["widths"])
+    assert read["untrained"]["arm"] == "scratch" and read["untrained"]["widths"] != read["derived"]["widths"]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from eigendet import plugins
 from eigendet.contract import DetectorContract
 from eigendet.errors import UserError
 from tests.conftest import ROOT, minimal_experiment
-from tests.workflow.test_workflow import jobs, snakemake
+from tests.workflow.running import planned, said, snakemake
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,22 +72,20 @@ def test_a_name_that_is_shipped_is_refused(tmp_path: Path, monkeypatch: pytest.M
         plugins.find("detector", "lab_detector")
 
 
-def test_it_goes_through_the_workflow(tmp_path: Path, installed: Path) -> None:
+def test_it_is_trained_in_the_workflow_and_again_once_its_package_has_another_version(
+    tmp_path: Path, installed: Path
+) -> None:
     configuration = minimal_experiment()
-    configuration["arms"] = {"scratch": {}, "derived": {}}
-    configuration["covariance"] |= {"arms": ["scratch"]}
     configuration["detectors"] = {"lab": {"plugin": "lab_detector", "channels": 32}}
-    result = snakemake(tmp_path, configuration)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert set(pd.read_csv(tmp_path / "results/minimal/summary.csv")["arm"]) == {"scratch", "derived"}
-    assert not jobs(snakemake(tmp_path, configuration, "--dry-run").stdout)
-    # Another version of the package redoes its runs.
+    target = "results/minimal/runs/scratch/tiny/lab/seed_0/run.json"
+    result = snakemake(tmp_path, configuration, target)
+    assert result.returncode == 0, said(result)
+    assert json.loads((tmp_path / target).read_text())["definition"]["detector"]["plugin"] == "lab_detector"
+    assert not planned(tmp_path, configuration, target)
     (record,) = installed.glob("lab_detectors-*.dist-info/METADATA")
     text = record.read_text()
     try:
         record.write_text(text.replace("Version: 1.2", "Version: 1.3"))
-        plan = snakemake(tmp_path, configuration, "--dry-run")
+        assert planned(tmp_path, configuration, target) == {"check_network": 1, "scratch": 1}
     finally:
         record.write_text(text)
-    found = jobs(plan.stdout + plan.stderr)
-    assert {"check_network", "scratch", "retrain"} <= found.keys() and "check_data" not in found

@@ -10,7 +10,8 @@ import pytest
 
 from eigendet import config, plan
 from tests.conftest import minimal_experiment
-from tests.workflow.test_workflow import jobs, snakemake
+from tests.workflow.conftest import Finished
+from tests.workflow.running import planned, said, snakemake
 
 OTHER_ARMS: dict[str, dict[str, Any]] = {
     arm: {} for arm in ("scratch", "derived", "reference", "uniform_macs", "permuted", "untrained")
@@ -27,10 +28,8 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_jobs_are_those_that_snakemake_plans(changes: dict[str, Any], tmp_path: Path) -> None:
     values = minimal_experiment() | changes
-    dry = snakemake(tmp_path, values, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    planned = {stage.rule: stage.jobs for stage in plan.stages(config.parse(values), tmp_path)}
-    assert planned | {"all": 1} == jobs(dry.stdout + dry.stderr)
+    found = {stage.rule: stage.jobs for stage in plan.stages(config.parse(values), tmp_path)}
+    assert found | {"all": 1} == planned(tmp_path, values)
 
 
 def disk(folder: Path) -> int:
@@ -44,6 +43,15 @@ def disk(folder: Path) -> int:
     return total
 
 
+def test_disk_of_a_finished_experiment_is_what_its_plan_says(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    known = plan.stages(config.parse(finished.configuration), finished.results)
+    assert sum(stage.disk for stage in known) == pytest.approx(disk(finished.folder / "results"), rel=0.1)
+
+
+@pytest.mark.slow
 def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
     """For networks large enough that files are more than folders and logs; at its highest, once widths are known.
 
@@ -68,7 +76,7 @@ def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
     finally:
         done.set()
         watcher.join()
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, said(result)
     assert sum(stage.disk for stage in found) == pytest.approx(disk(tmp_path / "results"), rel=0.1)
     known = plan.stages(experiment, tmp_path / "results/minimal")
     assert sum(stage.disk for stage in known) == pytest.approx(disk(tmp_path / "results"), rel=0.05)

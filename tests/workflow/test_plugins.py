@@ -10,7 +10,7 @@ import pytest
 
 from eigendet import cli_plugins
 from tests.conftest import minimal_experiment
-from tests.workflow.test_workflow import jobs, snakemake
+from tests.workflow.running import planned, said, snakemake
 
 RUNS = {"finetune", "scratch", "retrain"}
 
@@ -32,15 +32,9 @@ def touched(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         else:
             path.mkdir(parents=True)
     result = snakemake(tmp_path, configuration, "--touch")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, said(result)
     assert not planned(tmp_path, configuration)
     return tmp_path, configuration
-
-
-def planned(folder: Path, configuration: dict[str, Any]) -> dict[str, int]:
-    plan = snakemake(folder, configuration, "--dry-run")
-    assert plan.returncode == 0, plan.stdout + plan.stderr
-    return jobs(plan.stdout + plan.stderr)
 
 
 def test_editing_a_plugin_redoes_its_runs_and_no_others(touched: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,65 @@
+"""What a test leaves behind: processes, mounts, and files in the checkout or where temporary ones are made."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+# Caches, which are there to be left behind, and what a user makes in a checkout.
+IGNORED = {".git", ".venv", ".snakemake", "__pycache__", ".detectron2", ".slurm", ".hypothesis", "results"}
+IGNORED |= {".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache", "mutants"}
+SECONDS = 5.0  # in which a process may still end that was told to
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What there is at a moment, by names that say what it is."""
+
+    processes: frozenset[psutil.Process]
+    mounts: frozenset[str]
+    files: frozenset[Path]
+
+    @classmethod
+    def now(cls, checkout: Path) -> Traces:
+        """Look at all processes and mounts, through a folder but for its caches, and at what is temporary."""
+        mounts = frozenset(part.mountpoint for part in psutil.disk_partitions(all=True))
+        files = {*_files(checkout), *Path(tempfile.gettempdir()).iterdir()}
+        return cls(frozenset(psutil.process_iter()), mounts, frozenset(files))
+
+    def left_since(self, before: Traces, test: str) -> list[str]:
+        """What was not there before and is of the test with this name, in words; empty if there is nothing."""
+        started = [process for process in self.processes - before.processes if _is_of(process, test)]
+        _, running = psutil.wait_procs(started, timeout=SECONDS if started else 0)
+        return [
+            *(f"process {process.pid} ({_command(process)})" for process in running),
+            *(f"mount {place}" for place in sorted(self.mounts - before.mounts)),
+            *(f"file {path}" for path in sorted(self.files - before.files)),
+        ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, names, files in os.walk(folder):
+        names[:] = [name for name in names if name not in IGNORED and not name.endswith(".egg-info")]
+        yield from (Path(place) / name for name in [*names, *files])
+
+
+def _is_of(process: psutil.Process, test: str) -> bool:
+    """Whether a test started a process: as a descendant of this one, or, if it was let go, by what it inherited."""
+    try:
+        if psutil.Process() in process.parents():
+            return True
+        return process.environ().get("PYTEST_CURRENT_TEST", "") == f"{test} (call)"
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())[:200]
+    except psutil.NoSuchProcess:
+        return "ended meanwhile"
