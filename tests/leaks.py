@@ -45,7 +45,7 @@ class Traces:
 def _files(folder: Path) -> Iterator[Path]:
     for place, names, files in os.walk(folder):
         names[:] = [name for name in names if name not in IGNORED and not name.endswith(".egg-info")]
-        yield from (Path(place) / name for name in [*names, *files])
+        yield from (Path(place) / name for name in [*names, *files] if not name.startswith(".coverage"))
 
 
 def _is_of(process: psutil.Process, test: str) -> bool:
