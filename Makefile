@@ -7,7 +7,8 @@ BIN := .venv/bin
 # A file's tests run one after another in one worker, and share what is costly to make.
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test test-all coverage lint bench resizable budget analysis page power throughput overhead lock schema
+.PHONY: demo check test test-all coverage test-lowest lint bench resizable budget analysis page power throughput overhead
+.PHONY: lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -35,12 +36,22 @@ lint: .venv/ready
 	$(BIN)/snakefmt --check workflow
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
 
+# The quick tests and the workflow from data to report on the lowest versions that pyproject.toml names. mypy is left out:
+# types differ by version. Takes 10 minutes on two cores, and 2 more and 7 GB of disk to make .venv-lowest at first.
+test-lowest: .venv-lowest/ready
+	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest tests/unit --ignore tests/unit/test_parallel.py \
+	  tests/workflow/test_workflow.py::test_everything_from_data_to_report_is_there
+
 .venv/ready: envs/requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eigendet needs Python 3.11 or newer, not " + sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r envs/requirements.txt
-	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+.venv/ready: PYTHONS := sys.version_info >= (3, 11), "3.11 or newer,"
+.venv-lowest/ready: envs/lowest.txt pyproject.toml
+.venv-lowest/ready: PYTHONS := sys.version_info[:2] == (3, 11), "3.11, since for it the lowest versions were published,"
+.venv/ready .venv-lowest/ready:
+	$(PYTHON) -c 'import sys; fits, wanted = $(PYTHONS); fits or sys.exit(f"$(@D) needs Python {wanted} not {sys.version.split()[0]}")'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	VIRTUAL_ENV=$(CURDIR)/$(@D) $(@D)/bin/uv pip install --quiet --compile-bytecode --require-hashes -r $<
+	VIRTUAL_ENV=$(CURDIR)/$(@D) $(@D)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 # What tapping costs, beside what others do: tests/benchmarks/<device>.md, anew. Takes 8 minutes on two cores.
@@ -76,10 +87,12 @@ throughput: .venv/ready
 overhead: .venv/ready
 	$(BIN)/python -m tests.benchmarks.overhead
 
-# The pinned list, anew from the ranges in pyproject.toml, for every platform and without addresses.
+# The pinned lists, anew from the ranges in pyproject.toml, for every platform and without addresses.
+LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+  --upgrade --all-extras pyproject.toml
 lock: .venv/ready
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --upgrade --group dev pyproject.toml --output-file envs/requirements.txt
+	$(LOCK) --group dev --output-file envs/requirements.txt
+	$(LOCK) --group test --resolution lowest-direct --output-file envs/lowest.txt
 
 schema: .venv/ready
 	$(BIN)/python -m eigendet.config > workflow/schemas/experiment.schema.json
