@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from tests import chromium, detectron2
 from tests.cluster import slurm
 from tests.leaks import Traces
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("eigendet", deadline=None)
+settings.load_profile("eigendet")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

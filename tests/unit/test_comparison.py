@@ -183,7 +183,7 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     first = tmp_path / "spectra/finetune/tiny/rcnn/seed_0"
     with pytest.raises(UserError, match=r"seed_0: finetune seed 0 is given twice"):
         comparison.write([first, first], tmp_path / "out")
-    with pytest.raises(UserError, match=r"nowhere: no such file; 'eigendet spectrum' writes it"):
+    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectrum' writes it"):
         comparison.write([tmp_path / "nowhere"], tmp_path / "out")
     run = {"arm": "scratch", "backbone": "tiny", "detector": "other", "seed": 0}
     rewritten(tmp_path, "scratch/tiny/rcnn/seed_0", run=run)

@@ -214,7 +214,7 @@ def test_eight_shards_in_float64_merge_to_the_whole_whatever_their_shifts() -> N
     assert error(merged.scatter, whole.scatter) < 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), channels=st.integers(1, 9), batches=st.integers(1, 6), mean=st.sampled_from([0.0, 3.0, 50.0]))
 def test_any_split_order_and_merge_gives_the_same(
     data: st.DataObject, channels: int, batches: int, mean: float

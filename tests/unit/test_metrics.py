@@ -129,7 +129,7 @@ def test_power_law_of_few_values_is_what_powerlaw_fits(size: int) -> None:
         assert found == exactly(fit(values, parameter_ranges={"alpha": [1, None]}))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(1.2, 8), st.integers(0, 19))
 def test_power_law_recovers_the_exponent_of_a_sample(exponent: float, seed: int) -> None:
     sample = np.random.default_rng(seed).pareto(exponent - 1, 2000) + 1

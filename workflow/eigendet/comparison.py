@@ -90,10 +90,13 @@ def write(folders: Sequence[Path], output: Path) -> list[str]:
 
 def read(folder: Path) -> Run:
     """The spectra in a folder that `eigendet spectrum` wrote."""
-    file = folder / "eigenvalues.parquet"
+    eigenvalues, similarity_file = folder / "eigenvalues.parquet", folder / "similarity.h5"
+    for file in (eigenvalues, similarity_file):
+        if not file.exists():
+            raise UserError(f"{file}: no such file; 'eigendet spectrum' writes it.")
     try:
-        table = pd.read_parquet(file)
-        with h5py.File(folder / "similarity.h5") as similarities:
+        table = pd.read_parquet(eigenvalues)
+        with h5py.File(similarity_file) as similarities:
             about = json.loads(similarities.attrs["about"])
         arm, seed = str(table["arm"].iloc[0]), int(table["seed"].iloc[0])
         rows = table.groupby(["step", *TAP], sort=False)["value"]
@@ -101,8 +104,6 @@ def read(folder: Path) -> Run:
             (int(step), (str(module), int(call), str(point))): np.clip(values.to_numpy(), 0.0, None)
             for (step, module, call, point), values in rows
         }
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or folder}: no such file; 'eigendet spectrum' writes it.") from None
     except (OSError, ValueError, KeyError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder}: no spectra of this 'eigendet spectrum' ({reason}); run it again.") from None
