@@ -5,7 +5,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 # A file's tests run one after another in one worker, and share what is costly to make.
-PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+WORKING := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(WORKING)
 
 .PHONY: demo check test test-all coverage test-lowest lint bench resizable budget analysis page power throughput overhead
 .PHONY: lock schema
@@ -39,7 +40,7 @@ lint: .venv/ready
 # The quick tests and the workflow from data to report on the lowest versions that pyproject.toml names. mypy is left out:
 # types differ by version. Takes 10 minutes on two cores, and 2 more and 7 GB of disk to make .venv-lowest at first.
 test-lowest: .venv-lowest/ready
-	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest tests/unit --ignore tests/unit/test_parallel.py \
+	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest $(WORKING) -m "not slow" tests/unit \
 	  tests/workflow/test_workflow.py::test_everything_from_data_to_report_is_there
 
 .venv/ready: envs/requirements.txt pyproject.toml

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-# Caches, which are there to be left behind, and what a user makes in a checkout.
-IGNORED = {".git", ".venv", ".snakemake", "__pycache__", ".detectron2", ".slurm", ".hypothesis", "results"}
-IGNORED |= {".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache", "mutants"}
+# Names of what may be left behind: what git ignores too, such as caches and results.
+LINES = (Path(__file__).parents[1] / ".gitignore").read_text().split()
+IGNORED = re.compile("|".join(fnmatch.translate(Path(line).name) for line in [".git", *LINES]))
 SECONDS = 5.0  # in which a process may still end that was told to
 
 
@@ -44,8 +46,8 @@ class Traces:
 
 def _files(folder: Path) -> Iterator[Path]:
     for place, names, files in os.walk(folder):
-        names[:] = [name for name in names if name not in IGNORED and not name.endswith(".egg-info")]
-        yield from (Path(place) / name for name in [*names, *files] if not name.startswith(".coverage"))
+        names[:] = [name for name in names if not IGNORED.match(name)]
+        yield from (Path(place) / name for name in [*names, *files] if not IGNORED.match(name))
 
 
 def _is_of(process: psutil.Process, test: str) -> bool:
