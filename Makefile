@@ -8,7 +8,7 @@ BIN := .venv/bin
 WORKING := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(WORKING)
 
-.PHONY: demo check test test-all coverage test-lowest lint bench resizable budget analysis page power throughput overhead
+.PHONY: demo check test test-all coverage mutation test-lowest lint bench resizable budget analysis page power throughput overhead
 .PHONY: lock schema
 
 demo: .venv/ready
@@ -87,6 +87,10 @@ throughput: .venv/ready
 # What the demo's workflow costs beside its work, from the times that `make demo` left: tests/benchmarks/overhead.md, anew.
 overhead: .venv/ready
 	$(BIN)/python -m tests.benchmarks.overhead
+
+# Whether the unit tests notice mistakes in the modules that compute: tests/mutation.md, anew. Takes 1 hour.
+mutation: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
 # The pinned lists, anew from the ranges in pyproject.toml, for every platform and without addresses.
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

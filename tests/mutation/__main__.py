@@ -1,0 +1,115 @@
+"""How many small mistakes in the modules that compute the unit tests catch: `make mutation`.
+
+Every mutant is tried with the tests that reach its function, the fastest first, until one fails. What becomes of each
+is kept in `.results/` beside this file; `tests/mutation.md` is written from that and from `harmless.yaml`, which says
+of survivors why they are no mistakes.
+
+    python -m tests.mutation [--again] [MODULE ...]
+
+--again tries those only that are new or survived: after tests were added, not after a module or a test was changed.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+
+import hypothesis
+import torch
+from tqdm import tqdm
+
+from tests.conftest import ROOT
+from tests.mutation import mutants, report, trial
+
+PROCESSES = 2
+SLOW = 1.0  # seconds of a test that is not worth its time here
+PATIENCE, MORE = 20.0, 10.0  # seconds, and times what the tests take as it is, after which a trial has hung
+HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.torch_utils scipy.optimize scipy.special
+    pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import
+TESTS = {  # of each module, without the prefix
+    "covariance": "covariance shortcuts taps store",
+    "products": "covariance",
+    "shortcuts": "shortcuts taps passes",
+    "padding": "padding taps",
+    "spectrum": "spectrum comparison",
+    "metrics": "metrics spectrum",
+    "significance": "significance comparison",
+    "similarity": "similarity comparison",
+    "measures": "spectrum metrics",
+    "allocation": "allocation controls dimensions",
+    "dimensions": "dimensions widths",
+    "widths": "widths dimensions controls",
+    "controls": "controls",
+    "sizes": "sizes channels",
+    "groups": "channels allocation controls norms models",
+    "channels": "channels norms models",
+    "tracing": "channels norms",
+    "operations": "channels norms",
+}
+
+
+def main(arguments: list[str]) -> None:
+    again = "--again" in arguments
+    modules = [name for name in arguments if not name.startswith("-")] or list(TESTS)
+    torch.set_num_threads(1)
+    hypothesis.settings.register_profile("mutation", database=None, derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("mutation")
+    for name in HEAVY.split():
+        importlib.import_module(name)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    gc.freeze()  # what is here by now is never looked through again, in no fork
+    report.RESULTS.mkdir(exist_ok=True)
+    for module in modules:
+        try_all(module, again)
+        report.write()
+
+
+def try_all(module: str, again: bool) -> None:
+    """Note what becomes of every mutant of a module: caught, timed out, survived."""
+    file = ROOT / "workflow" / "eigendet" / f"{module}.py"
+    source, notes = file.read_text(), report.RESULTS / f"{module}.json"
+    before = json.loads(notes.read_text()) if again and notes.exists() else {}
+    files = [f"tests/unit/test_{name}.py" for name in TESTS[module].split()]
+    known = trial.watched(trial.Exchanged(f"eigendet.{module}", file, source), files, report.RESULTS / "watched")
+    outcomes: dict[str, str] = {}
+    running: dict[int, tuple[str, float]] = {}
+    for key, mutant in tqdm(mutants.of(source).items(), desc=module, mininterval=10):
+        tests = [test for test in known.reaching(mutant.first_line) if known.seconds[test] < SLOW]
+        if before.get(key, "survived") != "survived" or not tests:
+            outcomes[key] = before.get(key, "survived")
+            continue
+        while len(running) >= PROCESSES:
+            _collect(running, outcomes)
+        own = [name for name in files if any(test.startswith(f"{name}::") for test in tests)]
+        patience = PATIENCE + MORE * sum(known.seconds[test] for test in tests)
+        child = trial.start(trial.Exchanged(f"eigendet.{module}", file, mutant.source), own, tests)
+        running[child] = (key, time.monotonic() + patience)
+        notes.write_text(json.dumps(outcomes, indent=1))
+    while running:
+        _collect(running, outcomes)
+    notes.write_text(json.dumps(outcomes, indent=1))
+
+
+def _collect(running: dict[int, tuple[str, float]], outcomes: dict[str, str]) -> None:
+    """Take the results of trials that have ended, and end those that hang."""
+    time.sleep(0.01)
+    for child, (key, until) in list(running.items()):
+        if time.monotonic() > until:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            outcomes[key] = "timed out"
+        else:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended:
+                continue
+            outcomes[key] = "caught" if status else "survived"
+        del running[child]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
