@@ -33,7 +33,7 @@ HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.to
     pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import
 TESTS = {  # of each module, without the prefix
     "covariance": "covariance shortcuts taps store",
-    "products": "covariance",
+    "products": "products covariance",
     "shortcuts": "shortcuts taps passes",
     "padding": "padding taps",
     "spectrum": "spectrum comparison",
