@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -136,7 +137,12 @@ def test_split_products_need_tensor_cores_for_tf32(
 def test_the_check_of_split_products_is_on_eigenvalues_over_eight_decades(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(products, "split_error", lambda samples: seen.append(samples) or 0.0)
+
+    def noting(samples: Tensor) -> float:
+        seen.append(samples)
+        return 0.0
+
+    monkeypatch.setattr(products, "split_error", noting)
     assert products.split_is_precise.__wrapped__(CPU)
     values = torch.linalg.svdvals(seen[0].double()) ** 2
     assert seen[0].shape == (256, 8192)
@@ -144,10 +150,11 @@ def test_the_check_of_split_products_is_on_eigenvalues_over_eight_decades(monkey
 
 
 def test_the_precision_of_the_process_comes_back_also_after_a_failure() -> None:
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    backend: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = backend.fp32_precision
     with pytest.raises(RuntimeError, match="dtype"):
         gram(torch.zeros(3, 4), torch.zeros(3, 3, dtype=torch.float64))
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert backend.fp32_precision == before
     samples = torch.randn(8, 16)
     with torch.autocast("cpu", torch.bfloat16):
         wanted = samples.double() @ samples.double().mT

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torchvision.models import resnet50
+from torchvision.ops import FrozenBatchNorm2d
 
+from eigendet.covariance import Covariance
 from eigendet.errors import UserError
 from eigendet.sections import Point
+from eigendet.shortcuts import Affine, affine_of, amplification, state_of, strided
 from eigendet.taps import tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 
@@ -137,3 +142,145 @@ def test_inference_mode_is_as_good_only_without_shortcuts() -> None:
         output = block(images)
     assert error(taps["#0:block"].covariance(), exact(output.clone())) < 1e-6
     assert len(taps.roots()) == len(taps)
+
+
+def filled(layer: nn.Module) -> nn.Module:
+    """With weights and statistics that are all different, the variances positive."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in [*layer.parameters(), *layer.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
+    return layer.eval()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(4, 6, 1), (2, 4, 7)),
+        (nn.Conv2d(4, 6, 1), (2, 4, 7, 5)),
+        (nn.Conv2d(4, 6, (1, 1), bias=False), (2, 4, 7, 5)),
+        (nn.Conv2d(4, 6, 1, stride=(2, 3)), (2, 4, 7, 5)),
+        (nn.Conv2d(4, 6, 1, stride=(1, 2)), (2, 4, 7, 5)),
+        (nn.Conv2d(4, 6, 1, padding="same"), (2, 4, 7, 5)),
+        (nn.Conv2d(4, 6, 1, padding="valid"), (2, 4, 7, 5)),
+        (nn.Conv3d(4, 6, 1, stride=2), (2, 4, 3, 4, 5)),
+        (nn.BatchNorm1d(4), (2, 4, 7)),
+        (nn.BatchNorm2d(4), (2, 4, 7, 5)),
+        (nn.BatchNorm2d(4, eps=0.5, affine=False), (2, 4, 7, 5)),
+        (nn.BatchNorm3d(4), (2, 4, 3, 4, 5)),
+        (FrozenBatchNorm2d(4), (2, 4, 7, 5)),
+    ],
+)
+def test_a_layer_is_the_map_of_every_position_that_it_computes(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    affine = affine_of(filled(layer))
+    assert affine is not None
+    with torch.no_grad():
+        output = layer(images)
+    found = affine.apply(strided(images, affine.stride).movedim(1, -1))
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, output.movedim(1, -1).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_layer_is_the_map_of_its_last_dimension() -> None:
+    layer = filled(nn.Linear(4, 3))
+    affine = affine_of(layer)
+    assert affine is not None and affine.stride == ()
+    samples = torch.randn(5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(affine.apply(samples), layer(samples).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_map_of_a_layer_is_a_copy_that_does_not_change_with_it() -> None:
+    for layer in (nn.Conv2d(4, 6, 1), nn.Linear(4, 6), nn.BatchNorm2d(4)):
+        filled(layer)
+        before, again = affine_of(layer), affine_of(layer)
+        assert before is not None and before.equals(again)
+        assert not before.weight.requires_grad
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(1)
+        assert before.equals(again) and not before.equals(affine_of(layer))
+
+
+def in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(4, 4)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda module, inputs, output: output)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3),
+        nn.Conv2d(4, 6, (1, 3)),
+        nn.Conv2d(4, 6, 1, groups=2),
+        nn.Conv2d(4, 6, 1, padding=1),
+        nn.Conv2d(4, 6, 1, padding=(0, 1)),
+        nn.BatchNorm2d(4, track_running_stats=False).eval(),
+        nn.BatchNorm2d(4).train(),
+        nn.ConvTranspose2d(4, 6, 1),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(4, 6, 1)),
+        hooked(nn.Conv2d(4, 6, 1)),
+        parametrizations.weight_norm(nn.Conv2d(4, 6, 1)),
+        in_inference_mode(),
+    ],
+)
+def test_other_functions_are_no_map_of_every_position(layer: nn.Module) -> None:
+    assert affine_of(layer) is None
+
+
+def test_maps_are_equal_if_all_that_they_are_made_of_is() -> None:
+    weight, bias = torch.rand(3, 2), torch.rand(3)
+    assert Affine(weight, bias, (2, 2)).equals(Affine(weight.clone(), bias.clone(), (2, 2)))
+    assert Affine(weight, None).equals(Affine(weight.clone(), None))
+    one = Affine(weight, bias)
+    others: list[Affine | None] = [None, Affine(weight, None), Affine(weight, bias + 1), Affine(weight + 1, bias)]
+    for other in [*others, Affine(weight, bias, (2, 2))]:
+        assert not one.equals(other)
+    assert not Affine(weight, None).equals(one)
+
+
+def test_the_state_of_a_layer_changes_with_its_weights_its_statistics_and_its_mode() -> None:
+    def replaced(norm: Any) -> None:
+        norm.weight = nn.Parameter(norm.weight.detach().clone())
+
+    def written(norm: Any) -> None:
+        norm.running_mean.add_(1)
+
+    norm = nn.BatchNorm2d(4)
+    seen = {state_of(norm)}
+    for change in (replaced, written, nn.Module.eval):
+        assert state_of(norm) in seen
+        change(norm)
+        assert state_of(norm) not in seen
+        seen.add(state_of(norm))
+
+
+@pytest.mark.parametrize(("stride", "wanted"), [((2, 3), (3, 2)), ((2,), (5, 3)), ((), (5, 6)), ((1, 4), (5, 2))])
+def test_strides_are_of_the_last_dimensions(stride: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    images = torch.arange(60.0).view(1, 2, 5, 6)
+    steps = (1,) * (2 - len(stride)) + stride
+    assert strided(images, stride).shape[2:] == wanted
+    assert torch.equal(strided(images, stride), images[:, :, :: steps[0], :: steps[1]])
+
+
+def test_errors_are_amplified_where_a_map_suppresses_what_varies_most() -> None:
+    """By definition, with the scatter of samples that vary by 100 in the first channel and by 1 in the others."""
+    scatter = torch.diag(torch.tensor([1e4, 1.0, 1, 1], dtype=torch.float64))
+    source = Covariance.from_moments(50, torch.zeros(4), scatter)
+    for weight in (torch.eye(4), torch.rand(3, 4), torch.rand(9, 4), torch.rand(4, 4)):
+        passed = weight.double() @ scatter @ weight.double().T
+        exact = float(weight.square().sum() / 4 * scatter.norm() / passed.norm())
+        assert amplification(source, Affine(weight, None)) == pytest.approx(exact, rel=1e-6)
+    assert amplification(source, Affine(torch.tensor([[1e-3, 1, 0, 0]]), None)) > 1000
+    assert amplification(source, Affine(torch.zeros(3, 4), None)) == 1
+    assert amplification(Covariance(4), Affine(torch.eye(4), None)) == 1
+    still = Covariance.from_moments(50, torch.zeros(4), torch.diag(torch.tensor([1.0, 0, 0, 0])))
+    assert amplification(still, Affine(torch.tensor([[0.0, 1, 0, 0]]), None)) == float("inf")
