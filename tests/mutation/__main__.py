@@ -45,11 +45,11 @@ TESTS = {  # of each module, without the prefix
     "dimensions": "dimensions widths",
     "widths": "widths dimensions controls",
     "controls": "controls",
-    "sizes": "sizes channels",
+    "sizes": "sizes operations channels",
     "groups": "channels allocation controls norms models",
     "channels": "channels norms models",
-    "tracing": "channels norms",
-    "operations": "channels norms",
+    "tracing": "operations channels norms",
+    "operations": "operations channels norms",
 }
 
 

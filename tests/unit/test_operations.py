@@ -1,0 +1,427 @@
+"""What every kind of operation does to the axes of its operands: rule by rule, on maps whose axes have names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eigendet.sizes import Axis
+from eigendet.tracing import Call, Follower
+
+Named = tuple[tuple[int, ...], str]  # a shape, and a letter for each dimension: "." for one that counts no channels
+MAP: Named = ((2, 8, 4, 6), ".a..")
+
+
+class Followed:
+    """An operation on maps whose axes have names, and what was noted of it."""
+
+    def __init__(
+        self,
+        operation: Callable[..., Any],
+        *maps: Named,
+        regions: Mapping[str, int] | None = None,
+        equal: str = "",
+    ) -> None:
+        model = nn.Sequential(operation).to("meta") if isinstance(operation, nn.Module) else nn.Sequential()
+        self.follower = Follower(model, regions)
+        sizes = self.follower.sizes
+        known: dict[str, Axis] = {}
+        tensors = []
+        for shape, names in maps:
+            tensor = torch.empty(shape, device="meta")
+            axes = []
+            for name, size in zip(names, shape, strict=True):
+                if name not in known and name != ".":
+                    known[name] = sizes.new(name, size)
+                axes.append(known.get(name))
+            self.follower.note(tensor, tuple(axes))
+            tensors.append(tensor)
+        self.known = known
+        with self.follower:
+            self.output = operation(*tensors)
+
+    @property
+    def axes(self) -> list[str]:
+        """Of the output, or of the first one of several."""
+        return self.axes_of(self.output if isinstance(self.output, Tensor) else self.output[0])
+
+    def axes_of(self, tensor: Tensor) -> list[str]:
+        assert tensor.dim() == len(self.follower.axes_of(tensor))
+        return [self.text(axis) for axis in self.follower.axes_of(tensor)]
+
+    def text(self, axis: Axis | None) -> str:
+        """As a sum of names with factors; a constant as its number; "." for none."""
+        if axis is None:
+            return "."
+        sizes = self.follower.sizes
+        terms = [
+            str(factor * sizes.built[unknown]) if not sizes.names[unknown]
+            else f"{'' if factor == 1 else factor}{sizes.names[unknown]}"
+            for unknown, factor in sizes.resolve(axis)
+        ]  # fmt: skip
+        return "+".join(terms)
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The names of axes that keep their size, with the reason."""
+        sizes = self.follower.sizes
+        return {sizes.names[unknown]: reason for unknown, reason in sizes.fixed.items() if sizes.names[unknown]}
+
+    @property
+    def multiples(self) -> dict[str, int]:
+        sizes = self.follower.sizes
+        return {sizes.names[u]: multiple for u, multiple in sizes.multiples().items() if multiple > 1}
+
+    @property
+    def call(self) -> Call:
+        (call,) = self.follower.calls
+        return call
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "names", "wanted"),
+    [
+        # Dimensions in another order.
+        (lambda x: x.permute(0, 2, 3, 1), *MAP, "...a"),
+        (lambda x: x.permute(0, -2, -1, -3), *MAP, "...a"),
+        (lambda x: x.permute(3, 1, 0, 2), (2, 8, 4, 5), "ab.c", "cba."),
+        (lambda x: x.transpose(1, 3), *MAP, "...a"),
+        (lambda x: x.transpose(-3, -1), *MAP, "...a"),
+        (lambda x: x.transpose(2, 0), (3, 8, 5), "a.b", "b.a"),
+        (lambda x: x.t(), (3, 8), "ab", "ba"),
+        # More and fewer of them.
+        (lambda x: x.unsqueeze(0), *MAP, "..a.."),
+        (lambda x: x.unsqueeze(2), *MAP, ".a..."),
+        (lambda x: x.unsqueeze(-1), *MAP, ".a..."),
+        (lambda x: x.unsqueeze(-4), *MAP, "..a.."),
+        (lambda x: x.unsqueeze_(1), (3, 8), ".a", "..a"),
+        (lambda x: x.squeeze(), (1, 8, 1, 5), ".a.b", "ab"),
+        (lambda x: x.squeeze(2), (1, 8, 1, 5), ".a.b", ".ab"),
+        (lambda x: x.squeeze(-2), (1, 8, 1, 5), ".a.b", ".ab"),
+        (lambda x: x.squeeze((0, 2)), (1, 8, 1, 5), ".a.b", "ab"),
+        (lambda x: x.squeeze(1), (1, 8, 1, 5), ".a.b", ".a.b"),
+        (lambda x: x[1], *MAP, "a.."),
+        (lambda x: x.select(-1, 0), *MAP, ".a."),
+        (lambda x: x.select(2, 0), (2, 8, 4, 5), ".a.b", ".ab"),
+        (lambda x: x.unbind(), *MAP, "a.."),
+        (lambda x: x.unbind(3), *MAP, ".a."),
+        # Numbers of several positions.
+        (lambda x: x.mean((2, 3)), *MAP, ".a"),
+        (lambda x: x.mean((2, 3), keepdim=True), *MAP, ".a.."),
+        (lambda x: x.mean((-1, -2)), *MAP, ".a"),
+        (lambda x: x.sum(0), *MAP, "a.."),
+        (lambda x: x.sum(2, keepdim=True), (2, 8, 4, 5), ".a.b", ".a.b"),
+        (lambda x: x.sum(3, keepdim=True), (2, 8, 4, 5), ".a.b", ".a.."),
+        (lambda x: x.amax(-1), (2, 8, 4, 5), "ba.c", "ba."),
+        (lambda x: x.max(2), *MAP, ".a."),
+        (lambda x: x.min(0), *MAP, "a.."),
+        (lambda x: x.prod(2), *MAP, ".a."),
+        (lambda x: x.var((2, 3)), *MAP, ".a"),
+        (lambda x: x.std((0, 2, 3), keepdim=True), *MAP, ".a.."),
+        # Element by element, and what changes the size of other dimensions.
+        (lambda x: x.relu() + 1, *MAP, ".a.."),
+        (lambda x: F.interpolate(x, scale_factor=2), *MAP, ".a.."),
+        (lambda x: F.max_pool2d(x, 2), *MAP, ".a.."),
+        (lambda x: x.softmax(1), *MAP, ".a.."),
+        (lambda x: x.cumsum(2), (2, 8, 4, 5), ".abc", ".abc"),
+        # Parts.
+        (lambda x: x[:, :, 1:], *MAP, ".a.."),
+        (lambda x: x[1:], *MAP, ".a.."),
+        (lambda x: x[:, :, :, ::2], *MAP, ".a.."),
+        (lambda x: x.split(1), *MAP, ".a.."),
+        (lambda x: x.chunk(2, 3), (2, 8, 4, 6), ".ab.", ".ab."),
+        # Other shapes.
+        (lambda x: x.flatten(2), *MAP, ".a."),
+        (lambda x: x.reshape(2, 8, 2, 2, 6), *MAP, ".a..."),
+        (lambda x: x.reshape(2, 8, 3, 8), *MAP, ".a.."),
+        (lambda x: x.reshape(1, 2, 8, 24), *MAP, "..a."),
+        (lambda x: x.view(2, 8, 1, 24), *MAP, ".a.."),
+        (lambda x: x.reshape(2, 1, 8, 4, 6), *MAP, "..a.."),
+    ],
+)
+def test_axes_go_where_their_dimensions_go(
+    operation: Callable[[Tensor], Any], shape: tuple[int, ...], names: str, wanted: str
+) -> None:
+    found = Followed(operation, (shape, names))
+    assert "".join(found.axes) == wanted
+    assert not found.fixed and not found.multiples
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "names", "wanted", "multiples"),
+    [
+        (lambda x: x[:, 2:6], *MAP, [".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: x[:, :2], *MAP, [".", "1/4a", ".", "."], {"a": 4}),
+        (lambda x: x[:, -2:], *MAP, [".", "1/4a", ".", "."], {"a": 4}),
+        (lambda x: x[:, -6:-2], *MAP, [".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: x[:, -20:4], *MAP, [".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: x.chunk(2, 1), *MAP, [".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: x.chunk(4, -3), *MAP, [".", "1/4a", ".", "."], {"a": 4}),
+        (lambda x: x.split([2, 6], 1), *MAP, [".", "1/4a", ".", "."], {"a": 4}),
+        (lambda x: x.flatten(1), *MAP, [".", "24a"], {}),
+        (lambda x: x.flatten(0, 1), *MAP, ["2a", ".", "."], {}),
+        (lambda x: x.flatten(), (1, 8, 4, 6), ".a..", ["24a"], {}),
+        (lambda x: x.reshape(2, 2, 4, 4, 6), *MAP, [".", ".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: x.reshape(2, 4, 2, 4, 6), *MAP, [".", "1/2a", ".", ".", "."], {"a": 2}),
+        (lambda x: x.reshape(2, 4, 4, 6), (2, 16, 6), ".a.", [".", ".", "1/4a", "."], {"a": 4}),
+        (lambda x: F.pixel_shuffle(x, 2), *MAP, [".", "1/4a", ".", "."], {"a": 4}),
+        (lambda x: F.pixel_unshuffle(x, 2), *MAP, [".", "4a", ".", "."], {}),
+        (lambda x: F.pixel_shuffle(x, 2), (8, 4, 6), "a..", ["1/4a", ".", "."], {"a": 4}),
+        (lambda x: F.channel_shuffle(x, 2), *MAP, [".", "a", ".", "."], {"a": 2}),
+        (lambda x: F.group_norm(x, 4), *MAP, [".", "a", ".", "."], {"a": 4}),
+    ],
+)
+def test_parts_and_multiples_of_an_axis_are_so_many_times_its_unknown(
+    operation: Callable[[Tensor], Any], shape: tuple[int, ...], names: str, wanted: list[str], multiples: dict[str, int]
+) -> None:
+    found = Followed(operation, (shape, names))
+    assert found.axes == wanted
+    assert found.multiples == multiples and not found.fixed
+
+
+def test_every_part_of_a_split_has_its_own_share() -> None:
+    found = Followed(lambda x: x.split([2, 4, 2], 1), MAP)
+    assert [found.axes_of(part)[1] for part in found.output] == ["1/4a", "1/2a", "1/4a"]
+    assert [found.axes_of(part)[0] for part in Followed(lambda x: x.split([1, 1]), MAP).output] == [".", "."]
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "names", "reason"),
+    [
+        (lambda x: x[:, ::2], *MAP, "a slice with steps in Sequential"),
+        (lambda x: x[:, 0], *MAP, "'select' of channels in Sequential"),
+        (lambda x: x.unbind(1), *MAP, "'unbind' of channels in Sequential"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), *MAP, "'constant_pad_nd' in Sequential"),
+        (lambda x: x.reshape(12, 4), (6, 8), ".a", "a reshape in Sequential"),
+        (lambda x: x.reshape(12, 4), (6, 8), "a.", "a reshape in Sequential"),
+        (lambda x: x.reshape(2, 2, 2, 2), (2, 8), ".a", "a reshape in Sequential"),
+        (lambda x: F.layer_norm(x, (4, 6)), (2, 8, 4, 6), "...a", "'native_layer_norm' in Sequential"),
+        (lambda x: F.conv1d(x, torch.ones(1, 1, 3, device="meta")), (1, 1, 8), "..a", "a convolution along the"),
+    ],
+)
+def test_what_cannot_be_followed_keeps_its_size_and_says_where(
+    operation: Callable[[Tensor], Any], shape: tuple[int, ...], names: str, reason: str
+) -> None:
+    found = Followed(operation, (shape, names))
+    assert found.fixed["a"].startswith(reason)
+    assert "a" not in "".join(found.axes)
+
+
+def test_both_axes_that_a_reshape_mixes_keep_their_size() -> None:
+    found = Followed(lambda x: x.reshape(12, 4), ((6, 8), "ab"))
+    assert set(found.fixed) == {"a", "b"} and found.axes == [".", "."]
+
+
+# Several maps.
+
+
+def test_a_concatenation_is_a_sum_along_its_dimension_and_ties_the_others() -> None:
+    found = Followed(lambda x, y: torch.cat([x, y], 1), ((2, 8, 4, 6), ".ac."), ((2, 3, 4, 6), ".bd."))
+    assert found.axes == [".", "a+b", "c", "."]
+    assert found.text(found.known["d"]) == "c"
+    assert Followed(lambda x, y: torch.cat([x, y], -3), MAP, ((2, 3, 4, 6), ".b..")).axes == [".", "a+b", ".", "."]
+    assert Followed(lambda x: torch.cat([x, x]), MAP).axes == [".", "a", ".", "."]
+    assert Followed(lambda x: torch.cat([x, x], 2), MAP).axes == [".", "a", ".", "."]
+
+
+def test_what_is_no_map_is_a_constant_of_a_concatenation() -> None:
+    found = Followed(lambda x: torch.cat([torch.ones(2, 3, 4, 6, device="meta"), x], 1), MAP)
+    assert found.axes == [".", "3+a", ".", "."]
+    nothing = Followed(lambda x: torch.cat([torch.empty(0, device="meta"), x], 1), MAP)  # as old code begins a list
+    assert nothing.axes == [".", "a", ".", "."]
+
+
+def test_parts_of_equal_length_are_tied() -> None:
+    maps = (MAP, ((2, 8, 4, 6), ".b.."))
+    found = Followed(lambda x, y: torch.cat([x, y], 1).chunk(2, 1), *maps)
+    assert [found.axes_of(part)[1] for part in found.output] == ["a", "a"]
+    apart = Followed(lambda x, y: torch.cat([x, y], 1).split([10, 6], 1), *maps)
+    assert [apart.axes_of(part)[1] for part in apart.output] == ["a+1/4b", "3/4b"]
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4, 6), (8, 1, 1), (1, 8, 4, 1)])
+def test_operands_are_aligned_from_the_last_dimension(shape: tuple[int, ...]) -> None:
+    names = ".b.." if len(shape) == 4 else "b.."
+    found = Followed(lambda x, y: x * y, MAP, (shape, names))
+    assert found.axes == [".", "a", ".", "."]
+    assert found.text(found.known["b"]) == "a"
+
+
+def test_a_dimension_of_one_is_spread_and_says_nothing() -> None:
+    found = Followed(lambda x: x * torch.ones(2, 1, 4, 6, device="meta"), MAP)
+    assert found.axes == [".", "a", ".", "."] and not found.fixed
+    single = Followed(lambda x: x + torch.ones(1, 1, 1, 1, device="meta"), ((2, 1, 4, 6), ".a.."))
+    assert single.axes == [".", "a", ".", "."]
+
+
+# Products of maps: `positions` is what is left of all multiplications after the two widths.
+
+
+def product(*maps: Named, operation: Callable[..., Tensor] = torch.matmul) -> tuple[Followed, str, str, int]:
+    found = Followed(operation, *maps)
+    call = found.call
+    assert call.kind == "product" and not call.owned and call.path == "Sequential@0"
+    return found, found.text(call.source), found.text(call.axis), call.positions
+
+
+def test_a_product_of_two_maps_ties_what_it_sums_over() -> None:
+    found, source, axis, positions = product(((4, 8), ".a"), ((8, 6), "bc"))
+    assert found.axes == [".", "c"]
+    assert found.text(found.known["b"]) == "a"
+    assert (source, axis, positions) == ("a", "c", 4)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "axes", "widths", "positions"),
+    [
+        (".a", "..", "..", (".", "a"), 4 * 6),
+        ("a.", "..", "a.", (".", "a"), 8 * 6),
+        ("..", "a.", "..", (".", "a"), 4 * 6),
+        ("..", ".a", ".a", (".", "a"), 4 * 8),
+        ("a.", ".b", "ab", ("a", "b"), 8),
+        ("ab", "..", "a.", ("a", "b"), 6),
+    ],
+)
+def test_a_product_costs_its_widths_times_all_else(
+    left: str, right: str, axes: str, widths: tuple[str, str], positions: int
+) -> None:
+    found, source, axis, rest = product(((4, 8), left), ((8, 6), right))
+    assert "".join(found.axes) == axes
+    assert ((source, axis), rest) == (widths, positions)
+    assert not found.fixed
+
+
+def test_a_third_width_of_a_product_keeps_its_size() -> None:
+    found, source, axis, positions = product(((2, 4, 8), ".pa"), ((2, 8, 6), ".aq"))
+    assert found.axes == [".", "p", "q"]
+    assert (source, axis, positions) == ("p", "a", 2 * 6)
+    assert found.fixed == {"q": "a product of more than two widths in Sequential"}
+
+
+def test_matrices_of_a_batch_share_its_axis() -> None:
+    found, source, axis, positions = product(((3, 4, 8), "h.a"), ((3, 8, 6), "ga."))
+    assert found.axes == ["h", ".", "."] and found.text(found.known["g"]) == "h"
+    assert (source, axis, positions) == ("h", "a", 4 * 6)
+
+
+# Layers with weights.
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "positions", "kernel"),
+    [
+        (nn.Conv2d(8, 12, 3, stride=2, padding=1), (1, 8, 16, 10), 8 * 5, 9),
+        (nn.Conv2d(8, 12, (1, 3)), (1, 8, 16, 10), 16 * 8, 3),
+        (nn.Conv2d(8, 12, 3), (3, 8, 16, 10), 3 * 14 * 8, 9),
+        (nn.Conv1d(8, 12, 3), (1, 8, 16), 14, 3),
+        (nn.Conv3d(8, 12, 2), (1, 8, 4, 5, 6), 3 * 4 * 5, 8),
+        (nn.ConvTranspose2d(8, 12, 2, 2), (1, 8, 5, 7), 5 * 7, 4),
+        (nn.ConvTranspose2d(8, 12, 3, 2), (2, 8, 5, 7), 2 * 5 * 7, 9),
+        (nn.Linear(8, 12), (5, 8), 5, 1),
+        (nn.Linear(8, 12, bias=False), (5, 8), 5, 1),
+        (nn.Linear(8, 12), (2, 7, 8), 14, 1),
+    ],
+)
+def test_a_layer_makes_an_axis_and_counts_where_its_weights_are_applied(
+    layer: nn.Module, shape: tuple[int, ...], positions: int, kernel: int
+) -> None:
+    linear = isinstance(layer, nn.Linear)
+    names = "." * (len(shape) - 1) + "a" if linear else ".a" + "." * (len(shape) - 2)
+    found = Followed(layer, (shape, names))
+    assert "".join(found.axes) == names.replace("a", "0")
+    call = found.call
+    assert (call.path, call.kind, call.owned) == ("0", "linear" if linear else "conv", True)
+    assert (found.text(call.source), found.text(call.axis)) == ("a", "0")
+    assert (call.positions, call.kernel, call.groups, call.depthwise) == (positions, kernel, 1, False)
+    assert math.prod(found.output.shape) and not found.multiples and not found.fixed
+
+
+def test_layers_that_see_regions_count_as_many_of_them_as_was_said() -> None:
+    found = Followed(nn.Conv2d(8, 12, 3), ((3, 8, 6, 6), ".a.."), regions={"": 2, "0": 50})
+    assert found.call.positions == 50 * 16
+    assert Followed(nn.Linear(8, 12), ((30, 8), ".a"), regions={"0": 50}).call.positions == 50
+    assert Followed(nn.Linear(8, 12), ((30, 8), ".a"), regions={"1": 50}).call.positions == 30
+
+
+def test_the_channels_of_one_image_without_a_batch_are_its_first_dimension() -> None:
+    found = Followed(nn.Conv2d(8, 12, 3), ((8, 6, 5), "a.."))
+    assert found.axes == ["0", ".", "."] and found.call.positions == 4 * 3
+
+
+def test_groups_of_a_convolution_divide_what_it_reads_and_writes() -> None:
+    found = Followed(nn.Conv2d(8, 12, 3, groups=4), MAP)
+    assert found.multiples == {"a": 4, "0": 4}
+    assert found.call.groups == 4 and not found.call.depthwise
+
+
+@pytest.mark.parametrize(("out", "axis"), [(8, "a"), (24, "3a")])
+def test_a_depthwise_convolution_writes_a_multiple_of_what_it_reads(out: int, axis: str) -> None:
+    found = Followed(nn.Conv2d(8, out, 3, groups=8), MAP)
+    assert found.axes == [".", axis, ".", "."]
+    assert found.call.depthwise and found.text(found.call.source) == "a" and not found.multiples
+
+
+def test_weights_that_are_no_layers_keep_what_they_read_and_write() -> None:
+    found = Followed(lambda x: F.conv2d(x, torch.ones(5, 8, 3, 3, device="meta")), MAP)
+    assert found.axes == [".", "5", ".", "."]
+    assert found.fixed == {"a": "weights of a convolution that are no layer's, in Sequential"}
+    assert not found.call.owned and found.call.positions == 2 * 2 * 4
+
+
+def test_a_layer_that_reads_what_counts_no_channels_reads_a_constant() -> None:
+    for layer, shape, names in (
+        (nn.Conv2d(8, 12, 1), (1, 8, 4, 6), "..b."),
+        (nn.Linear(8, 12), (5, 8), "b."),
+    ):
+        found = Followed(layer, (shape, names))
+        assert found.text(found.follower.calls[-1].source) == "8"
+        (reason,) = found.follower.sizes.fixed.values()
+        assert reason == "not a number of channels, in Sequential"
+
+
+def test_a_convolution_that_runs_over_channels_costs_its_kernel_for_each_of_them() -> None:
+    """As in efficient channel attention: one filter along the means of all channels."""
+    found = Followed(nn.Conv1d(1, 1, 3, padding=1, bias=False), ((2, 1, 8), "..a"))
+    assert found.axes == [".", "1", "a"] and not found.fixed
+    along, layer = found.follower.calls
+    assert (along.path, along.kind, along.source, along.owned) == ("0@0", "product", None, False)
+    assert found.text(along.axis) == "a" and along.positions == 3 * 2
+    assert layer.positions == 0 and layer.kernel == 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "names", "multiples"),
+    [
+        (nn.BatchNorm2d(8).eval(), (2, 8, 4, 6), ".a..", {}),
+        (nn.BatchNorm1d(8).train(), (5, 8), ".a", {}),
+        (nn.GroupNorm(4, 8), (2, 8, 4, 6), ".a..", {"a": 4}),
+        (nn.LayerNorm(8), (2, 4, 8), "..a", {}),
+        (nn.InstanceNorm2d(8, affine=True), (1, 8, 4, 6), ".a..", {}),
+    ],
+)
+def test_a_normalisation_keeps_the_axes_and_has_parameters_for_its_channels(
+    layer: nn.Module, shape: tuple[int, ...], names: str, multiples: dict[str, int]
+) -> None:
+    found = Followed(layer, (shape, names))
+    assert "".join(found.axes) == names and not found.fixed
+    assert found.multiples == multiples
+    assert [(call.path, call.kind, found.text(call.axis)) for call in found.follower.calls] == [("0", "norm", "a")]
+
+
+def test_a_normalisation_without_parameters_is_no_layer() -> None:
+    for operation, multiples in ((nn.GroupNorm(4, 8, affine=False), {"a": 4}), (nn.BatchNorm2d(8, affine=False), {})):
+        found = Followed(operation, MAP)
+        assert found.axes == [".", "a", ".", "."] and found.multiples == multiples
+        assert [call for call in found.follower.calls if found.text(call.axis) != "a"] == []
+
+
+def test_a_normalisation_over_what_counts_no_channels_stops() -> None:
+    found = Followed(nn.LayerNorm(6), MAP)
+    assert found.fixed == {"a": "'native_layer_norm' in Sequential"}
+    assert found.axes == [".", ".", ".", "."] and not found.follower.calls
