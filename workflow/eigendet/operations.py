@@ -209,8 +209,6 @@ def _reshape(follower: Follower, function: Any, args: Any, kwargs: Any, outputs:
         assert axis is not None
         if len(tracked) == 1 and len(wide) == 1:
             noted[wide[0]] = scaled(axis, Fraction(after[wide[0]], before[tracked[0]]))
-        elif len(tracked) == 1 and (kept := _kept(before, after, left, wide, tracked[0])) is not None:
-            noted[kept] = axis
         elif len(tracked) == 1 and len(wide) == 2 and len([d for d in left if before[d] > 1]) == 1:
             # Rows of equal length; their number is the smaller of the two and stays.
             rows, kept = sorted(wide, key=lambda d: after[d])
@@ -298,16 +296,6 @@ def _stopped(follower: Follower, function: Any, args: Any, kwargs: Any, outputs:
         follower.sizes.fix(axis, f"'{follower.operations[-1].name}' in {follower.where()}")
     for output in outputs:
         follower.axes.pop(id(output), None)
-
-
-def _kept(before: list[int], after: list[int], left: list[int], wide: list[int], tracked: int) -> int | None:
-    """The dimension that comes out as the tracked one went in, where it lies first or last among the others."""
-    others = [d for d in left if before[d] > 1]
-    if others[0] == tracked and after[wide[0]] == before[tracked]:
-        return wide[0]
-    if others[-1] == tracked and after[wide[-1]] == before[tracked]:
-        return wide[-1]
-    return None
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
