@@ -47,9 +47,9 @@ TESTS = {  # of each module, without the prefix
     "controls": "controls",
     "sizes": "sizes operations channels",
     "groups": "channels allocation controls norms models",
-    "channels": "channels norms models",
-    "tracing": "operations channels norms",
-    "operations": "operations channels norms",
+    "channels": "channels tracing norms models",
+    "tracing": "tracing operations channels norms",
+    "operations": "operations tracing channels norms",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,77 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eigendet.sizes import Axis
-from eigendet.tracing import Call, Follower
+from tests.following import Followed, Named
 
-Named = tuple[tuple[int, ...], str]  # a shape, and a letter for each dimension: "." for one that counts no channels
 MAP: Named = ((2, 8, 4, 6), ".a..")
-
-
-class Followed:
-    """An operation on maps whose axes have names, and what was noted of it."""
-
-    def __init__(
-        self,
-        operation: Callable[..., Any],
-        *maps: Named,
-        regions: Mapping[str, int] | None = None,
-        equal: str = "",
-    ) -> None:
-        model = nn.Sequential(operation).to("meta") if isinstance(operation, nn.Module) else nn.Sequential()
-        self.follower = Follower(model, regions)
-        sizes = self.follower.sizes
-        known: dict[str, Axis] = {}
-        tensors = []
-        for shape, names in maps:
-            tensor = torch.empty(shape, device="meta")
-            axes = []
-            for name, size in zip(names, shape, strict=True):
-                if name not in known and name != ".":
-                    known[name] = sizes.new(name, size)
-                axes.append(known.get(name))
-            self.follower.note(tensor, tuple(axes))
-            tensors.append(tensor)
-        self.known = known
-        with self.follower:
-            self.output = operation(*tensors)
-
-    @property
-    def axes(self) -> list[str]:
-        """Of the output, or of the first one of several."""
-        return self.axes_of(self.output if isinstance(self.output, Tensor) else self.output[0])
-
-    def axes_of(self, tensor: Tensor) -> list[str]:
-        assert tensor.dim() == len(self.follower.axes_of(tensor))
-        return [self.text(axis) for axis in self.follower.axes_of(tensor)]
-
-    def text(self, axis: Axis | None) -> str:
-        """As a sum of names with factors; a constant as its number; "." for none."""
-        if axis is None:
-            return "."
-        sizes = self.follower.sizes
-        terms = [
-            str(factor * sizes.built[unknown]) if not sizes.names[unknown]
-            else f"{'' if factor == 1 else factor}{sizes.names[unknown]}"
-            for unknown, factor in sizes.resolve(axis)
-        ]  # fmt: skip
-        return "+".join(terms)
-
-    @property
-    def fixed(self) -> dict[str, str]:
-        """The names of axes that keep their size, with the reason."""
-        sizes = self.follower.sizes
-        return {sizes.names[unknown]: reason for unknown, reason in sizes.fixed.items() if sizes.names[unknown]}
-
-    @property
-    def multiples(self) -> dict[str, int]:
-        sizes = self.follower.sizes
-        return {sizes.names[u]: multiple for u, multiple in sizes.multiples().items() if multiple > 1}
-
-    @property
-    def call(self) -> Call:
-        (call,) = self.follower.calls
-        return call
 
 
 @pytest.mark.parametrize(

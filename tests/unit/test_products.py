@@ -101,15 +101,20 @@ def test_what_a_sample_is_split_into_adds_up_to_it_but_for_the_square_of_its_rou
     torch.manual_seed(0)
     samples = torch.rand(80, 512) + 1  # all of one sign, so that nothing averages out
     assert split_error(samples, exactly_tf32) < 2**-22
-    first = torch.tensor([[1 + 2**-11 + 2**-23]])  # nearer to 1 + 2^-10 than to 1
+
+
+@pytest.mark.parametrize(("beyond", "wanted"), [(0, 1), (0xFFF, 1), (0x1000, 1 + 2**-10), (0x1FFF, 1 + 2**-10)])
+def test_the_high_part_is_rounded_to_the_nearest_and_a_half_away_from_zero(beyond: int, wanted: float) -> None:
     seen: list[float] = []
 
     def noting(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         seen.append(float(left[0, 0]))
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
         return exactly_tf32(left, right, out)
 
-    split_gram(first, torch.zeros(1, 1), noting)
-    assert set(seen) == {1 + 2**-10}
+    for sign in (1, -1):
+        split_gram(torch.tensor([[sign * (1 + beyond * 2**-23)]]), torch.zeros(1, 1), noting)
+    assert seen == [wanted, wanted, -wanted, -wanted]
 
 
 def test_the_error_of_a_split_product_is_relative_to_all_of_the_product() -> None:
