@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 from tests.mutation import mutants, report, trial
 
 PROCESSES = 2
-SLOW = 1.0  # seconds of a test that is not worth its time here
+SLOW, LONG = 1.0, 10.0  # seconds of a test that is not worth its time here, and of all that a mutant is tried with
 PATIENCE, MORE = 20.0, 10.0  # seconds, and times what the tests take as it is, after which a trial has hung
 HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.torch_utils scipy.optimize scipy.special
     pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import
@@ -79,7 +79,7 @@ def try_all(module: str, again: bool) -> None:
     outcomes: dict[str, str] = {}
     running: dict[int, tuple[str, float]] = {}
     for key, mutant in tqdm(mutants.of(source).items(), desc=module, mininterval=10):
-        tests = [test for test in known.reaching(mutant.first_line) if known.seconds[test] < SLOW]
+        tests = known.reaching(mutant.first_line, SLOW, LONG)
         if before.get(key, "survived") != "survived" or not tests:
             outcomes[key] = before.get(key, "survived")
             continue

@@ -31,10 +31,21 @@ class Known:
     seconds: dict[str, float] = field(default_factory=dict)  # of every test, of the processor
     calls: dict[str, set[int]] = field(default_factory=dict)  # first lines of the functions that a test reaches
 
-    def reaching(self, first_line: int) -> list[str]:
-        """The tests that run a function, or all for what lies outside of functions, the fastest first."""
-        tests = [test for test in self.seconds if not first_line or first_line in self.calls[test]]
-        return sorted(tests, key=self.seconds.__getitem__)
+    def reaching(self, first_line: int, slow: float, long: float) -> list[str]:
+        """The tests that run a function, or any for what lies outside of functions, the fastest first.
+
+        Args:
+            slow: seconds above which a test is left out.
+            long: seconds that they may take together; what does not fit is left out.
+        """
+        reaching = [test for test in self.seconds if not first_line or first_line in self.calls[test]]
+        taken, left = [], long
+        for test in sorted(reaching, key=self.seconds.__getitem__):
+            left -= self.seconds[test]
+            if self.seconds[test] > slow or left < 0:
+                break
+            taken.append(test)
+        return taken
 
 
 class Exchanged:

@@ -78,13 +78,17 @@ def test_negative_noise_counts_as_zero() -> None:
         assert dimension(noisy, rule) == dimension(clean, rule)
 
 
-@pytest.mark.parametrize("given", [float("nan"), -1.0, "5", None, 3 + 0j, np.ones(2)])
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), -1.0, "5", None, 3 + 0j, np.ones(2)])
 def test_a_rule_must_give_a_number_of_channels(given: Any) -> None:
     def mine(values: np.ndarray) -> Any:
         return given
 
     with pytest.raises(UserError, match=r"mine: gave .* for 2 eigenvalues; expected a number of channels"):
         measures.intrinsic_dimension(np.ones(2), mine)
+
+
+def test_a_rule_may_find_no_channel() -> None:
+    assert measures.intrinsic_dimension(np.ones(2), lambda values: 0) == 0
 
 
 def test_a_rule_that_fails_is_named_and_bad_eigenvalues_are_not_its_fault() -> None:
@@ -119,6 +123,66 @@ def test_a_broken_rule_costs_its_own_metric_alone(
     store.write(tmp_path / "own.h5", [(0, taps)], {"model": "Mine"})
     with pytest.raises(UserError, match=r"own.h5: names no run; expected a file written by 'eigendet dump'"):
         spectrum.write(tmp_path / "own.h5", tmp_path)
+
+
+def planted(*spectra: list[float]) -> pd.DataFrame:
+    """The table of eigenvalues of as many modules, the last first, of 100 samples worth 50 each."""
+    tap = dict.fromkeys([*RUN_COLUMNS, *TAP_COLUMNS], 0) | {"samples": 100, "effective_samples": 50.0}
+    parts = [
+        pd.DataFrame(tap | {"module": f"m{number}", "value": values})
+        for number, values in reversed(list(enumerate(spectra)))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_numbers_of_a_spectrum_are_in_its_unit_or_shares_of_its_largest_eigenvalue() -> None:
+    raw = [0.5, 0.25, 0.125, -1e-9]
+    table = measures.table(planted(raw))
+    found = table.set_index("metric")["value"]
+    assert found["trace"] == pytest.approx(0.875 - 1e-9, rel=1e-12) and found["largest"] == 0.5
+    assert found["rounding"] == pytest.approx(2e-9, rel=1e-12)
+    assert (found["samples"], found["effective_samples"]) == (100, 50)
+    clean = np.array([0.5, 0.25, 0.125, 0])
+    for name, value in metrics.of(clean, 50).items():
+        assert found[name] == pytest.approx(value, nan_ok=True)
+    for rule in RULES:
+        assert found[rule] == dimension(clean, rule)
+    assert set(table["module"]) == {"m0"} and len(table) == len(found)
+
+
+def test_a_spectrum_without_negative_eigenvalues_has_no_rounding() -> None:
+    found = measures.table(planted([4.0, 2, 1, 0.5])).set_index("metric")["value"]
+    assert found["rounding"] == 0 and found["largest"] == 4
+    assert measures.table(planted([3.0])).set_index("metric")["value"]["stable_rank"] == 1
+
+
+def test_a_map_that_never_varies_or_is_not_finite_has_no_numbers_of_its_shape() -> None:
+    table = measures.table(planted([1.0, 0.5], [0.0, 0.0], [np.nan, 1.0]))
+    assert list(dict.fromkeys(table["module"])) == ["m2", "m1", "m0"]  # as they come
+    found = {module: set(rows["metric"]) for module, rows in table.groupby("module")}
+    assert found["m2"] == {"samples", "effective_samples"}
+    assert found["m1"] == {"samples", "effective_samples", "trace", "largest", *RULES}
+    assert found["m0"] == {*RULES, *measures.COUNTED, *metrics.DESCRIPTIONS}
+
+
+def test_every_number_of_a_table_is_described_and_those_that_count_channels_are_named() -> None:
+    found = set(measures.table(planted([1.0, 0.5, 0.2]))["metric"])
+    assert found == measures.descriptions().keys()
+    assert measures.dimensions().keys() == {*RULES, "stable_rank"}
+    assert all(text and "\n" not in text for text in measures.descriptions().values())
+
+
+def test_a_rule_with_the_name_of_another_number_is_left_out_and_the_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/mine.py").write_text(
+        "from eigendet.plugins import rule\n\n@rule\ndef entropy(values): return 1.0\n\n"
+        "@rule\ndef zeroth(values): return 0.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert set(measures.rules()) == {*RULES, "zeroth"}
+    assert "no metric of the rule entropy: another one has its name" in caplog.text
 
 
 @pytest.mark.parametrize("centred", [True, False])
