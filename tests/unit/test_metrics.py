@@ -185,6 +185,12 @@ def test_images_without_samples_are_left_out_and_means_are_taken_in_double_preci
 
 
 @pytest.mark.filterwarnings("error")
+def test_two_images_are_enough_and_the_unit_does_not_matter() -> None:
+    """By hand: the images' means differ by 3 units, so their unbiased variance is 4.5."""
+    for unit in (1.0, 1e-3, 1e4):
+        assert metrics.effective_samples(9 * unit**2, unit * np.array([[1.0], [4.0]])) == exactly(2 * 9 / 4.5)
+
+
 @pytest.mark.parametrize(
     ("variance", "means"),
     [(2.0, [[1.0, 2.0]]), (2.0, [[1.0, 2.0], [math.nan, 3.0]]), (0.0, [[1.0], [2.0]]), (2.0, [[1.0], [1.0]])],
@@ -276,7 +282,8 @@ def test_rounding_errors_of_zeros_are_no_noise_level() -> None:
 
 @given(spectra)
 def test_no_noise_share_without_effective_samples(values: np.ndarray) -> None:
-    assert math.isnan(metrics.noise_share(values, math.nan))
+    for samples in (math.nan, math.inf, 0.0, -0.5, -7.0):
+        assert math.isnan(metrics.noise_share(values, samples))
 
 
 @given(spectra, some_samples, st.integers(-900, 900))

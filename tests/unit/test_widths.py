@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 
-from eigendet import models, widths
+from eigendet import config, dimensions, models, runs, widths
+from eigendet.allocation import Budget, marginal, proportional, targets
+from eigendet.config import Experiment
 from eigendet.errors import UserError
+from eigendet.groups import Channels
 from eigendet.models import Definition
 from eigendet.sections import WidthSettings
 
@@ -50,3 +59,99 @@ def test_a_wrong_widths_file_is_refused_by_name(tmp_path: Path, content: str, me
     file.write_text(content)
     with pytest.raises(UserError, match=f"mine.json: .*{message}"):
         models.read_widths(file, NETWORK)
+
+
+def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> pd.DataFrame:
+    """Eigenvalues of every activation, of which as many are not zero as the rank of its group."""
+    rows = []
+    for (module, call), group in traced.outputs.items():
+        if "relu" in module:
+            values = (np.arange(traced.widths[group]) < rank[group]).astype(float)
+            tap = dict.fromkeys(dimensions.COLUMNS, 0) | {"arm": "scratch", "backbone": "tiny", "detector": "rcnn"}
+            tap |= {"seed": seed, "step": 5, "module": module, "call": call, "point": "act", "centred": True} | more
+            rows.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
+    return pd.concat(rows, ignore_index=True)
+
+
+@pytest.fixture
+def experiment(values: dict[str, Any]) -> Experiment:
+    values["backbones"]["tiny"] = {"plugin": "resnet", "depth": 18, "norm_groups": 8}
+    values["widths"] = {"round_to": 16, "rule": "ratio"}
+    return config.parse(values)
+
+
+def of_side(experiment: Experiment) -> Definition:
+    """The network of an experiment whose images are wider than high."""
+    return replace(runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False), size=(64, 96))
+
+
+def written(folder: Path, network: Definition, **tables: pd.DataFrame) -> Path:
+    folder.mkdir()
+    for name, table in tables.items():
+        table.attrs = {"experiment": "minimal", "definition": network.plain()}
+        table.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experiment: Experiment, tmp_path: Path) -> None:
+    network = of_side(experiment)
+    traced, reference = network.reference(64)
+    rank = {group: 3 + position for position, group in enumerate(traced.widths)}
+    more = {group: value + 2 for group, value in rank.items()}
+    nothing = planted(traced, rank, 0, left_out=0)[:0]
+    folders = [
+        written(tmp_path / str(seed), network, eigenvalues=planted(traced, own, seed), jackknife=nothing)
+        for seed, own in enumerate((rank, more))
+    ]
+    found = widths.derive(experiment, network, folders, "scratch")
+    budget = Budget.of(traced, reference, experiment.widths)
+    between = {group: value + 1.0 for group, value in rank.items()}  # of both seeds
+    assert found["dimensions"] == between
+    assert found["widths"] == proportional(budget, between)
+    assert found["reference"] == reference
+    assert found["backbone"] == {key: value for key, value in network.backbone.items() if key != "pretrained"}
+    assert found["multiples"] == dict.fromkeys(reference, 16)
+    assert found["bound"] == budget.binding(found["widths"], targets(budget, between))
+    assert found["macs"] == {"reference": traced.macs(reference), "result": traced.macs(found["widths"])}
+    assert found["parameters"]["result"] == traced.parameters(found["widths"])
+    assert (found["arm"], found["image"], found["elsewhere"]) == ("scratch", [64, 96], {})
+    assert found["rule"] == widths.rule_text(experiment.widths)
+    assert found["settings"] == experiment.widths.model_dump(mode="json")
+    for folder in folders:
+        digest = hashlib.sha256((folder / "eigenvalues.parquet").read_bytes()).hexdigest()
+        assert found["spectra"][str(folder)].endswith(digest)
+    assert "width_intervals" not in found
+
+
+def test_intervals_stand_beside_widths_where_parts_of_the_images_were_left_out(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    network = of_side(experiment)
+    traced, _ = network.reference(64)
+    rank = dict.fromkeys(traced.widths, 5)
+    parts = pd.concat([planted(traced, rank | {"conv1": 4 + part}, 0, left_out=part) for part in range(3)])
+    folder = written(tmp_path / "0", network, eigenvalues=planted(traced, rank, 0), jackknife=parts)
+    found = widths.derive(experiment, network, [folder], "scratch")
+    assert found["dimension_intervals"].keys() == found["width_intervals"].keys() == rank.keys()
+    half = scipy.stats.t.ppf(0.975, 2) * 2 / 3**0.5  # 4, 5 and 6 without a part each
+    assert found["dimension_intervals"]["conv1"] == pytest.approx((5 - half, 5 + half))
+    assert found["dimension_intervals"]["layer2.0.conv1"] == (5, 5)
+    least, most = found["undetermined"]["conv1"]
+    assert least < most and least % 16 == most % 16 == 0 and least <= found["widths"]["conv1"] <= most
+
+
+@pytest.mark.parametrize("allocation", ["proportional", "marginal"])
+def test_a_budget_is_spent_as_the_settings_say(experiment: Experiment, allocation: str) -> None:
+    network = of_side(experiment)
+    traced, reference = network.reference(64)
+    settings = WidthSettings.model_validate(experiment.widths.model_dump() | {"allocation": allocation})
+    rank = {group: 3 + position for position, group in enumerate(traced.widths)}
+    shown = dimensions.of_groups(planted(traced, rank, 0), traced, settings)
+    budget = Budget.of(traced, reference, settings)
+    found, target = widths.allocate(budget, shown, settings)
+    if allocation == "proportional":
+        assert found == proportional(budget, rank)
+        np.testing.assert_array_equal(target, targets(budget, rank))
+    else:
+        assert found == marginal(budget, shown.pooled(settings)) != proportional(budget, rank)
+        assert target.tolist() == list(found.values())
