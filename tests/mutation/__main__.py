@@ -46,7 +46,7 @@ TESTS = {  # of each module, without the prefix
     "widths": "widths dimensions controls",
     "controls": "controls",
     "sizes": "sizes operations channels",
-    "groups": "channels allocation controls norms models",
+    "groups": "groups channels allocation controls norms models",
     "channels": "channels tracing norms models",
     "tracing": "tracing operations channels norms",
     "operations": "operations tracing channels norms",

@@ -67,7 +67,11 @@ def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> p
     for (module, call), group in traced.outputs.items():
         if "relu" in module:
             values = (np.arange(traced.widths[group]) < rank[group]).astype(float)
-            tap = dict.fromkeys(dimensions.COLUMNS, 0) | {"arm": "scratch", "backbone": "tiny", "detector": "rcnn"}
+            tap: dict[str, Any] = dict.fromkeys(dimensions.COLUMNS, 0) | {
+                "arm": "scratch",
+                "backbone": "tiny",
+                "detector": "rcnn",
+            }
             tap |= {"seed": seed, "step": 5, "module": module, "call": call, "point": "act", "centred": True} | more
             rows.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
     return pd.concat(rows, ignore_index=True)
