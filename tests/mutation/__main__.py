@@ -41,7 +41,7 @@ TESTS = {  # of each module, without the prefix
     "significance": "significance comparison",
     "similarity": "similarity comparison",
     "measures": "spectrum metrics",
-    "allocation": "allocation controls dimensions",
+    "allocation": "allocation dimensions",
     "dimensions": "dimensions widths",
     "widths": "widths dimensions controls",
     "controls": "controls",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from eigendet.errors import UserError
 from eigendet.groups import Channels, Widths
 from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
+from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +163,221 @@ def test_what_binds_each_group_is_named(traced: Channels) -> None:
 def test_constant_feature_maps_are_refused(traced: Channels) -> None:
     with pytest.raises(UserError, match="every dimension is zero: each feature map is constant"):
         allocation.proportional(budget(traced), dict.fromkeys(traced.widths, 0.0))
+
+
+# By hand, on two groups.
+
+
+@pytest.mark.parametrize(("a", "b"), [(8, 6), (4, 9), (12, 3)])
+def test_costs_as_arrays_are_those_in_closed_form(a: int, b: int) -> None:
+    costs = Costs.of(NETWORK)
+    assert costs.groups == ("a", "b")
+    macs, parameters, activations = costs(np.array([a, b], float))
+    assert macs == sum(cost(a, b) for cost in MACS.values())
+    assert parameters == 1000 + sum(cost(a, b) for cost in PARAMETERS.values())
+    written = {layer.module: layer.out({"a": a, "b": b}) * layer.positions for layer in LAYERS}
+    assert activations == sum(written.values())
+    for position, group in enumerate("ab"):
+        step = np.array([4.0, 3.0])
+        wider = np.array([a, b], float)
+        wider[position] += step[position]
+        added = costs.steps(costs.gradient(np.array([a, b], float)), step)[:, position]
+        np.testing.assert_allclose(added, costs(wider) - costs(np.array([a, b], float)), rtol=1e-12, err_msg=group)
+
+
+def test_a_normalisation_writes_nothing_that_counts_as_an_activation() -> None:
+    norms = tuple(replace(layer, positions=7) if layer.kind in ("norm", "parameter") else layer for layer in LAYERS)
+    widths = np.array([8.0, 6.0])
+    assert Costs.of(replace(NETWORK, layers=norms))(widths).tolist() == Costs.of(NETWORK)(widths).tolist()
+
+
+def flat(caps: list[float], least: list[float], most: list[float], multiple: float = 4.0) -> Budget:
+    """MACs are the sum of both widths, parameters twice the first, activations 10 of the second."""
+    linear = np.array([[1.0, 1], [2, 0], [0, 10]])
+    costs = Costs(("a", "b"), np.zeros(3), linear, np.zeros((3, 2, 2)))
+    return Budget(costs, np.array(caps), np.full(2, multiple), np.array(least), np.array(most))
+
+
+FREE = [np.inf, np.inf]
+
+
+def test_ranges_are_multiples_within_the_factors_that_rounding_does_not_move() -> None:
+    wide = {"a": 100, "b": 30}
+    network = replace(NETWORK, widths=wide, multiples={"a": 1, "b": 1})
+    found = Budget.of(network, wide, WidthSettings(round_to=1, min_factor=0.1, max_factor=0.29, macs=9.0))
+    assert (found.least.tolist(), found.most.tolist()) == ([10, 3], [29, 8])  # 0.1 * 30 > 3 and 0.29 * 100 < 29
+    found = Budget.of(NETWORK, NETWORK.widths, WidthSettings(round_to=1, min_factor=0.6, max_factor=2.2))
+    assert (found.least.tolist(), found.most.tolist()) == ([8, 6], [16, 12])
+    assert found.multiple.tolist() == [4, 3]
+    found = Budget.of(NETWORK, NETWORK.widths, WidthSettings(round_to=16, max_factor=0.5, macs=99.0))
+    assert (found.least.tolist(), found.most.tolist()) == ([16, 48], [16, 48])  # at least one multiple
+    found = Budget.of(NETWORK, NETWORK.widths, WidthSettings(round_to=1, max_factor=None))
+    assert found.least.tolist() == [4, 3] and found.most.tolist() == [np.inf, np.inf]
+
+
+def test_caps_are_shares_of_what_the_reference_costs() -> None:
+    settings = WidthSettings(round_to=1, macs=None, parameters=0.9, activations=2.0)
+    found = Budget.of(NETWORK, NETWORK.widths, settings)
+    spent = Costs.of(NETWORK)(np.array([8.0, 6.0]))
+    np.testing.assert_allclose(found.caps, [np.inf, 0.9 * spent[1], 2 * spent[2]])
+
+
+def test_the_narrowest_network_may_cost_all_of_a_cap() -> None:
+    least = Costs.of(NETWORK)(np.array([4.0, 3.0]))
+    share = float(least[0] / Costs.of(NETWORK)(np.array([8.0, 6.0]))[0])
+    found = Budget.of(NETWORK, NETWORK.widths, WidthSettings(round_to=1, macs=share * (1 + 1e-9)))
+    assert found.affords(found.least) and not found.affords(found.least + found.multiple)
+    with pytest.raises(
+        UserError, match=rf"widths\.macs is .*; the narrowest .* has {share + 5e-5:.4f} of the reference's"
+    ):
+        Budget.of(NETWORK, NETWORK.widths, WidthSettings(round_to=1, macs=share * 0.99))
+
+
+def test_a_budget_like_that_of_other_widths_has_the_costs_that_are_named() -> None:
+    goal = {"a": 12, "b": 9}
+    spent = Costs.of(NETWORK)(np.array([12.0, 9.0]))
+    found = Budget.like(NETWORK, goal, ["macs", "activations"], 2)
+    assert found.caps.tolist() == [spent[0], np.inf, spent[2]]
+    assert found.multiple.tolist() == found.least.tolist() == [4, 6]
+    assert found.most.tolist() == [np.inf, np.inf]
+    assert Budget.like(NETWORK, {"a": 4, "b": 3}, ["macs"], 1).affords(np.array([4.0, 3.0]))
+    with pytest.raises(UserError, match=r"cost less than the narrowest network that widths.round_to \(2\) allows"):
+        Budget.like(NETWORK, {"a": 4, "b": 3}, ["macs"], 2)
+
+
+def test_a_budget_is_afforded_up_to_the_last_unit_but_for_rounding() -> None:
+    spent = flat([20, 100, 1000], [4, 4], FREE)
+    assert spent.affords(np.array([8.0, 12.0])) and spent.affords(np.array([8, 12 + 1e-12]))
+    assert not spent.affords(np.array([8, 12 + 1e-9]))
+    assert not flat([np.inf, 15, np.inf], [4, 4], FREE).affords(np.array([8.0, 4.0]))
+
+
+@pytest.mark.parametrize(
+    ("target", "caps", "most", "wanted"),
+    [
+        ([7.9, 12.4], [20, 99, 999], FREE, (8, 12)),  # up where most was lost, and only while it fits
+        ([7.9, 12.4], [19, 99, 999], FREE, (4, 12)),
+        ([7.9, 12.4], [99, 99, 999], FREE, (8, 16)),
+        ([7.9, 12.4], [99, 99, 150], FREE, (8, 12)),
+        ([8.0, 12.0], [99, 99, 999], FREE, (8, 12)),
+        ([7.9, 12.4], [99, 99, 999], [4, 16], (4, 16)),
+        ([7.9, 12.4], [99, 99, 999], [8, 12], (8, 12)),
+        ([1.0, 2.0], [99, 99, 999], FREE, (4, 4)),
+        ([7.9999999, 12.0], [20, 99, 999], FREE, (8, 12)),  # what a search left below a multiple is one
+        ([7.99999999, 11.9999999], [19.9999999, 99, 999], FREE, (8, 8)),  # unless that costs too much
+    ],
+)
+def test_targets_are_rounded_down_and_then_up_where_that_fits(
+    target: list[float], caps: list[float], most: list[float], wanted: tuple[int, int]
+) -> None:
+    found = allocation.rounded(flat(caps, [4, 4], most), np.array(target))
+    assert (found["a"], found["b"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("dimension", "least", "most", "wanted"),
+    [
+        ((1, 3), [1, 1], FREE, (5, 15)),
+        ((1, 3), [8, 1], FREE, (8, 12)),
+        ((1, 3), [1, 1], [99, 10], (10, 10)),
+        ((0, 3), [4, 4], FREE, (4, 16)),
+        ((1, 1), [1, 1], [3, 4], (3, 4)),  # more budget than the ranges can use
+    ],
+)
+def test_targets_are_proportional_within_their_ranges_and_use_up_the_budget(
+    dimension: tuple[int, int], least: list[float], most: list[float], wanted: tuple[int, int]
+) -> None:
+    found = allocation.targets(flat([20, np.inf, np.inf], least, most), dict(zip("ab", dimension, strict=True)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("widths", "target", "caps", "wanted"),
+    [
+        ((8, 12), (9, 13), [20, 99, 999], ("macs", "macs")),
+        ((8, 12), (9, 13), [24, 99, 999], ("target", "target")),  # one more multiple fits
+        ((8, 12), (9, 13), [23, 20, 999], ("parameters", "macs")),  # the tightest of those that do not
+        ((8, 12), (9, 13), [99, 99, 150], ("target", "activations")),
+        ((4, 16), (3, 17), [99, 99, 999], ("least", "most")),
+        ((4, 16), (4, 16), [99, 99, 999], ("least", "most")),
+        ((4, 16), (5, 15), [99, 99, 999], ("target", "target")),
+    ],
+)
+def test_what_keeps_a_width_from_growing(
+    widths: tuple[int, int], target: tuple[int, int], caps: list[float], wanted: tuple[str, str]
+) -> None:
+    spent = flat(caps, [4, 4], [16, 16])
+    found = spent.binding(dict(zip("ab", widths, strict=True)), np.array(target, float))
+    assert (found["a"], found["b"]) == wanted
+
+
+@pytest.mark.parametrize("edge", [1e-5, 0.3, 1.0, 3.7, 1000.0])
+def test_the_largest_factor_is_found_to_nine_digits(edge: float) -> None:
+    found = allocation.largest(lambda factor: factor <= edge)
+    assert found <= edge and found == pytest.approx(edge, rel=2e-9, abs=1e-300)
+
+
+def test_a_factor_without_an_edge_ends_at_two_to_the_forty() -> None:
+    assert allocation.largest(lambda factor: True) == pytest.approx(2.0**40)
+
+
+def slow_marginal(spent: Budget, spectra: dict[str, np.ndarray]) -> Widths:
+    """A step at a time, with every cost from the widths themselves; for spectra that are not left."""
+    widths = spent.least.copy()
+    shares = [spectra[group] / spectra[group].sum() for group in spent.costs.groups]
+    finite = np.isfinite(spent.caps)
+    while True:
+        best, worth = None, 0.0
+        for position in range(len(widths)):
+            wider = widths.copy()
+            wider[position] += spent.multiple[position]
+            if (spent.costs(wider)[finite] > spent.caps[finite] * (1 + 1e-12)).any():
+                continue
+            if wider[position] > spent.most[position]:
+                continue
+            gain = shares[position][int(widths[position]) : int(wider[position])].sum()
+            cost = ((spent.costs(wider) - spent.costs(widths))[finite] / spent.caps[finite]).max()
+            if gain / cost > worth:
+                best, worth = position, gain / cost
+        if best is None:
+            return spent.named(widths)
+        widths[best] += spent.multiple[best]
+
+
+@pytest.mark.parametrize("caps", [{"macs": 2.0}, {"macs": None, "parameters": 1.5}, {"macs": 3.0, "activations": 2.0}])
+@pytest.mark.parametrize(("first", "second"), [(1.1, 1.3), (0.5, 2.0), (2.0, 0.5)])
+def test_marginal_widths_are_those_of_a_step_at_a_time(caps: dict[str, Any], first: float, second: float) -> None:
+    spent = Budget.of(NETWORK, NETWORK.widths, WidthSettings(round_to=1, max_factor=6.0, **caps))
+    spectra = {"a": np.arange(1.0, 49) ** -first, "b": np.arange(1.0, 37) ** -second}
+    assert allocation.marginal(spent, spectra) == slow_marginal(spent, spectra)
+
+
+def test_marginal_width_stops_where_a_spectrum_ends_and_at_the_range() -> None:
+    spent = flat([1000, np.inf, np.inf], [4, 4], [np.inf, 12], multiple=1.0)
+    spectra = {"a": np.r_[np.ones(6), np.zeros(10)], "b": np.arange(1.0, 9) ** -2}
+    assert allocation.marginal(spent, spectra) == {"a": 6, "b": 12}
+
+
+def test_channels_beyond_those_observed_hold_what_the_power_law_says() -> None:
+    values = 5 * np.arange(1.0, 33) ** -1.5
+    held = allocation._cumulative(values)
+    whole = values.sum()
+    for width in (0, 1, 7, 32):
+        assert held(width) == pytest.approx(values[:width].sum() / whole)
+    for width in (33, 40, 100, 1000):
+        exact = (5 * np.arange(1.0, width + 1) ** -1.5).sum() / whole
+        assert held(width) == pytest.approx(exact, rel=1e-4)
+    assert allocation._cumulative(np.zeros(4))(9) == 0
+    assert allocation._cumulative(np.array([3.0, -1.0]))(1) == 1  # negative ones are rounding noise
+
+
+def test_the_power_law_is_of_the_smaller_half_without_rounding_errors() -> None:
+    tail = 3 * np.arange(1.0, 41) ** -2.5
+    head = np.r_[100 * np.ones(20), tail[20:]]
+    assert allocation.power_law(head) == pytest.approx((3, 2.5), rel=1e-9)
+    noisy = np.r_[tail, np.full(6, 1e-9 * tail[0])]
+    assert allocation.power_law(noisy) == pytest.approx((3, 2.5), rel=1e-9)
+    odd = np.r_[9.0, 7.0, tail[2:5]]
+    assert allocation.power_law(odd) == pytest.approx((3, 2.5), rel=1e-9)
+    assert allocation.power_law(np.array([4.0, 1.0])) == (0.0, 1.01)  # one eigenvalue has no slope
+    assert allocation.power_law(np.array([])) == (0.0, 1.01)
