@@ -311,7 +311,7 @@ def test_what_keeps_a_width_from_growing(
     assert (found["a"], found["b"]) == wanted
 
 
-@pytest.mark.parametrize("edge", [1e-5, 0.3, 1.0, 3.7, 1000.0])
+@pytest.mark.parametrize("edge", [0.0, 1e-5, 0.3, 1.0, 3.7, 1000.0])
 def test_the_largest_factor_is_found_to_nine_digits(edge: float) -> None:
     found = allocation.largest(lambda factor: factor <= edge)
     assert found <= edge and found == pytest.approx(edge, rel=2e-9, abs=1e-300)

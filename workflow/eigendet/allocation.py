@@ -242,12 +242,12 @@ def power_law(values: np.ndarray) -> tuple[float, float]:
 
 
 def largest(holds: Callable[[float], bool]) -> float:
-    """The largest factor for which `holds`, to a relative 1e-9, up to 2^40; it holds at 0."""
+    """The largest factor for which `holds`, to a relative 1e-9, up to 2^40; it holds at 0, and at least there."""
     high = 1.0
     while holds(high) and high < 2**40:
         high *= 2
     low = 0.0
-    while high - low > 1e-9 * high:
+    while high - low > max(1e-9 * high, 1e-300):  # halves of the smallest number are 0 again and again
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
