@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 from tests.mutation import mutants, report, trial
 
 PROCESSES = 2
-SLOW, LONG = 1.0, 10.0  # seconds of a test that is not worth its time here, and of all that a mutant is tried with
+SLOW, LONG = 1.0, 4.0  # seconds of a test that is not worth its time here, and of all that a mutant is tried with
 PATIENCE, MORE = 20.0, 10.0  # seconds, and times what the tests take as it is, after which a trial has hung
 HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.torch_utils scipy.optimize scipy.special
     pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import

@@ -34,7 +34,7 @@ def lines(found: dict[str, dict[str, str]]) -> list[str]:
         "it: `make mutation`. Operators become their neighbours, numbers one more and one less, conditions their",
         "opposite; loops, decorators, and calls whose result nobody takes are left out. Texts are kept: they are for",
         "readers. Tests that take more than a second have no part in it, nor, of those that reach a place, the slowest",
-        "after the first ten seconds.",
+        "after the first four seconds.",
         "",
         f"{datetime.date.today()}, two cores of {_processor()}, cosmic-ray {versions['cosmic-ray']} for the mutants,",
         f"torch {versions['torch']}, Python {platform.python_version()}.",

@@ -105,10 +105,14 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
 
     good = row(network)
     assert len(read(good, row(network, seed=1))) == 2
-    with pytest.raises(UserError, match="two of the tables are of the same run"):
+    with pytest.raises(UserError, match=r"0: two of the tables are of the same run"):
         read(good, good)
     with pytest.raises(UserError, match="0: tables of finetune; expected some of the arm scratch"):
-        read(row(network, arm="finetune"))
+        read(row(network, arm="finetune"), row(network, arm="finetune", seed=1))
+    with pytest.raises(UserError, match="0: tables of no arm; expected some of the arm scratch"):
+        read(good[:0])
+    with pytest.raises(UserError, match=r"no table of this 'eigendet spectrum' \(.*value.*\); run it again"):
+        read(good.drop(columns="value"))
     other = row(network)
     other.attrs = good.attrs | {"experiment": "bccd"}
     with pytest.raises(UserError, match=r"0/eigenvalues.parquet: of the experiment 'bccd'; this one is 'minimal'"):
@@ -127,6 +131,51 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
         dimensions.read("minimal", network, "scratch", [tmp_path / "0"], "eigenvalues")
     with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectrum' writes it"):
         dimensions.read("minimal", network, "scratch", [tmp_path / "nowhere"], "eigenvalues")
+
+
+def test_a_jackknife_may_be_empty_but_not_of_another_arm(values: dict[str, Any], tmp_path: Path) -> None:
+    network = runs.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
+    one = row(network, left_out=0)
+    for table, found in ((one[:0], 0), (one, 1)):
+        table.to_parquet(tmp_path / "jackknife.parquet")
+        assert len(dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")) == found
+    row(network, left_out=0, arm="finetune").to_parquet(tmp_path / "jackknife.parquet")
+    with pytest.raises(UserError, match="tables of finetune; expected some of the arm scratch"):
+        dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")
+    row(network).to_parquet(tmp_path / "jackknife.parquet")  # without the column of what was left out
+    with pytest.raises(UserError, match="no table of this 'eigendet spectrum'"):
+        dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")
+    with pytest.raises(UserError, match="SPECTRA: none given; expected folders of the arm scratch"):
+        dimensions.read("minimal", network, "scratch", [], "eigenvalues")
+
+
+def test_each_group_is_read_at_the_first_point_that_has_it_and_nowhere_else(traced: Channels) -> None:
+    act, conv = (
+        planted(traced, dict.fromkeys(traced.widths, rank), point=point) for rank, point in ((3, "act"), (5, "conv"))
+    )
+    act = act[act["module"] != "relu"]  # the stem's
+    act.loc[act.index[-1], "value"] = -0.5
+    found = of_groups(pd.concat([act, conv]), traced, WidthSettings())
+    assert found.elsewhere == {"conv1": "conv"}
+    assert max(int(values.sum()) for values in found.groups["conv1"][0]) == 5
+    assert [int(values.sum()) for values in found.groups["layer1.0.conv1"][0]] == [3]
+    assert min(values.min() for seeds in found.groups.values() for taps in seeds.values() for values in taps) == 0
+
+
+def test_spectra_of_the_other_moment_are_refused_with_what_to_run(traced: Channels) -> None:
+    table = planted(traced, dict.fromkeys(traced.widths, 3))
+    of_raw = r"is true, which means spectra of the covariance; these are of the raw second moments: run .* again\."
+    with pytest.raises(UserError, match=of_raw):
+        of_groups(table.assign(centred=False), traced, WidthSettings())
+    centred = r"is false, .* of the raw second moments; these are of the covariance: run .* again with --raw\."
+    with pytest.raises(UserError, match=centred):
+        of_groups(table, traced, WidthSettings(centred=False))
+
+
+def test_a_map_that_never_varies_has_no_shares_and_disturbs_no_other() -> None:
+    shown = dimensions.GroupSpectra({"a": {0: [np.array([1.0, 3.0])], 1: [np.zeros(2)]}}, {})
+    assert shown.pooled(WidthSettings())["a"].tolist() == [0.375, 0.125]
+    assert shown.dimensions(WidthSettings(rule=PluginChoice(plugin="ratio"))) == {"a": 1}
 
 
 def test_a_jackknife_must_leave_out_each_part_in_every_seed(caplog: pytest.LogCaptureFixture) -> None:

@@ -187,6 +187,14 @@ def test_runs_of_an_arm_that_are_all_equal() -> None:
     assert found.within[1] == 0 and found.between[1] == 1
 
 
+@pytest.mark.parametrize("labels", [["a", "b", "b"], ["a", "a", "b"], ["b", "a", "b"]])
+def test_either_arm_may_be_the_one_of_a_single_run(labels: list[str]) -> None:
+    assert np.isnan(significance.smallest_p(labels))
+    found = significance.test(normal(0, 2, 3), labels)
+    assert np.isnan(found.p).all() and found.relabellings == 0
+
+
+@pytest.mark.filterwarnings("error")
 def test_an_arm_of_one_run_has_no_spread() -> None:
     distances = normal(0, 2, 4)
     found = significance.test(distances, ["a", "b", "b", "b"])

@@ -78,3 +78,78 @@ def test_any_two_partitions_of_a_number_can_be_equated_and_keep_their_sizes(
     # Any other widths of what is left free satisfy the equation too.
     sizes.built = [7 * value + unknown for unknown, value in enumerate(sizes.built)]
     assert sizes.size(sizes.resolve(axes[0])) == sizes.size(sizes.resolve(axes[1]))
+
+
+def test_neighbours_of_one_unknown_are_one_term_and_others_are_not() -> None:
+    sizes = Sizes()
+    a, b = sizes.new("a", 8), sizes.new("b", 4)
+    assert sizes.resolve(a + a + b + a) == scaled(a, 2) + b + a
+    sizes.equate(b, scaled(a, Fraction(1, 2)))
+    assert sizes.resolve(a + b) == scaled(a, Fraction(3, 2))
+
+
+def test_pieces_go_on_where_the_last_one_ended() -> None:
+    sizes = Sizes()
+    a, b = sizes.new("a", 8), sizes.new("b", 6)
+    half, quarter, third = Fraction(1, 2), Fraction(1, 4), Fraction(1, 3)
+    assert sizes.cut(a + b, [2, 2, 6, 4]) == [
+        scaled(a, quarter), scaled(a, quarter), scaled(a, half) + scaled(b, third), scaled(b, 2 * third)
+    ]  # fmt: skip
+    assert sizes.cut(a + b, [8, 6]) == [a, b] and sizes.cut(a + b, [14]) == [a + b]
+    assert sizes.cut(a, [3]) == [scaled(a, Fraction(3, 8))] and sizes.cut(a, [0, 8]) == [(), a]
+
+
+def test_what_both_sides_begin_with_says_nothing_of_the_rest() -> None:
+    sizes = Sizes()
+    a, b, c = sizes.new("a", 8), sizes.new("b", 4), sizes.new("c", 4)
+    sizes.equate(a + b, a + c)
+    assert sizes.resolve(c) == b and sizes.resolve(a) == a
+    d, e = sizes.new("d", 4), sizes.new("e", 4)
+    sizes.equate(scaled(a, Fraction(3, 2)) + d, a + e + scaled(a, Fraction(1, 2)))
+    assert sizes.resolve(e) == scaled(a, Fraction(1, 2))
+    assert sizes.resolve(d) == scaled(a, Fraction(1, 2))
+
+
+def test_a_rest_has_the_unit_of_what_it_is_a_part_of() -> None:
+    """A flattened map of 5 channels of 9 pixels is one of 2 and what is left, which has 3."""
+    sizes = Sizes()
+    whole, part, rest = sizes.new("whole", 5), sizes.new("part", 2), sizes.new("rest", 3)
+    sizes.equate(scaled(whole, 9), scaled(part, 9) + scaled(rest, 9))
+    assert sizes.resolve(whole) == part + rest
+    flat, seven = sizes.new("flat", 5), sizes.new("seven", 7)
+    sizes.equate(scaled(flat, 2), seven + sizes.new("three", 3))
+    assert sizes.size(sizes.resolve(flat)) == 5
+    assert sizes.resolve(scaled(flat, 2))[0] == seven[0]
+
+
+def test_the_first_reason_stays_and_follows_what_is_equated() -> None:
+    sizes = Sizes()
+    a, b, c = sizes.new("a", 8), sizes.new("b", 8), sizes.new("c", 8)
+    sizes.fix(a, "first")
+    sizes.fix(a, "second")
+    sizes.equate(b, a)
+    sizes.equate(b, c)
+    assert sizes.fixed[0] == "first" and sizes.resolve(c) == a
+    free, kept = sizes.new("free", 4), sizes.new("kept", 4)
+    sizes.fix(kept, "kept")
+    sizes.equate(free, kept)  # the earlier unknown stays, and is fixed with the later
+    assert sizes.resolve(kept) == free and sizes.fixed[free[0][0]] == "kept"
+
+
+def test_multiples_are_what_every_requirement_divides() -> None:
+    sizes = Sizes()
+    a, b = sizes.new("a", 24), sizes.new("b", 24)
+    sizes.require(scaled(a, Fraction(1, 4)), 1)
+    sizes.require(a, 6)
+    sizes.require(scaled(a, 3), 9)
+    sizes.require(scaled(b, 2), 2)
+    assert sizes.multiples() == {0: 12, 1: 1}
+
+
+def test_sizes_are_sums_of_parts_and_constants_have_no_name() -> None:
+    sizes = Sizes()
+    a, three = sizes.new("a", 8), sizes.constant(3, "given")
+    assert sizes.size(scaled(a, Fraction(3, 4)) + three) == 9 and sizes.size(()) == 0
+    assert sizes.names == ["a", ""] and sizes.fixed == {1: "given"}
+    with pytest.raises(ValueError, match="sizes 8 and 3 cannot be equal"):
+        sizes.equate(a, three)

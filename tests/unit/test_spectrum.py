@@ -214,6 +214,8 @@ def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centred: bool, tmp_pa
     assert numbers["trace"] == pytest.approx(np.trace(exact), rel=1e-5)
     assert set(numbers.index) == {*RULES, *measures.COUNTED, *metrics.DESCRIPTIONS}
     assert 200 < numbers["effective_samples"] <= 500  # all are independent; of five images
+    variance, between = samples.double().var(0, correction=0).sum(), images.double().var(0).sum()
+    assert numbers["effective_samples"] == pytest.approx(min(500.0, float(5 * variance / between)), rel=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 64, 300])
@@ -294,6 +296,71 @@ def test_eigenvalues_from_the_gpu_are_checked_and_fall_back_to_the_cpu(
     np.testing.assert_allclose(spectrum.eigenvalues(matrix), np.arange(1100.0, 0, -1))
     assert len(calls) == (1 if failure is None else 2)
     assert ("taken from the CPU" in caplog.text) == (failure is not None)
+
+
+def symmetric(channels: int, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix with its eigenvalues and eigenvectors, descending."""
+    basis = torch.linalg.qr(torch.randn(channels, channels, generator=torch.Generator().manual_seed(0)).double())[0]
+    values = scale * 0.98 ** torch.arange(channels).double()
+    return (basis * values) @ basis.T, values, basis
+
+
+@pytest.mark.parametrize("directions", [0, 1, 5])
+def test_the_gpu_gives_the_same_eigenvalues_and_directions(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played by the CPU, which takes other routines for it."""
+    matrix, values, basis = symmetric(20)
+    monkeypatch.setattr(spectrum, "GPU_CHANNELS", 20)
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: sent.append(self) or self)  # type: ignore[func-returns-value]
+    for available in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        found, vectors = spectrum.eigen(matrix.numpy(), directions)
+        assert bool(sent) == available
+        np.testing.assert_allclose(found, values, atol=1e-13)
+        assert vectors.shape == (20, directions)
+        np.testing.assert_allclose(np.abs(np.sum(vectors * basis.numpy()[:, :directions], axis=0)), 1, atol=1e-10)
+    sent.clear()
+    spectrum.eigen(matrix.numpy()[:19, :19], directions)
+    assert not sent  # smaller ones are not worth the way
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_all_directions_of_the_smallest_matrices(directions: int) -> None:
+    values, vectors = spectrum.eigen(np.array([[2.0, 1.0], [1.0, 2.0]]), directions)
+    np.testing.assert_allclose(values, [3, 1])
+    wanted = np.array([[1.0, 1.0], [1.0, -1.0]])[:, :directions] / np.sqrt(2)
+    np.testing.assert_allclose(np.abs(np.sum(vectors * wanted, axis=0)), 1)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("directions", [0, 4])
+def test_eigenvalues_belong_to_a_matrix_with_their_trace_their_norm_and_their_directions(
+    scale: float, directions: int
+) -> None:
+    matrix, exact, _ = symmetric(120, scale)
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(matrix))
+    first = vectors[:, :directions]
+    assert spectrum.belong(values, first, matrix)
+    assert spectrum.belong(exact, first, matrix)
+    error = 1e-5 * scale
+    same_trace = values.clone()
+    same_trace[0] += error
+    same_trace[1] -= error
+    same_norm = values.clone()
+    same_norm[1] = (values[0] ** 2 + values[1] ** 2 - (values[0] - error) ** 2).sqrt()
+    same_norm[0] -= error
+    for wrong in (same_trace, same_norm, values + error, values * 1.001):
+        assert not spectrum.belong(wrong, first, matrix)
+    if directions:
+        assert not spectrum.belong(values, first.flip(1), matrix)
+        assert not spectrum.belong(values, vectors[:, 1 : directions + 1], matrix)
+        turned = first.clone()
+        turned[:, 0] += 1e-6 * vectors[:, 50]
+        assert not spectrum.belong(values, turned, matrix)
+
+
+def test_zeros_are_the_eigenvalues_of_a_matrix_of_zeros() -> None:
+    assert spectrum.belong(torch.zeros(3), torch.eye(3)[:, :1], torch.zeros(3, 3))
 
 
 def test_one_tensor_under_two_names_is_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
