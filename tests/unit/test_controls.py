@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from eigendet import channels, config, controls, plugins, runs
+from eigendet import channels, config, controls, dimensions, plugins, runs, widths
 from eigendet.allocation import Budget, proportional
 from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
-from eigendet.groups import Channels, Widths
+from eigendet.groups import Channels, Layer, Widths
+from eigendet.models import Definition
 from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
+from tests.handmade import NETWORK, size
+from tests.planted import planted, written
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +140,87 @@ def test_a_control_of_derived_widths_needs_these(values: dict[str, Any]) -> None
     network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     with pytest.raises(UserError, match="the control profile is for derived widths; give --derived FILE"):
         controls.control(experiment, network, "profile", [], None)
+
+
+def small(values: dict[str, Any]) -> tuple[config.Experiment, Definition]:
+    """An experiment with every control, and its network, whose images are wider than high."""
+    values["backbones"]["tiny"] = {"plugin": "resnet", "depth": 18, "norm_groups": 8}
+    arms = ("scratch", "derived", "untrained", "permuted", "profile", "uniform_macs", "uniform_parameters")
+    values["arms"] = {arm: {} for arm in arms}
+    values["widths"] = {"round_to": 16, "rule": "ratio"}
+    experiment = config.parse(values)
+    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    return experiment, replace(network, size=(64, 96))
+
+
+def test_the_untrained_control_is_derived_from_the_spectra_at_the_first_step(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    experiment, network = small(values)
+    traced, reference = network.reference(64)
+    before = {group: 3 + position for position, group in enumerate(traced.widths)}
+    tables = [planted(traced, before, 0, step=0), planted(traced, dict.fromkeys(before, 8), 0)]
+    folder = written(tmp_path / "0", network, eigenvalues=pd.concat(tables))
+    found = controls.control(experiment, network, "untrained", [folder], None)
+    assert found["widths"] == proportional(Budget.of(traced, reference, experiment.widths), before)
+    assert found["rule"] == "as derived, from the spectra at step 0" and found["elsewhere"] == {}
+    assert found["macs"]["reference"] == traced.macs(reference)
+    assert found["backbone"] == network.identity()["backbone"]
+
+
+def test_the_permuted_control_is_derived_from_the_last_spectra_of_other_groups(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    experiment, network = small(values)
+    traced, reference = network.reference(64)
+    rank = {group: 3 + position for position, group in enumerate(traced.widths)}
+    table = pd.concat([planted(traced, dict.fromkeys(rank, 8), 0, step=0), planted(traced, rank, 0)])
+    folder = written(tmp_path / "0", network, eigenvalues=table)
+    file = tmp_path / "derived.json"
+    file.write_text(json.dumps({"widths": reference}))
+    found = controls.control(experiment, network, "permuted", [folder], file)
+    spectra = dimensions.of_groups(table, traced, experiment.widths)
+    other, origin = controls.permuted(spectra)
+    assert found["spectrum_of"] == origin and found["rule"] == "as derived, each group with the spectrum of another"
+    budget = Budget.of(traced, reference, experiment.widths)
+    assert found["widths"] == widths.allocate(budget, other, experiment.widths)[0]
+
+
+def test_the_profile_control_says_its_two_numbers(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment, network = small(values)
+    traced, reference = network.reference(64)
+    goal = {group: 8 * round(width / 16) for group, width in reference.items()}
+    file = tmp_path / "derived.json"
+    file.write_text(json.dumps({"widths": goal}))
+    found = controls.control(experiment, network, "profile", [], file)
+    wanted, factor, ratio = controls.profile(traced, reference, goal, 16)
+    assert found["widths"] == wanted
+    assert found["rule"] == f"{factor:.3f} of the reference's, times {ratio:.3f} from stage to stage"
+    for cost in ("macs", "parameters"):
+        found = controls.control(experiment, network, f"uniform_{cost}", [], file)
+        assert found["widths"] == proportional(Budget.like(traced, goal, [cost], 16), reference)
+        assert found["rule"] == "all scaled alike"
+
+
+def positioned(positions: dict[str, int]) -> Channels:
+    """A network whose groups are written at so many positions, and a product that counts none."""
+    layers = [Layer(name, "conv", None, size(**{name[0]: 1}), positions=number) for name, number in positions.items()]
+    return replace(NETWORK, widths=dict.fromkeys("abcde", 8), layers=(*layers, Layer("n", "norm", None, size(e=1))))
+
+
+def test_a_stage_is_a_halving_of_the_sides_below_the_finest_and_those_without_a_group_do_not_count() -> None:
+    found = controls.stages(positioned({"a": 1024, "b": 256, "c": 260, "d": 1}))
+    assert found == {"a": 0, "b": 1, "c": 1, "d": 2, "e": 0}  # halvings: 0, 1, 1 and 5; and what only a norm writes
+    assert controls.stages(positioned({"a": 1024, "a2": 64, "b": 256})) == {"a": 1, "b": 0, "c": 0, "d": 0, "e": 0}
+    assert set(controls.stages(replace(NETWORK, layers=())).values()) == {0}
+
+
+def test_spectra_keep_their_seeds_and_taps_when_they_are_permuted() -> None:
+    ones = np.ones
+    groups = {"a": {0: [ones(4), np.arange(4.0)], 7: [ones(4)]}, "b": {0: [ones(2)], 7: [np.zeros(2)]}}
+    other, origin = controls.permuted(GroupSpectra(groups, {"a": "conv"}))
+    assert origin == {"a": "b", "b": "a"} and other.elsewhere == {}
+    lengths = {g: {seed: list(map(len, taps)) for seed, taps in seeds.items()} for g, seeds in other.groups.items()}
+    assert lengths == {"a": {0: [4], 7: [4]}, "b": {0: [2, 2], 7: [2]}}
+    np.testing.assert_allclose(other.groups["b"][0][1], [5, 1])
+    np.testing.assert_allclose(other.groups["a"][0][0], [0.5, 0.5, 0.5, 0.5])

@@ -15,9 +15,9 @@ from eigendet import config, dimensions, models, runs, widths
 from eigendet.allocation import Budget, marginal, proportional, targets
 from eigendet.config import Experiment
 from eigendet.errors import UserError
-from eigendet.groups import Channels
 from eigendet.models import Definition
 from eigendet.sections import WidthSettings
+from tests.planted import planted, written
 
 NETWORK = Definition({"plugin": "resnet", "depth": 18, "norm_groups": 8}, [], (64, 64))
 
@@ -61,22 +61,6 @@ def test_a_wrong_widths_file_is_refused_by_name(tmp_path: Path, content: str, me
         models.read_widths(file, NETWORK)
 
 
-def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> pd.DataFrame:
-    """Eigenvalues of every activation, of which as many are not zero as the rank of its group."""
-    rows = []
-    for (module, call), group in traced.outputs.items():
-        if "relu" in module:
-            values = (np.arange(traced.widths[group]) < rank[group]).astype(float)
-            tap: dict[str, Any] = dict.fromkeys(dimensions.COLUMNS, 0) | {
-                "arm": "scratch",
-                "backbone": "tiny",
-                "detector": "rcnn",
-            }
-            tap |= {"seed": seed, "step": 5, "module": module, "call": call, "point": "act", "centred": True} | more
-            rows.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
-    return pd.concat(rows, ignore_index=True)
-
-
 @pytest.fixture
 def experiment(values: dict[str, Any]) -> Experiment:
     values["backbones"]["tiny"] = {"plugin": "resnet", "depth": 18, "norm_groups": 8}
@@ -87,14 +71,6 @@ def experiment(values: dict[str, Any]) -> Experiment:
 def of_side(experiment: Experiment) -> Definition:
     """The network of an experiment whose images are wider than high."""
     return replace(runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False), size=(64, 96))
-
-
-def written(folder: Path, network: Definition, **tables: pd.DataFrame) -> Path:
-    folder.mkdir()
-    for name, table in tables.items():
-        table.attrs = {"experiment": "minimal", "definition": network.plain()}
-        table.to_parquet(folder / f"{name}.parquet")
-    return folder
 
 
 def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experiment: Experiment, tmp_path: Path) -> None:

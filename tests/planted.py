@@ -1,0 +1,37 @@
+"""Tables of spectra of a known rank, as `eigendet spectrum` writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eigendet import dimensions
+from eigendet.groups import Channels
+from eigendet.models import Definition
+
+
+def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> pd.DataFrame:
+    """Eigenvalues of every activation, of which as many are not zero as the rank of its group."""
+    rows = []
+    for (module, call), group in traced.outputs.items():
+        if "relu" in module:
+            values = (np.arange(traced.widths[group]) < rank[group]).astype(float)
+            tap: dict[str, Any] = dict.fromkeys(dimensions.COLUMNS, 0) | {
+                "arm": "scratch",
+                "backbone": "tiny",
+                "detector": "rcnn",
+            }
+            tap |= {"seed": seed, "step": 5, "module": module, "call": call, "point": "act", "centred": True} | more
+            rows.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def written(folder: Path, network: Definition, **tables: pd.DataFrame) -> Path:
+    folder.mkdir()
+    for name, table in tables.items():
+        table.attrs = {"experiment": "minimal", "definition": network.plain()}
+        table.to_parquet(folder / f"{name}.parquet")
+    return folder
