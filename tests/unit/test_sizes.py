@@ -84,6 +84,7 @@ def test_neighbours_of_one_unknown_are_one_term_and_others_are_not() -> None:
     sizes = Sizes()
     a, b = sizes.new("a", 8), sizes.new("b", 4)
     assert sizes.resolve(a + a + b + a) == scaled(a, 2) + b + a
+    assert sizes.resolve(b + a + scaled(a, 3)) == b + scaled(a, 4)
     sizes.equate(b, scaled(a, Fraction(1, 2)))
     assert sizes.resolve(a + b) == scaled(a, Fraction(3, 2))
 
@@ -96,6 +97,8 @@ def test_pieces_go_on_where_the_last_one_ended() -> None:
         scaled(a, quarter), scaled(a, quarter), scaled(a, half) + scaled(b, third), scaled(b, 2 * third)
     ]  # fmt: skip
     assert sizes.cut(a + b, [8, 6]) == [a, b] and sizes.cut(a + b, [14]) == [a + b]
+    eighth = Fraction(1, 8)
+    assert sizes.cut(a + b + a, [1, 7, 6, 8]) == [scaled(a, eighth), scaled(a, 7 * eighth), b, a]
     assert sizes.cut(a, [3]) == [scaled(a, Fraction(3, 8))] and sizes.cut(a, [0, 8]) == [(), a]
 
 
@@ -108,6 +111,16 @@ def test_what_both_sides_begin_with_says_nothing_of_the_rest() -> None:
     sizes.equate(scaled(a, Fraction(3, 2)) + d, a + e + scaled(a, Fraction(1, 2)))
     assert sizes.resolve(e) == scaled(a, Fraction(1, 2))
     assert sizes.resolve(d) == scaled(a, Fraction(1, 2))
+
+
+def test_what_both_sides_begin_with_is_the_smaller_of_both_first_terms() -> None:
+    sizes = Sizes()
+    a, b, c = sizes.new("a", 6), sizes.new("b", 3), sizes.new("c", 3)
+    left, right = scaled(a, 2) + b, a + scaled(c, 3)
+    sizes.equate(left, right)
+    assert sizes.resolve(left) == sizes.resolve(right)
+    assert sizes.size(left) == sizes.size(right) == 15
+    assert all(factor > 0 for _, factor in sizes.resolve(c))
 
 
 def test_a_rest_has_the_unit_of_what_it_is_a_part_of() -> None:
