@@ -28,7 +28,7 @@ from tests.mutation import mutants, report, trial
 
 PROCESSES = 2
 SLOW, LONG = 1.0, 4.0  # seconds of a test that is not worth its time here, and of all that a mutant is tried with
-PATIENCE, MORE = 20.0, 10.0  # seconds, and times what the tests take as it is, after which a trial has hung
+PATIENCE, MORE = 10.0, 8.0  # seconds, and times what the tests take as it is, after which a trial has hung
 HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.torch_utils scipy.optimize scipy.special
     pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import
 TESTS = {  # of each module, without the prefix
@@ -70,18 +70,21 @@ def main(arguments: list[str]) -> None:
 
 
 def try_all(module: str, again: bool) -> None:
-    """Note what becomes of every mutant of a module: caught, timed out, survived."""
+    """Note what becomes of every mutant of a module: caught, timed out, survived; not tried, if this is ended."""
     file = ROOT / "workflow" / "eigendet" / f"{module}.py"
     source, notes = file.read_text(), report.RESULTS / f"{module}.json"
     before = json.loads(notes.read_text()) if again and notes.exists() else {}
     files = [f"tests/unit/test_{name}.py" for name in TESTS[module].split()]
     known = trial.watched(trial.Exchanged(f"eigendet.{module}", file, source), files, report.RESULTS / "watched")
-    outcomes: dict[str, str] = {}
+    found = mutants.of(source)
+    outcomes = {key: before.get(key, "not tried") for key in found}
     running: dict[int, tuple[str, float]] = {}
-    for key, mutant in tqdm(mutants.of(source).items(), desc=module, mininterval=10):
+    for key, mutant in tqdm(found.items(), desc=module, mininterval=10):
         tests = known.reaching(mutant.first_line, SLOW, LONG)
-        if before.get(key, "survived") != "survived" or not tests:
-            outcomes[key] = before.get(key, "survived")
+        if outcomes[key] in ("caught", "timed out"):
+            continue
+        if not tests:
+            outcomes[key] = "survived"
             continue
         while len(running) >= PROCESSES:
             _collect(running, outcomes)

@@ -14,7 +14,7 @@ import yaml
 
 HERE = Path(__file__).parent
 RESULTS = HERE / ".results"
-OUTCOMES = ("caught", "timed out", "survived")
+OUTCOMES = ("caught", "timed out", "survived", "not tried")
 
 
 def write() -> None:
@@ -39,13 +39,14 @@ def lines(found: dict[str, dict[str, str]]) -> list[str]:
         f"{datetime.date.today()}, two cores of {_processor()}, cosmic-ray {versions['cosmic-ray']} for the mutants,",
         f"torch {versions['torch']}, Python {platform.python_version()}.",
         "",
-        "| module | mutants | caught | timed out | survived | noticed |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| module | mutants | {' | '.join(OUTCOMES)} | noticed |",
+        "| --- |" + " ---: |" * (len(OUTCOMES) + 2),
     ]
     for module, count in counts.items():
-        total = count.total()
+        noticed = count["caught"] + count["timed out"]
+        tried = noticed + count["survived"]
         numbers = " | ".join(str(count[outcome]) for outcome in OUTCOMES)
-        written.append(f"| {module} | {total} | {numbers} | {1 - count['survived'] / max(total, 1):.1%} |")
+        written.append(f"| {module} | {count.total()} | {numbers} | {noticed / max(tried, 1):.1%} |")
     return [*written, "", *_survivors(found)]
 
 
