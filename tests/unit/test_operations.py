@@ -188,6 +188,8 @@ def test_operands_are_aligned_from_the_last_dimension(shape: tuple[int, ...]) ->
 def test_a_dimension_of_one_is_spread_and_says_nothing() -> None:
     found = Followed(lambda x: x * torch.ones(2, 1, 4, 6, device="meta"), MAP)
     assert found.axes == [".", "a", ".", "."] and not found.fixed
+    later = Followed(lambda x: torch.ones(2, 1, 4, 6, device="meta") + x, MAP)
+    assert later.axes == [".", "a", ".", "."]
     single = Followed(lambda x: x + torch.ones(1, 1, 1, 1, device="meta"), ((2, 1, 4, 6), ".a.."))
     assert single.axes == [".", "a", ".", "."]
 

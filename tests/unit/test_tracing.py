@@ -130,9 +130,9 @@ def test_channels_of_the_images_are_given_and_lie_before_rows_and_columns() -> N
 def test_outputs_are_noted_by_call_if_one_dimension_counts_channels() -> None:
     follower = Follower(nn.Sequential())
     first, second = follower.sizes.new("first", 8), follower.sizes.new("second", 6)
-    one, both, none = torch.empty(2, 8), torch.empty(8, 6), torch.empty(3)
+    one, both, none = torch.empty(2, 8), torch.empty(6, 8), torch.empty(3)
     follower.note(one, (None, first))
-    follower.note(both, (first, second))
+    follower.note(both, (second, first))
     for output in (one, both, none, [one]):
         follower.leave("layer", len(follower.outputs), nn.ReLU(), (), output)
     assert follower.outputs == {("layer", 0): first}
@@ -156,7 +156,7 @@ def test_operations_are_noted_with_their_place_and_the_axes_that_took_part() -> 
     assert [operation.name for operation in operations] == ["add", "relu", "mean", "mm"]
     assert {operation.module for operation in operations} == {"Sequential"}
     assert [len(operation.axes) for operation in operations] == [2, 1, 1, 1]
-    found.follower.stack.append("layer4.conv1")
+    found.follower.stack += ["layer4", "layer4.conv1"]
     assert found.follower.where() == "layer4.conv1"
 
 
@@ -171,6 +171,15 @@ def test_only_what_is_computed_from_the_tensors_of_one_module_belongs_to_it() ->
     assert follower.owner(other) == ("Sequential", False)
     convolution = Follower(nn.Sequential(nn.Conv2d(4, 4, 1)))
     assert not convolution.is_weight(convolution.model.get_parameter("0.weight"))
+
+
+def test_what_is_gone_is_not_taken_for_what_comes_to_lie_in_its_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    follower, weight = Follower(model), model.get_parameter("0.weight")
+    with torch.no_grad(), follower:
+        for _ in range(20):
+            weight.t() * 2  # dropped at once, so that the next one may have its address
+            assert follower.owner(torch.ones(4, 4)) == ("Sequential", False)
 
 
 def test_a_rule_is_given_what_was_known_before_an_operation_in_place() -> None:
