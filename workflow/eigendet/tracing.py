@@ -211,7 +211,7 @@ class Follower(TorchDispatchMode):
         """The axis of the dimension `back` from the last, which operands have in common."""
         found: Axis | None = None
         for tensor in tensors:
-            if tensor.dim() < back or tensor.shape[-back] != size or (size == 1 and id(tensor) not in self.axes):
+            if tensor.dim() < back or tensor.shape[-back] != size:
                 continue
             axis = self.axes_of(tensor)[-back]
             if axis is not None and found is not None:
