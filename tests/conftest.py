@@ -69,9 +69,11 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _in_checkout(_nothing_is_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _same_start(_nothing_is_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the checkout, with one thread and the same random numbers, whichever tests ran before."""
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture
