@@ -1,0 +1,153 @@
+"""Every number on the page and in the summary is that of the arm it stands beside."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eigendet import config, files, report, results, views
+from eigendet.comparison import TAP
+from tests.simulated import compare, simulate
+
+ARMS = ("finetune", "scratch", "mine")
+SEEDS = (0, 1)
+RUNS = list(itertools.product(ARMS, SEEDS))
+
+
+def score(arm: str, seed: int) -> float:
+    return 0.1 * (1 + ARMS.index(arm)) + 0.02 * seed
+
+
+def costs(arm: str) -> dict[str, int]:
+    factor = 1 + 2 * ARMS.index(arm)
+    return {"parameters": 1000 * factor, "backbone_parameters": 500 * factor, "backbone_macs": 7000 * factor}
+
+
+def milliseconds(arm: str) -> float:
+    return 5.0 + ARMS.index(arm)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, config.Experiment]:
+    """Results in which all arms have other scores, costs, latencies and spectra."""
+    folder = tmp_path_factory.mktemp("arms")
+    experiment = simulate(folder, ARMS, SEEDS, effect=1.0)
+    for arm, seed in RUNS:
+        path = Path(arm) / "tiny/rcnn" / f"seed_{seed}"
+        record = json.loads((folder / "runs" / path / "run.json").read_text())
+        files.write_json(folder / "runs" / path / "run.json", record | {"costs": costs(arm)})
+        scores = {"AP": score(arm, seed), "AP50": score(arm, seed) / 2, "AP75": score(arm, seed) / 4}
+        files.write_json(folder / "evaluation" / f"{path}.json", {"run": record["run"], "boxes": scores})
+    measured = [
+        {"arm": arm, "detector": {"median": milliseconds(arm)}, "backbone": {"median": milliseconds(arm) / 2}}
+        for arm in ARMS
+    ]
+    files.write_json(folder / "latency/tiny/rcnn.json", {"runs": measured})
+    compare(folder)
+    return folder, experiment
+
+
+def test_the_summary_has_each_runs_own_numbers(made: tuple[Path, config.Experiment]) -> None:
+    table = results.summary(*made)
+    assert list(zip(table["arm"], table["seed"], strict=True)) == RUNS
+    for _, row in table.iterrows():
+        arm = row["arm"]
+        assert row["AP"] == pytest.approx(score(arm, row["seed"]))
+        assert {name: row[name] for name in costs(arm)} == costs(arm)
+        assert (row["detector_ms"], row["backbone_ms"]) == (milliseconds(arm), milliseconds(arm) / 2)
+
+
+def test_averages_are_of_an_arms_own_seeds_and_ratios_are_to_the_reference(
+    made: tuple[Path, config.Experiment],
+) -> None:
+    rows = {row["arm"]: row for row in results.averages(results.summary(*made))}
+    assert list(rows) == list(ARMS)
+    for place, (arm, row) in enumerate(rows.items()):
+        values = [100 * score(arm, seed) for seed in SEEDS]
+        assert row["AP"] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+        assert {name: row[name] for name in costs(arm)} == costs(arm)
+        assert row["backbone_macs_ratio"] == pytest.approx((1 + 2 * place) / 1)  # finetune has the reference's widths
+        assert row["detector_ms_ratio"] == pytest.approx(milliseconds(arm) / milliseconds("finetune"))
+
+
+def test_the_pages_table_has_them_in_the_row_of_the_arm(made: tuple[Path, config.Experiment], tmp_path: Path) -> None:
+    report.write(made[0])
+    page = (made[0] / "report.html").read_text()
+    rows = re.findall(r'<tr><td class="name arm">(\w+)</td>(.*?)</tr>', page, re.DOTALL)
+    assert [arm for arm, _ in rows[: len(ARMS)]] == list(ARMS)
+    for arm, cells in rows[: len(ARMS)]:
+        shown = re.findall(r"<td[^>]*>(.*?)</td>", cells)
+        assert shown[2].startswith(f"{100 * np.mean([score(arm, seed) for seed in SEEDS]):.1f} ±")
+        exact = re.findall(r'data-value="([^"]*)"', cells)
+        assert {str(cost) for cost in costs(arm).values()} <= set(exact)
+        assert {f"{milliseconds(arm):.1f}", f"{milliseconds(arm) / 2:.1f}"} <= set(shown)
+
+
+def test_courses_are_means_over_an_arms_own_seeds(made: tuple[Path, config.Experiment]) -> None:
+    tables: Any = results.read_spectra(made[0])._asdict()
+    shown = views.courses(tables)
+    metrics = tables["metrics"]
+    for arm, place in itertools.product(ARMS, range(4)):
+        own = metrics[(metrics["arm"] == arm) & (metrics["metric"] == "entropy")]
+        layer = own[own["module"] == f"layer{place}.relu"]
+        wanted = [layer.loc[layer["step"] == step, "value"].mean() for step in (0, 1, 4)]
+        assert shown["arms"][arm]["values"]["entropy"][place] == pytest.approx(wanted, rel=1e-3)
+        assert shown["arms"][arm]["steps"] == [0, 1, 4]
+    between = shown["between"]["jensen_shannon arms"]
+    assert between.keys() == {"finetune|scratch", "finetune|mine", "mine|scratch"}
+    distances = tables["distances"].query("relation == 'arms' and measure == 'jensen_shannon' and snapshot == 2")
+    for pair, grid in between.items():
+        both = distances["arm"].isin(pair.split("|")) & distances["other_arm"].isin(pair.split("|"))
+        of_layer = distances[both & (distances["module"] == "layer2.relu")]["value"]
+        assert grid[2][2] == pytest.approx(of_layer.mean(), rel=1e-3)
+
+
+def test_spectra_on_the_page_are_those_of_the_run_they_are_called_after(made: tuple[Path, config.Experiment]) -> None:
+    tables = list(views.eigenvalues(*made, "tiny", "rcnn"))
+    shown = views.packed(tables)
+    assert [(run["arm"], run["seed"]) for run in shown["runs"]] == RUNS
+    for table, run in zip(tables, shown["runs"], strict=True):
+        assert (table["arm"].iloc[0], table["seed"].iloc[0]) == (run["arm"], run["seed"])
+    for layer, (number, table) in itertools.product(shown["layers"], enumerate(tables)):
+        (one,) = [found for found in layer["runs"] if found["run"] == number]
+        levels = np.frombuffer(base64.b64decode(one["packed"]), "<u2").reshape(3, -1)
+        of_layer = table[table["module"] == layer["name"].partition("#")[0]]
+        for step, found in zip((0, 1, 4), levels, strict=True):
+            values = of_layer[of_layer["step"] == step].sort_values("index")["value"].to_numpy()
+            drawn = 10 ** (views.DECADES * (found / views.LEVELS - 1))
+            kept = np.array(shown["index"][16]) - 1
+            np.testing.assert_allclose(drawn, (values / values[0])[kept], rtol=1e-3)
+
+
+def test_the_last_layers_spectra_and_the_spread_say_whose_they_are(made: tuple[Path, config.Experiment]) -> None:
+    name, drawn = views.last_spectra(*made, "tiny", "rcnn")
+    assert name == "layer3.relu#0:act"
+    for (arm, seed), rows in drawn.groupby(["arm", "seed"]):
+        table = pd.read_parquet(made[0] / f"spectra/{arm}/tiny/rcnn/seed_{seed}/eigenvalues.parquet")
+        own = table[(table["step"] == 4) & (table["module"] == "layer3.relu")]["value"].to_numpy()
+        np.testing.assert_allclose(rows["value"], own / own.max())
+    tables: Any = results.read_spectra(made[0])._asdict()
+    pairs = views.spread(tables)
+    distances = tables["distances"]
+    for layer in range(4):
+        (value,) = pairs[(pairs["pair"] == "finetune 0, mine 1") & (pairs["layer"] == f"layer{layer}.relu#0:act")][
+            "value"
+        ]
+        (wanted,) = distances[
+            (distances[TAP[0]] == f"layer{layer}.relu")
+            & (distances["snapshot"] == 2)
+            & (distances["measure"] == "jensen_shannon")
+            & (distances["arm"] == "finetune")
+            & (distances["seed"] == 0)
+            & (distances["other_arm"] == "mine")
+            & (distances["other_seed"] == 1)
+        ]["value"]
+        assert value == wanted
