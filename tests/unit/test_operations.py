@@ -62,6 +62,9 @@ MAP: Named = ((2, 8, 4, 6), ".a..")
         (lambda x: F.max_pool2d(x, 2), *MAP, ".a.."),
         (lambda x: x.softmax(1), *MAP, ".a.."),
         (lambda x: x.cumsum(2), (2, 8, 4, 5), ".abc", ".abc"),
+        (lambda x: x.relu(), (8, 4, 6), "a..", "a.."),
+        (lambda x: x.sum(), *MAP, ""),
+        (lambda x: x.max(), *MAP, ""),
         # Parts.
         (lambda x: x[:, :, 1:], *MAP, ".a.."),
         (lambda x: x[1:], *MAP, ".a.."),
@@ -75,6 +78,9 @@ MAP: Named = ((2, 8, 4, 6), ".a..")
         (lambda x: x.reshape(1, 2, 8, 24), *MAP, "..a."),
         (lambda x: x.view(2, 8, 1, 24), *MAP, ".a.."),
         (lambda x: x.reshape(2, 1, 8, 4, 6), *MAP, "..a.."),
+        (lambda x: x.reshape(2, 8, 24, 1), *MAP, ".a.."),
+        (lambda x: x.reshape(2, 8, 4, 6), (2, 8, 24, 1), ".a..", ".a.."),
+        (lambda x: x.reshape(8), (1, 8), "ab", "b"),
     ],
 )
 def test_axes_go_where_their_dimensions_go(
@@ -102,6 +108,7 @@ def test_axes_go_where_their_dimensions_go(
         (lambda x: x.reshape(2, 2, 4, 4, 6), *MAP, [".", ".", "1/2a", ".", "."], {"a": 2}),
         (lambda x: x.reshape(2, 4, 2, 4, 6), *MAP, [".", "1/2a", ".", ".", "."], {"a": 2}),
         (lambda x: x.reshape(2, 4, 4, 6), (2, 16, 6), ".a.", [".", ".", "1/4a", "."], {"a": 4}),
+        (lambda x: x.reshape(2, 2, 4, 5), (2, 1, 8, 5), "..a.", [".", ".", "1/2a", "."], {"a": 2}),
         (lambda x: F.pixel_shuffle(x, 2), *MAP, [".", "1/4a", ".", "."], {"a": 4}),
         (lambda x: F.pixel_unshuffle(x, 2), *MAP, [".", "4a", ".", "."], {}),
         (lambda x: F.pixel_shuffle(x, 2), (8, 4, 6), "a..", ["1/4a", ".", "."], {"a": 4}),
@@ -177,6 +184,24 @@ def test_parts_of_equal_length_are_tied() -> None:
     assert [apart.axes_of(part)[1] for part in apart.output] == ["a+1/4b", "3/4b"]
 
 
+@pytest.mark.parametrize(
+    ("part", "wanted"),
+    [
+        (slice(6, 12), "1/4a+1/2b"),
+        (slice(-10, -2), "1/4a+3/4b"),
+        (slice(None, 12), "a+1/2b"),
+        (slice(-4, None), "1/2b"),
+    ],
+)
+def test_a_slice_of_a_concatenation_is_what_lies_there(part: slice, wanted: str) -> None:
+    found = Followed(lambda x, y: torch.cat([x, y], 1)[:, part], MAP, ((2, 8, 4, 6), ".b.."))
+    assert found.axes == [".", wanted, ".", "."]
+
+
+def test_vectors_are_joined_too() -> None:
+    assert Followed(lambda x, y: torch.cat([x, y]), ((8,), "a"), ((3,), "b")).axes == ["a+b"]
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 4, 6), (8, 1, 1), (1, 8, 4, 1)])
 def test_operands_are_aligned_from_the_last_dimension(shape: tuple[int, ...]) -> None:
     names = ".b.." if len(shape) == 4 else "b.."
@@ -238,6 +263,12 @@ def test_a_third_width_of_a_product_keeps_its_size() -> None:
     assert found.fixed == {"q": "a product of more than two widths in Sequential"}
 
 
+def test_products_of_a_batch_tie_what_they_sum_over() -> None:
+    found, source, axis, positions = product(((2, 4, 8), "..a"), ((2, 8, 6), ".b."))
+    assert found.text(found.known["b"]) == "a" and found.axes == [".", ".", "."]
+    assert (source, axis, positions) == (".", "a", 2 * 4 * 6)
+
+
 def test_matrices_of_a_batch_share_its_axis() -> None:
     found, source, axis, positions = product(((3, 4, 8), "h.a"), ((3, 8, 6), "ga."))
     assert found.axes == ["h", ".", "."] and found.text(found.known["g"]) == "h"
@@ -292,6 +323,14 @@ def test_groups_of_a_convolution_divide_what_it_reads_and_writes() -> None:
     found = Followed(nn.Conv2d(8, 12, 3, groups=4), MAP)
     assert found.multiples == {"a": 4, "0": 4}
     assert found.call.groups == 4 and not found.call.depthwise
+    assert Followed(nn.Conv2d(8, 12, 3, groups=2), MAP).multiples == {"a": 2, "0": 2}
+
+
+def test_a_convolution_of_one_channel_is_not_depthwise_and_one_of_two_in_two_groups_is() -> None:
+    single = Followed(nn.Conv2d(1, 12, 3), ((2, 1, 4, 6), ".a.."))
+    assert single.axes == [".", "0", ".", "."] and not single.call.depthwise
+    two = Followed(nn.Conv2d(2, 4, 3, groups=2), ((2, 2, 4, 6), ".a.."))
+    assert two.axes == [".", "2a", ".", "."] and two.call.depthwise
 
 
 @pytest.mark.parametrize(("out", "axis"), [(8, "a"), (24, "3a")])
@@ -327,6 +366,9 @@ def test_a_convolution_that_runs_over_channels_costs_its_kernel_for_each_of_them
     assert (along.path, along.kind, along.source, along.owned) == ("0@0", "product", None, False)
     assert found.text(along.axis) == "a" and along.positions == 3 * 2
     assert layer.positions == 0 and layer.kernel == 3
+    both = Followed(nn.Conv2d(1, 1, 3, padding=1), ((2, 1, 8, 6), "..ab"))
+    assert both.axes == [".", "1", "a", "b"]
+    assert both.text(both.follower.calls[0].axis) == "a" and both.follower.calls[0].positions == 9 * 2 * 6
 
 
 @pytest.mark.parametrize(
@@ -353,6 +395,12 @@ def test_a_normalisation_without_parameters_is_no_layer() -> None:
         found = Followed(operation, MAP)
         assert found.axes == [".", "a", ".", "."] and found.multiples == multiples
         assert [call for call in found.follower.calls if found.text(call.axis) != "a"] == []
+
+
+def test_statistics_that_are_no_modules_make_no_layer() -> None:
+    zeros, ones = torch.zeros(8, device="meta"), torch.ones(8, device="meta")
+    found = Followed(lambda x: F.batch_norm(x, zeros, ones), MAP)
+    assert found.axes == [".", "a", ".", "."] and not found.follower.calls and not found.fixed
 
 
 def test_a_normalisation_over_what_counts_no_channels_stops() -> None:
