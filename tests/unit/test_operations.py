@@ -70,6 +70,7 @@ MAP: Named = ((2, 8, 4, 6), ".a..")
         (lambda x: x[1:], *MAP, ".a.."),
         (lambda x: x[:, :, :, ::2], *MAP, ".a.."),
         (lambda x: x.split(1), *MAP, ".a.."),
+        (lambda x: x.split(1), (2, 8), ".a", ".a"),
         (lambda x: x.chunk(2, 3), (2, 8, 4, 6), ".ab.", ".ab."),
         # Other shapes.
         (lambda x: x.flatten(2), *MAP, ".a."),
@@ -81,6 +82,7 @@ MAP: Named = ((2, 8, 4, 6), ".a..")
         (lambda x: x.reshape(2, 8, 24, 1), *MAP, ".a.."),
         (lambda x: x.reshape(2, 8, 4, 6), (2, 8, 24, 1), ".a..", ".a.."),
         (lambda x: x.reshape(8), (1, 8), "ab", "b"),
+        (lambda x: x.reshape(2, 2, 2, 4), (2, 2, 8), ".a.", ".a.."),
     ],
 )
 def test_axes_go_where_their_dimensions_go(
@@ -166,6 +168,7 @@ def test_a_concatenation_is_a_sum_along_its_dimension_and_ties_the_others() -> N
     assert found.text(found.known["d"]) == "c"
     assert Followed(lambda x, y: torch.cat([x, y], -3), MAP, ((2, 3, 4, 6), ".b..")).axes == [".", "a+b", ".", "."]
     assert Followed(lambda x: torch.cat([x, x]), MAP).axes == [".", "a", ".", "."]
+    assert Followed(lambda x: torch.cat([x, x]), ((8, 4), "ab")).axes == ["2a", "b"]
     assert Followed(lambda x: torch.cat([x, x], 2), MAP).axes == [".", "a", ".", "."]
 
 
@@ -191,6 +194,8 @@ def test_parts_of_equal_length_are_tied() -> None:
         (slice(-10, -2), "1/4a+3/4b"),
         (slice(None, 12), "a+1/2b"),
         (slice(-4, None), "1/2b"),
+        (slice(-20, 12), "a+1/2b"),
+        (slice(-1, None), "1/8b"),
     ],
 )
 def test_a_slice_of_a_concatenation_is_what_lies_there(part: slice, wanted: str) -> None:
