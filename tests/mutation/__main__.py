@@ -6,7 +6,7 @@ of survivors why they are no mistakes.
 
     python -m tests.mutation [--again] [MODULE ...]
 
---again tries those only that are new or survived: after tests were added, not after a module or a test was changed.
+--again tries those only that are new, survived or hung: after tests were added, not after a test was changed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -28,7 +29,8 @@ from tests.mutation import mutants, report, trial
 
 PROCESSES = 2
 SLOW, LONG = 1.0, 4.0  # seconds of a test that is not worth its time here, and of all that a mutant is tried with
-PATIENCE, MORE = 10.0, 8.0  # seconds, and times what the tests take as it is, after which a trial has hung
+PATIENCE, MORE = 5, 4  # seconds, and times what the tests take as it is, after which a trial hangs; of the processor
+HOURGLASS = 300  # seconds by the clock, for what waits without working
 HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.torch_utils scipy.optimize scipy.special
     pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import
 TESTS = {  # of each module, without the prefix
@@ -81,7 +83,7 @@ def try_all(module: str, again: bool) -> None:
     running: dict[int, tuple[str, float]] = {}
     for key, mutant in tqdm(found.items(), desc=module, mininterval=10):
         tests = known.reaching(mutant.first_line, SLOW, LONG)
-        if outcomes[key] in ("caught", "timed out"):
+        if outcomes[key] == "caught":
             continue
         if not tests:
             outcomes[key] = "survived"
@@ -89,9 +91,9 @@ def try_all(module: str, again: bool) -> None:
         while len(running) >= PROCESSES:
             _collect(running, outcomes)
         own = [name for name in files if any(test.startswith(f"{name}::") for test in tests)]
-        patience = PATIENCE + MORE * sum(known.seconds[test] for test in tests)
-        child = trial.start(trial.Exchanged(f"eigendet.{module}", file, mutant.source), own, tests)
-        running[child] = (key, time.monotonic() + patience)
+        patience = PATIENCE + MORE * math.ceil(sum(known.seconds[test] for test in tests))
+        child = trial.start(trial.Exchanged(f"eigendet.{module}", file, mutant.source), own, tests, patience)
+        running[child] = (key, time.monotonic() + HOURGLASS)
         notes.write_text(json.dumps(outcomes, indent=1))
     while running:
         _collect(running, outcomes)
@@ -110,7 +112,8 @@ def _collect(running: dict[int, tuple[str, float]], outcomes: dict[str, str]) ->
             ended, status = os.waitpid(child, os.WNOHANG)
             if not ended:
                 continue
-            outcomes[key] = "caught" if status else "survived"
+            hung = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+            outcomes[key] = "timed out" if hung else "caught" if status else "survived"
         del running[child]
 
 

@@ -105,9 +105,13 @@ class _Watching:
             self.known.calls[item.nodeid] = called
 
 
-def start(exchanged: Exchanged, files: Sequence[str], tests: Sequence[str]) -> int:
-    """The id of a process that runs some tests of some files with a module exchanged, and says so in its exit code."""
-    return _forked(lambda: _run(exchanged, [*files, "-x"], _Chosen(tests)))
+def start(exchanged: Exchanged, files: Sequence[str], tests: Sequence[str], patience: int) -> int:
+    """The id of a process that runs some tests of some files with a module exchanged, and says so in its exit code.
+
+    Args:
+        patience: seconds of the processor, however many others want it, after which the process is ended.
+    """
+    return _forked(lambda: _run(exchanged, [*files, "-x"], _Chosen(tests)), patience)
 
 
 def watched(exchanged: Exchanged, files: Sequence[str], notes: Path) -> Known:
@@ -130,13 +134,14 @@ def watched(exchanged: Exchanged, files: Sequence[str], notes: Path) -> Known:
     return Known(read["seconds"], {test: set(lines) for test, lines in read["calls"].items()})
 
 
-def _forked(work: Callable[[], int]) -> int:
+def _forked(work: Callable[[], int], patience: int = resource.RLIM_INFINITY) -> int:
     child = os.fork()
     if child:
         return child
     try:
         os.setsid()  # so that whoever ends it ends what it started
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (patience, patience))
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)

@@ -213,6 +213,11 @@ def hooked(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def hooked_before(layer: nn.Module) -> nn.Module:
+    layer.register_forward_pre_hook(lambda module, inputs: None)
+    return layer
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -228,6 +233,7 @@ def hooked(layer: nn.Module) -> nn.Module:
         nn.ReLU(),
         nn.Sequential(nn.Conv2d(4, 6, 1)),
         hooked(nn.Conv2d(4, 6, 1)),
+        hooked_before(nn.Conv2d(4, 6, 1)),
         parametrizations.weight_norm(nn.Conv2d(4, 6, 1)),
         in_inference_mode(),
     ],
@@ -278,7 +284,9 @@ def test_errors_are_amplified_where_a_map_suppresses_what_varies_most() -> None:
     for weight in (torch.eye(4), torch.rand(3, 4), torch.rand(9, 4), torch.rand(4, 4)):
         passed = weight.double() @ scatter @ weight.double().T
         exact = float(weight.square().sum() / 4 * scatter.norm() / passed.norm())
-        assert amplification(source, Affine(weight, None)) == pytest.approx(exact, rel=1e-6)
+        for unit in (1.0, 1e-12):
+            same = Covariance.from_moments(50, torch.zeros(4), unit * scatter)
+            assert amplification(same, Affine(weight, None)) == pytest.approx(exact, rel=1e-6)
     assert amplification(source, Affine(torch.tensor([[1e-3, 1, 0, 0]]), None)) > 1000
     assert amplification(source, Affine(torch.zeros(3, 4), None)) == 1
     assert amplification(Covariance(4), Affine(torch.eye(4), None)) == 1
