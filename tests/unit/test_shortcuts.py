@@ -283,7 +283,7 @@ def test_errors_are_amplified_where_a_map_suppresses_what_varies_most() -> None:
     source = Covariance.from_moments(50, torch.zeros(4), scatter)
     for weight in (torch.eye(4), torch.rand(3, 4), torch.rand(9, 4), torch.rand(4, 4)):
         passed = weight.double() @ scatter @ weight.double().T
-        exact = float(weight.square().sum() / 4 * scatter.norm() / passed.norm())
+        exact = float(weight.double().square().sum() / 4 * scatter.norm() / passed.norm())
         for unit in (1.0, 1e-12):
             same = Covariance.from_moments(50, torch.zeros(4), unit * scatter)
             assert amplification(same, Affine(weight, None)) == pytest.approx(exact, rel=1e-6)
