@@ -10,10 +10,10 @@ import pytest
 from eigendet import allocation, channels, plugins
 from eigendet.allocation import Budget, Costs
 from eigendet.errors import UserError
-from eigendet.groups import Channels, Widths
+from eigendet.groups import Channels, Layer, Widths
 from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
-from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS
+from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
 
 
 @pytest.fixture(scope="module")
@@ -381,3 +381,18 @@ def test_the_power_law_is_of_the_smaller_half_without_rounding_errors() -> None:
     assert allocation.power_law(odd) == pytest.approx((3, 2.5), rel=1e-9)
     assert allocation.power_law(np.array([4.0, 1.0])) == (0.0, 1.01)  # one eigenvalue has no slope
     assert allocation.power_law(np.array([])) == (0.0, 1.01)
+
+
+def test_the_unit_of_a_spectrum_does_not_change_its_exponent() -> None:
+    values = np.arange(1.0, 41) ** -2.5
+    for unit in (1e-12, 1.0, 1e12):
+        assert allocation.power_law(unit * values) == pytest.approx((unit, 2.5), rel=1e-9)
+
+
+def test_a_group_that_a_layer_reads_and_writes_costs_its_square() -> None:
+    """By one layer of a x a, 3 positions: 3 (a + s)² - 3 a² = 6 a s + 3 s²."""
+    layer = Layer("square", "conv", size(a=1), size(a=1), positions=3)
+    costs = Costs.of(replace(NETWORK, layers=(layer,)))
+    widths, step = np.array([8.0, 6.0]), np.array([4.0, 3.0])
+    assert costs(widths)[0] == 3 * 8**2 and costs.gradient(widths)[0].tolist() == [6 * 8, 0]
+    assert costs.steps(costs.gradient(widths), step)[0].tolist() == [6 * 8 * 4 + 3 * 4**2, 0]
