@@ -76,3 +76,8 @@ def test_a_list_has_a_hash_for_every_package_and_no_address(name: str) -> None:
     assert len(entries) == len(pinned(name)) > 100
     assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
     assert "://" not in text
+
+
+def test_the_workflow_asks_for_the_snakemake_that_the_package_does() -> None:
+    (version,) = re.findall(r'^min_version\("(.*)"\)$', (ROOT / "workflow/Snakefile").read_text(), re.MULTILINE)
+    assert Version(version) == bound(declared()["snakemake"])
