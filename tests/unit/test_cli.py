@@ -54,6 +54,20 @@ def test_help_names_the_stages_in_order() -> None:
     assert [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]] == VERBS
 
 
+@pytest.mark.parametrize("detector", [[], ["--detector", "rcnn"]])
+def test_channel_groups_are_printed_with_what_they_cost(
+    values: dict[str, Any], tmp_path: Path, detector: list[str]
+) -> None:
+    configuration = tmp_path / "config.yaml"
+    configuration.write_text(yaml.safe_dump(values))
+    result = CliRunner().invoke(main, ["channels", "tiny", "-c", str(configuration), *detector])
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line for line in result.output.splitlines() if line}
+    assert {"conv1", "layer4.0.conv2"} <= rows.keys()
+    assert ("roi_heads.box_head.fc6" in rows) == bool(detector)
+    assert re.search(r"in all [\d,]+ parameters, [\d,]+ MACs", result.output)
+
+
 def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_path: Path) -> None:
     configuration = tmp_path / "config.yaml"
     configuration.write_text(yaml.safe_dump(values))
@@ -87,6 +101,11 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         assert 0 < measured["backbone"]["median"] < measured["detector"]["median"]
         assert measured["detector"]["low"] <= measured["detector"]["median"] <= measured["detector"]["high"]
     run("dump", "-c", configuration, results / "scratch", "-o", results / "c.h5")
+    assert re.search(r"^layer4.1.relu#1:act +64 +12 +excluded ", run("inspect", results / "c.h5"), re.MULTILINE)
+    for part in ("1/3", "3/3"):
+        run("dump", "-c", configuration, results / "scratch", "--shard", part, "-o", results / f"{part[0]}.h5")
+    merged = run("merge", results / "1.h5", results / "3.h5", "-o", results / "two.h5")
+    assert "2 of the 3 probe images: shards are missing" in merged
     run("spectrum", results / "c.h5", "-o", results / "spectra")
     run("compare", results / "spectra", "-o", results / "comparison")
     assert not pd.read_parquet(results / "comparison/metrics.parquet").empty
@@ -117,6 +136,9 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         ),
         (["widths", "scratch", "-o", "x"], "unknown arm with widths of its own 'scratch'. Known: derived, profile"),
         (["report", "plugins"], "plugins/config.yaml: cannot be read"),
+        (["dump", "plugins", "-o", "x", "--shard", "9/8"], "--shard: got '9/8'; expected K/N with K from 1 to N"),
+        (["channels", "resnet19"], "unknown entry of backbones 'resnet19'"),
+        (["evaluate", "README.md", "-o", "/proc/x.json"], "README.md/run.json: cannot be read"),
     ],
 )
 def test_a_mistake_is_one_message_and_no_traceback(arguments: list[str], message: str) -> None:

@@ -193,6 +193,15 @@ def test_pretraining_gives_a_backbone_and_its_accuracy(values: dict[str, Any], t
     assert runs.evaluate(experiment, tmp_path / "pre")["top1"] == record["top1"]
 
 
+def test_pretraining_may_be_a_file_of_weights(values: dict[str, Any], tmp_path: Path) -> None:
+    runs.pretrain(config.parse(values), "tiny", tmp_path / "here")
+    values["backbones"]["tiny"]["pretrained"] = str(tmp_path / "here/backbone.pt")
+    runs.pretrain(config.parse(values), "tiny", tmp_path / "given")
+    first, second = (torch.load(tmp_path / place / "backbone.pt", weights_only=True) for place in ("here", "given"))
+    assert same(first, second)
+    assert json.loads((tmp_path / "given/run.json").read_text())["source"] == str(tmp_path / "here/backbone.pt")
+
+
 def test_an_undisturbed_backbone_is_trained_whole(values: dict[str, Any], tmp_path: Path) -> None:
     train(config.parse(values), tmp_path / "run")
     before, after = weights(tmp_path / "run", 0), weights(tmp_path / "run", 4)
