@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-# Names of what may be left behind: what git ignores too, such as caches and results.
+# Names of what may be left behind: what git ignores too, such as caches and results, and torch's own cache.
 LINES = (Path(__file__).parents[1] / ".gitignore").read_text().split()
-IGNORED = re.compile("|".join(fnmatch.translate(Path(line).name) for line in [".git", *LINES]))
+IGNORED = re.compile("|".join(fnmatch.translate(Path(line).name) for line in [".git", "torchinductor_*", *LINES]))
 SECONDS = 5.0  # in which a process may still end that was told to
 
 
@@ -30,8 +30,8 @@ class Traces:
     def now(cls, checkout: Path) -> Traces:
         """Look at all processes and mounts, through a folder but for its caches, and at what is temporary."""
         mounts = frozenset(part.mountpoint for part in psutil.disk_partitions(all=True))
-        files = {*_files(checkout), *Path(tempfile.gettempdir()).iterdir()}
-        return cls(frozenset(psutil.process_iter()), mounts, frozenset(files))
+        temporary = (path for path in Path(tempfile.gettempdir()).iterdir() if not IGNORED.match(path.name))
+        return cls(frozenset(psutil.process_iter()), mounts, frozenset([*_files(checkout), *temporary]))
 
     def left_since(self, before: Traces, test: str) -> list[str]:
         """What was not there before and is of the test with this name, in words; empty if there is nothing."""
