@@ -14,6 +14,7 @@ import yaml
 
 HERE = Path(__file__).parent
 RESULTS = HERE / ".results"
+UNEXPLAINED = "Tests are missing, or were added since these were last tried (`python -m tests.mutation --again`)."
 OUTCOMES = ("caught", "timed out", "survived", "not tried")
 
 
@@ -36,6 +37,8 @@ def lines(found: dict[str, dict[str, str]]) -> list[str]:
         "readers. Tests that take more than a second have no part in it, nor, of those that reach a place, the slowest",
         "after the first four seconds.",
         "",
+        "Modules without a row were not run. What is noticed is a share of the mutants that were tried.",
+        "",
         f"{datetime.date.today()}, two cores of {_processor()}, cosmic-ray {versions['cosmic-ray']} for the mutants,",
         f"torch {versions['torch']}, Python {platform.python_version()}.",
         "",
@@ -55,7 +58,7 @@ def _survivors(found: dict[str, dict[str, str]]) -> list[str]:
     left = {
         f"{module}: {key}" for module, one in found.items() for key, outcome in one.items() if outcome == "survived"
     }
-    written = ["# Survivors, and why they are harmless", ""]
+    written = ["# Survivors, and why they may stay", ""]
     for group in yaml.safe_load((HERE / "harmless.yaml").read_text()) or []:
         here = [name for name in group["mutants"] if name in left]
         left.difference_update(here)
@@ -63,7 +66,9 @@ def _survivors(found: dict[str, dict[str, str]]) -> list[str]:
             written += [f"{group['why']}", "", *(f"- `{name}`" for name in here), ""]
     if left:
         written += [
-            "# Survivors without a reason: tests are missing",
+            "# Survivors without a reason",
+            "",
+            UNEXPLAINED,
             "",
             *(f"- `{name}`" for name in sorted(left)),
             "",
