@@ -153,12 +153,18 @@ def _launch(processes: int, nodes: int, name: DeviceName) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     place, _, run_id = os.environ.get("EIGENDET_RENDEZVOUS", f"localhost:0 {uuid.uuid4().hex}").partition(" ")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is said below in a line
-    config = LaunchConfig(
-        nodes, nodes, processes, run_id=run_id, rdzv_backend="c10d", rdzv_endpoint=place, max_restarts=0
-    )
     try:
         with tempfile.TemporaryDirectory(prefix="eigendet-") as logs:  # torch would make one, and leave it
-            config.logs_specs = DefaultLogsSpecs(logs)
+            config = LaunchConfig(
+                nodes,
+                nodes,
+                processes,
+                run_id=run_id,
+                rdzv_backend="c10d",
+                rdzv_endpoint=place,
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(logs),
+            )
             elastic_launch(config, sys.executable)("-m", "eigendet", *sys.argv[1:])
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
