@@ -267,7 +267,7 @@ def test_affine_maps_of_the_samples() -> None:
         (covariance.affine(None), samples),
         (covariance.affine(weight).affine(bias), (samples @ weight.T) * bias),
     ]:
-        assert mapped.count == len(samples)
+        assert (mapped.count, mapped.channels) == (len(samples), wanted.shape[1])
         assert error(mapped.covariance(), exact(wanted)) < 1e-12
         torch.testing.assert_close(mapped.mean, wanted.mean(0), rtol=1e-10, atol=1e-10)
     mapped = covariance.affine(weight, bias)
