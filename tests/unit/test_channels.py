@@ -278,3 +278,71 @@ def test_groups_are_those_of_torch_pruning(name: str) -> None:
     """On one network with batch norm of each family where that library succeeds; `make resizable` compares all."""
     ours, theirs = resizing.groups_of_both(*resizing.torchvision_network(name))
     assert ours == theirs
+
+
+class Parts(nn.Module):
+    """Modules that see a whole map, two of it side by side, half of it, and what a classifier makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.same, self.both, self.piece = nn.ReLU(), nn.Identity(), nn.Identity()
+        self.classes = nn.Linear(8, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.same(self.stem(images))
+        self.both(torch.cat([maps, maps], 1))
+        self.piece(maps.chunk(2, 1)[0])
+        classes: Tensor = self.classes(maps.mean((2, 3)))
+        return classes
+
+
+def test_a_map_is_of_a_group_where_it_has_its_channels_and_no_others() -> None:
+    traced = channels.trace(Parts)
+    assert traced.widths == {"stem": 8}
+    assert {key: group for key, group in traced.outputs.items() if key[0]} == {("stem", 0): "stem", ("same", 0): "stem"}
+    assert traced.multiples == {"stem": 2}
+    assert traced.fixed["classes"] == "an output of the network, a number for each class"
+
+
+class Scaled(nn.Module):
+    """A convolution whose channels are scaled by a parameter and shifted by a buffer, which is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.scale = nn.Parameter(torch.full((2, 8, 1, 1), 0.5)[:1])
+        self.register_buffer("shift", torch.ones(1, 8, 1, 1))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.stem(images) * self.scale + self.get_buffer("shift")}
+
+
+def test_parameters_that_stand_alone_are_counted_and_buffers_are_not() -> None:
+    traced = channels.trace(Scaled)
+    assert traced.parameters(traced.widths) == parameters(Scaled()) == 8 * 27 + 8 + 8
+    wider = channels.rebuild(Scaled, traced, {"stem": 12})
+    assert traced.parameters({"stem": 12}) == parameters(wider) == 12 * 27 + 12 + 12
+    assert wider.get_parameter("scale").shape == wider.get_buffer("shift").shape == (1, 12, 1, 1)
+    assert traced.macs({"stem": 12}) == macs(wider, (128, 128))
+
+
+class Failing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise RuntimeError("\n  the cause\nand where it was")
+
+
+def test_a_network_that_fails_by_itself_is_said_in_a_line() -> None:
+    with pytest.raises(ChannelError, match=r"^Failing: cannot be run on an image of \(64, 96\): the cause$"):
+        channels.trace(Failing, (64, 96))
+
+
+def test_tracing_leaves_no_hooks() -> None:
+    made: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        made.append(Parts())
+        return made[-1]
+
+    channels.trace(build)
+    assert len(made) > 2 and not [m for network in made for m in network.modules() if m._forward_pre_hooks]
