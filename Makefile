@@ -14,15 +14,16 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(WORKING)
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
 
-# Linters, types, and the tests that train for no more than a few steps: what to run while changing something.
+# Linters, types, and the tests that train for no more than a few steps: what to run while changing something. Takes
+# 2 minutes on two cores.
 check: lint
 	$(PYTEST) tests/unit -m "not slow"
 
-# Every promise once, the workflow from end to end among them.
+# Every promise once, the workflow from end to end among them. Takes 10 minutes.
 test: lint
 	$(PYTEST) -m "not slow"
 
-# All: every shipped network, long runs, what takes Slurm or detectron2's sources.
+# All: that and what is marked slow. Takes 20 minutes.
 test-all: lint
 	$(PYTEST)
 
@@ -38,7 +39,7 @@ lint: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
 
 # The quick tests and the workflow from data to report on the lowest versions that pyproject.toml names. mypy is left out:
-# types differ by version. Takes 10 minutes on two cores, and 2 more and 7 GB of disk to make .venv-lowest at first.
+# types differ by version. Takes 3 minutes on two cores, and 1 more and 7 GB of disk to make .venv-lowest at first.
 test-lowest: .venv-lowest/ready
 	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest $(WORKING) -m "not slow" tests/unit \
 	  tests/workflow/test_workflow.py::test_everything_from_data_to_report_is_there
@@ -88,7 +89,7 @@ throughput: .venv/ready
 overhead: .venv/ready
 	$(BIN)/python -m tests.benchmarks.overhead
 
-# Whether the unit tests notice mistakes in the modules that compute: tests/mutation.md, anew. Takes 1 hour.
+# Whether the unit tests notice mistakes in the modules that compute: tests/mutation.md, anew. Takes half an hour.
 mutation: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
