@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ def test_so_is_one_whose_parent_has_let_it_go(left: Callable[[], list[str]]) -> 
     starting = f"import subprocess; print(subprocess.Popen({SLEEP}, start_new_session=True, stdout=-3, stderr=-3).pid)"
     pid = int(subprocess.run([sys.executable, "-c", starting], capture_output=True, text=True, check=True).stdout)
     process = psutil.Process(pid)
+    while process.cmdline() != SLEEP:  # the kernel tells neither command nor environment of what is only just there
+        time.sleep(0.01)
     assert left() == [f"process {pid} ({' '.join(SLEEP)})"]
     process.kill()
     process.wait(10)
