@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from eigendet.sections import Point
+from eigendet.names import Point
 
 ALL: tuple[Point, ...] = ("conv", "linear", "norm", "act", "block")
 

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from eigendet import store
 from eigendet.covariance import Covariance
+from eigendet.names import Point
 from eigendet.points import point_of
 from eigendet.products import CHUNK_BYTES
-from eigendet.sections import Point
 from eigendet.spectrum import eigenvalues
 from eigendet.taps import Taps, tap
 

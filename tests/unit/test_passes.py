@@ -9,8 +9,8 @@ from torchvision.models import resnet18
 
 from eigendet import store
 from eigendet.errors import UserError
+from eigendet.names import Point
 from eigendet.passes import covariances
-from eigendet.sections import Point
 
 POINTS: tuple[Point, ...] = ("conv", "norm", "act", "block")
 

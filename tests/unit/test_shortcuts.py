@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.covariance import Covariance
 from eigendet.errors import UserError
-from eigendet.sections import Point
+from eigendet.names import Point
 from eigendet.shortcuts import Affine, affine_of, amplification, state_of, strided
 from eigendet.taps import tap
 from tests.tapping import ALL, block_with_statistics, error, exact

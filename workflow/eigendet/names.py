@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
 RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]
 TAP_COLUMNS = ["step", "module", "call", "point", "channels", "samples", "effective_samples", "centred"]
 UNIFORM = "uniform scaling"

@@ -11,8 +11,7 @@ from torch import nn
 
 from eigendet.covariance import Tap
 from eigendet.errors import UserError
-from eigendet.names import TapKey
-from eigendet.sections import Point
+from eigendet.names import Point, TapKey
 from eigendet.taps import tap
 
 BYTES = 8  # of an entry of an accumulator

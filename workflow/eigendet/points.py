@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.errors import UserError
-from eigendet.sections import Point
+from eigendet.names import Point
 
 CONVOLUTIONS = nn.modules.conv._ConvNd
 LAST_DIMENSION = (nn.Linear, nn.LayerNorm, nn.RMSNorm)  # features last, whatever comes before

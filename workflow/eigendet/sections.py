@@ -19,8 +19,8 @@ from pydantic import (
 )
 
 from eigendet.files import value_digest
+from eigendet.names import Point
 
-Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 

@@ -25,11 +25,10 @@ from torch import nn
 
 from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError, some, unknown
-from eigendet.names import TapKey
+from eigendet.names import Point, TapKey
 from eigendet.observer import Observer
 from eigendet.padding import Canvas
 from eigendet.points import each_call, point_of, refuse_hookless
-from eigendet.sections import Point
 
 logger = logging.getLogger(__name__)
 
