@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigendet import comparison, config, files, spectrum, store
+from eigendet import comparison, config, files, plugins, spectrum, store
 from eigendet.covariance import Covariance, Tap
 from eigendet.names import TapKey
 from tests.conftest import minimal_experiment
@@ -59,7 +59,7 @@ def simulate(
 def compare(folder: Path) -> list[str]:
     """Write the comparison of all runs."""
     spectra = sorted(path.parent for path in (folder / "spectra").rglob("eigenvalues.parquet"))
-    return comparison.write(spectra, folder / "comparison/tiny/rcnn")
+    return comparison.write(spectra, folder / "comparison/tiny/rcnn", plugins.rules())
 
 
 def write_run(folder: Path, path: Path, run: dict[str, Any], steps: Sequence[int]) -> None:

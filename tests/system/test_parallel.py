@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from eigendet import config, dump, parallel, runs, store, training
+from eigendet import config, dump, parallel, processes, runs, store, training
 from eigendet.errors import UserError
 
 # Of one size, since what is padded to another size depends on the other images; and without sampling of anchors.
@@ -145,7 +145,7 @@ def test_batch_norm_over_processes_needs_gpus(
     experiment: Callable[..., config.Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = experiment(norm="sync_batch")
-    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(processes, "size", lambda: 2)
     with pytest.raises(UserError, match=r"norm is 'sync_batch', which needs GPUs where several processes train"):
         runs.train(one, "scratch", "tiny", "detector", 0, tmp_path / "run")
 

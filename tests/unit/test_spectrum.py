@@ -116,7 +116,7 @@ def test_a_broken_rule_costs_its_own_metric_alone(
     taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
     store.write(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
     spectrum.write(tmp_path / "c.h5", tmp_path)
-    found = measures.table(pd.read_parquet(tmp_path / "eigenvalues.parquet"))
+    found = measures.table(pd.read_parquet(tmp_path / "eigenvalues.parquet"), plugins.rules())
     assert set(found["metric"]) >= {*RULES, "trace"} and "broken" not in set(found["metric"])
     assert "rule broken: fails for 4 eigenvalues" in caplog.text
     assert "rule plugin 'odd'" in caplog.text and "division by zero" in caplog.text
@@ -137,7 +137,7 @@ def planted(*spectra: list[float]) -> pd.DataFrame:
 
 def test_numbers_of_a_spectrum_are_in_its_unit_or_shares_of_its_largest_eigenvalue() -> None:
     raw = [0.5, 0.25, 0.125, -1e-9]
-    table = measures.table(planted(raw))
+    table = measures.table(planted(raw), plugins.rules())
     found = table.set_index("metric")["value"]
     assert found["trace"] == pytest.approx(0.875 - 1e-9, rel=1e-12) and found["largest"] == 0.5
     assert found["rounding"] == pytest.approx(2e-9, rel=1e-12)
@@ -151,13 +151,13 @@ def test_numbers_of_a_spectrum_are_in_its_unit_or_shares_of_its_largest_eigenval
 
 
 def test_a_spectrum_without_negative_eigenvalues_has_no_rounding() -> None:
-    found = measures.table(planted([4.0, 2, 1, 0.5])).set_index("metric")["value"]
+    found = measures.table(planted([4.0, 2, 1, 0.5]), plugins.rules()).set_index("metric")["value"]
     assert found["rounding"] == 0 and found["largest"] == 4
-    assert measures.table(planted([3.0])).set_index("metric")["value"]["stable_rank"] == 1
+    assert measures.table(planted([3.0]), plugins.rules()).set_index("metric")["value"]["stable_rank"] == 1
 
 
 def test_a_map_that_never_varies_or_is_not_finite_has_no_numbers_of_its_shape() -> None:
-    table = measures.table(planted([1.0, 0.5], [0.0, 0.0], [np.nan, 1.0]))
+    table = measures.table(planted([1.0, 0.5], [0.0, 0.0], [np.nan, 1.0]), plugins.rules())
     assert list(dict.fromkeys(table["module"])) == ["m2", "m1", "m0"]  # as they come
     found = {module: set(rows["metric"]) for module, rows in table.groupby("module")}
     assert found["m2"] == {"samples", "effective_samples"}
@@ -166,10 +166,10 @@ def test_a_map_that_never_varies_or_is_not_finite_has_no_numbers_of_its_shape() 
 
 
 def test_every_number_of_a_table_is_described_and_those_that_count_channels_are_named() -> None:
-    found = set(measures.table(planted([1.0, 0.5, 0.2]))["metric"])
-    assert found == measures.descriptions().keys()
-    assert measures.dimensions().keys() == {*RULES, "stable_rank"}
-    assert all(text and "\n" not in text for text in measures.descriptions().values())
+    found = set(measures.table(planted([1.0, 0.5, 0.2]), plugins.rules())["metric"])
+    assert found == measures.descriptions(plugins.summaries("rule")).keys()
+    assert measures.dimensions(plugins.summaries("rule")).keys() == {*RULES, "stable_rank"}
+    assert all(text and "\n" not in text for text in measures.descriptions(plugins.summaries("rule")).values())
 
 
 def test_a_rule_with_the_name_of_another_number_is_left_out_and_the_others_are_not(
@@ -181,7 +181,7 @@ def test_a_rule_with_the_name_of_another_number_is_left_out_and_the_others_are_n
         "@rule\ndef zeroth(values): return 0.0\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert set(measures.rules()) == {*RULES, "zeroth"}
+    assert set(plugins.rules(taken=measures.OWN)) == {*RULES, "zeroth"}
     assert "no metric of the rule entropy: another one has its name" in caplog.text
 
 
@@ -210,7 +210,7 @@ def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centred: bool, tmp_pa
         np.testing.assert_allclose(
             node["images"][()] @ node["images"][()].T, centred_images @ centred_images.T, atol=1e-6
         )
-    numbers = measures.table(eigenvalues).set_index("metric")["value"]
+    numbers = measures.table(eigenvalues, plugins.rules()).set_index("metric")["value"]
     assert numbers["trace"] == pytest.approx(np.trace(exact), rel=1e-5)
     assert set(numbers.index) == {*RULES, *measures.COUNTED, *metrics.DESCRIPTIONS}
     assert 200 < numbers["effective_samples"] <= 500  # all are independent; of five images

@@ -2,12 +2,13 @@
 
 The modules, each with one idea, from the bottom up:
 
-    errors, files, names   messages for users; atomic writes and digests; what runs and taps are called
+    errors, files, processes   messages for users; atomic writes and digests; which of several processes this is
+    names           what runs and taps are called
     sections        the sections of an experiment's configuration
     config          the experiment as validated values
     discovery       which plugins there are, by reading their files
     plugins         backbones, detectors, data sets and width rules: what each must do, and loading them
-    structure       whether what a plugin gives is what it must
+    structure, data_checks   whether what a plugin gives is what it must
     products        samples times their transpose, in float32 whatever the process has set
     covariance      the streaming accumulator
     points          what a module's output stands for; every call of every module

@@ -76,10 +76,10 @@ def compare(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Path) 
 
     SPECTRA are folders that `eigendet spectrum` wrote, of one detector over one backbone.
     """
-    from eigendet import comparison
+    from eigendet import comparison, measures, plugins
 
     discovery.search(folders)
-    for note in comparison.write(spectra, output):
+    for note in comparison.write(spectra, output, plugins.rules(taken=measures.OWN)):
         click.echo(note)
 
 

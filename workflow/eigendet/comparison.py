@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import pandas as pd
 from eigendet import measures, significance, similarity
 from eigendet.errors import UserError, some
 from eigendet.files import replacing, write_json
+from eigendet.measures import Rule
 from eigendet.names import TapKey, node_name, step_name
 
 TAP = ["module", "call", "point"]
@@ -57,8 +58,11 @@ class Run:
         return f"{self.arm} seed {self.seed}"
 
 
-def write(folders: Sequence[Path], output: Path) -> list[str]:
+def write(folders: Sequence[Path], output: Path, rules: Mapping[str, Rule]) -> list[str]:
     """Compare the runs whose folders of spectra these are; returns the notes.
+
+    Args:
+        rules: width rules by name; each is a metric too.
 
     Raises:
         UserError: a folder holds no spectra; runs are of several networks, or two of them the same.
@@ -75,7 +79,7 @@ def write(folders: Sequence[Path], output: Path) -> list[str]:
         raise UserError(f"{folders[names.index(twice)]}: {twice} is given twice; each run counts once.")
     compared, notes = comparable(runs)
     tables = {
-        "metrics": pd.concat([measures.table(run.table) for run in runs], ignore_index=True),
+        "metrics": pd.concat([measures.table(run.table, rules) for run in runs], ignore_index=True),
         "distances": distances(compared),
     }
     tables["tests"] = tests(compared, tables["distances"], tables["metrics"])

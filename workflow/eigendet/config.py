@@ -8,6 +8,7 @@ Nothing here imports torch, so the Snakefile can use it.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 import types
@@ -82,6 +83,11 @@ class Experiment(Section):
         return DetectorTraining.model_validate(
             usual | {key: value for key, value in changes.items() if key != "widths"}
         )
+
+    @property
+    def networks(self) -> list[tuple[str, str]]:
+        """Every backbone with every detector."""
+        return list(itertools.product(self.backbones, self.detectors))
 
     @property
     def derived(self) -> list[str]:

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from eigendet import dump, models, plugins, structure, training
+from eigendet import data_checks, dump, models, plugins, structure, training
 from eigendet.discovery import Kind
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
@@ -254,13 +254,13 @@ class DatasetContract(Contract):
 
     def test_it_knows_its_classes_before_any_image_is_decoded(self) -> None:
         data = self.open()
-        structure.check_dataset(data, str(plugins.find("dataset", self.plugin)))
+        data_checks.check_dataset(data, str(plugins.find("dataset", self.plugin)))
         self.require(data.digest == self.open().digest, "has another digest each time it is opened.")
 
     def test_its_samples_are_what_it_says(self) -> None:
         data = self.open()
         for index in range(min(len(data), 8)):
-            structure.check_sample(data, index, str(plugins.find("dataset", self.plugin)))
+            data_checks.check_sample(data, index, str(plugins.find("dataset", self.plugin)))
 
 
 class RuleContract(Contract):

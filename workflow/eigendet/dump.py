@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import parallel, store
+from eigendet import parallel, processes, store
 from eigendet.config import Experiment
 from eigendet.covariance import Tap
 from eigendet.datasets import Detection, open_splits
@@ -80,13 +80,13 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
         pieces = [
             Piece(part.with_name(f"{part.stem}_{block}_{process}.h5"), block, process, seen)
             for block in range(blocks)
-            for process in range(parallel.size())
-            if (seen := [probe[place] for place in places if place % blocks == block][process :: parallel.size()])
+            for process in range(processes.size())
+            if (seen := [probe[place] for place in places if place % blocks == block][process :: processes.size()])
         ]
         _, model, _ = read_snapshot(snapshot_path(folder, step))
         model.to(device)
         for piece in pieces:
-            if piece.process != parallel.rank() or store.holds(piece.path, provenance, piece.seen):
+            if piece.process != processes.rank() or store.holds(piece.path, provenance, piece.seen):
                 continue
             # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
             first = None if piece.seen[0] == probe[0] else Images(dataset, probe, device)[0]
@@ -94,8 +94,8 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
             store.write(
                 piece.path, [(step, taps)], provenance, piece.seen, single=settings.single, compress=settings.compress
             )
-        parallel.wait()
-        if parallel.rank() > 0:
+        processes.wait()
+        if processes.rank() > 0:
             continue
         if blocks == len(pieces) == 1:
             pieces[0].path.replace(part)
@@ -103,7 +103,7 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
         store.merge(part, [piece.path for piece in pieces], [piece.block for piece in pieces] * (blocks > 1))
         for piece in pieces:
             piece.path.unlink()
-    if parallel.rank() == 0:
+    if processes.rank() == 0:
         store.join(output, written)
         shutil.rmtree(folder_of_parts)
 

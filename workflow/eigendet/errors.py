@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -30,3 +31,14 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     """The first few of many names; the empty one is of the model itself."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(name or "the model itself" for name in names[:limit]) + more
+
+
+def kind(value: Any) -> str:
+    """Say in few words what a value is."""
+    if hasattr(value, "dtype") and type(value).__module__.startswith("torch"):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, dict):
+        return f"a dict with {some([str(key) for key in value]) if value else 'nothing in it'}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -25,7 +25,7 @@ def write(folder: Path, output: Path) -> str:
         raise UserError("the package tensorboard is not installed; 'pip install tensorboard' brings it.") from None
     _clear(output)
     experiment = configuration.load([folder / "config.yaml"])
-    metrics = {network: results.comparison(folder, *network).get("metrics") for network in results.networks(experiment)}
+    metrics = {network: results.comparison(folder, *network).get("metrics") for network in experiment.networks}
     written = 0
     for path in results.run_paths(experiment, experiment.all_arms):
         arm, backbone, detector, seed = path.parts

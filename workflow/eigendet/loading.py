@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from eigendet import parallel
+from eigendet import processes
 from eigendet.datasets import Classification, Detection, Target
 from eigendet.errors import UserError
 from eigendet.sections import DetectorTraining, Optimisation, Pretraining
@@ -135,11 +135,11 @@ def _masks(target: Target, kept: Tensor) -> Tensor:
 def _loader(
     samples: Dataset[Sample], settings: Optimisation, start: int, collate: Callable[[list[Sample]], Batch]
 ) -> DataLoader[Batch]:
-    size, mine, processes = settings.batch_size, parallel.rank(), parallel.size()
-    if size % processes:
-        raise UserError(f"batch_size is {size}; the {processes} processes of this job cannot have equal shares of it.")
-    numbers: Any = [range(step * size + mine, (step + 1) * size, processes) for step in range(start, settings.steps)]
-    workers = -(-settings.workers // processes)
+    size, mine, count = settings.batch_size, processes.rank(), processes.size()
+    if size % count:
+        raise UserError(f"batch_size is {size}; the {count} processes of this job cannot have equal shares of it.")
+    numbers: Any = [range(step * size + mine, (step + 1) * size, count) for step in range(start, settings.steps)]
+    workers = -(-settings.workers // count)
     return DataLoader(
         samples,
         batch_sampler=numbers,

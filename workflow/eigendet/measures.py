@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from eigendet import metrics, plugins
+from eigendet import metrics
 from eigendet.errors import UserError
 from eigendet.names import RUN_COLUMNS, TAP_COLUMNS
-from eigendet.sections import PluginChoice
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +25,19 @@ COUNTED = {
 }
 
 
-def table(eigenvalues: pd.DataFrame) -> pd.DataFrame:
+OWN = metrics.DESCRIPTIONS | COUNTED  # names that no rule may have
+
+
+def table(eigenvalues: pd.DataFrame, rules: Mapping[str, Rule]) -> pd.DataFrame:
     """A row a number of every spectrum: columns of the run and the tap, then `metric` (see `descriptions`) and `value`.
 
-    Rules have their default options. Of a map that never varies, or whose spectrum is not finite, there are no metrics
-    of the spectrum's shape.
+    A map that never varies, or whose spectrum is not finite, has no metrics of the spectrum's shape.
 
     Args:
         eigenvalues: the table that `spectrum` writes.
+        rules: width rules by name; each is a metric too.
     """
-    known = rules()
+    known = dict(rules)
     rows: list[dict[str, Any]] = []
     for tap, values in eigenvalues.groupby([*RUN_COLUMNS, *TAP_COLUMNS], sort=False, dropna=False)["value"]:
         found = dict(zip([*RUN_COLUMNS, *TAP_COLUMNS], tap, strict=True))
@@ -78,20 +80,6 @@ def intrinsic_dimension(values: np.ndarray, rule: Rule) -> float:
     return float(dimension)
 
 
-def rules() -> dict[str, Rule]:
-    """All width rules by name, with their default options; what cannot be used so is left out, with a warning."""
-    found: dict[str, Rule] = {}
-    for name in plugins.discover("rule"):
-        if name in metrics.DESCRIPTIONS | COUNTED:
-            logger.warning("no metric of the rule %s: another one has its name", name)
-            continue
-        try:
-            found[name] = plugins.bind("rule", PluginChoice(plugin=name))
-        except UserError as error:
-            logger.warning("no metric of the rule %s: %s", name, error)
-    return found
-
-
 def _dimensions(values: np.ndarray, known: dict[str, Rule]) -> dict[str, float]:
     """By every rule; one that fails is left out from then on, with a warning."""
     found = {}
@@ -104,12 +92,11 @@ def _dimensions(values: np.ndarray, known: dict[str, Rule]) -> dict[str, float]:
     return found
 
 
-def dimensions() -> dict[str, str]:
-    """What every metric is that counts channels, by name, in a line."""
-    known = {name: plugin.summary for name, plugin in plugins.discover("rule").items()}
-    return known | {"stable_rank": metrics.DESCRIPTIONS["stable_rank"]}
+def dimensions(rules: Mapping[str, str]) -> dict[str, str]:
+    """Say in a line what every metric is that counts channels, by name; `rules` says it of the width rules."""
+    return {**rules, "stable_rank": metrics.DESCRIPTIONS["stable_rank"]}
 
 
-def descriptions() -> dict[str, str]:
-    """What every metric is, by name, in a line."""
-    return dimensions() | metrics.DESCRIPTIONS | COUNTED
+def descriptions(rules: Mapping[str, str]) -> dict[str, str]:
+    """Say in a line what every metric is, by name; `rules` says it of the width rules."""
+    return dimensions(rules) | OWN

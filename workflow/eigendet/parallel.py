@@ -2,7 +2,7 @@
 
 A job that has several devices starts itself once more for each, by what torchrun is made of; the processes find one
 another through the environment that this sets, so `torchrun -m eigendet train …` does the same by hand. All of them run
-the same code: `rank` and `size` say which part of the work is a process's own, and the first alone writes.
+the same code: `processes` says which part of the work is a process's own, and the first alone writes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from eigendet.errors import UserError
 
@@ -35,29 +35,6 @@ logger = logging.getLogger(__name__)
 DeviceName = Literal["auto", "cpu", "cuda"]
 STOPPED = 128 + signal.SIGTERM  # exit status of a process that was asked to stop and did
 PATIENCE = datetime.timedelta(hours=2)  # longest that processes wait for one another: one may read a large data set
-
-
-def rank() -> int:
-    """Which of the processes this is, from 0 on."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def size() -> int:
-    """How many processes work together."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def wait() -> None:
-    """Return when all processes have come here."""
-    if size() > 1:
-        distributed.all_reduce(torch.zeros(1))  # on the CPU; a barrier would block a GPU
-
-
-def sums(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, on the tensor's device."""
-    if size() > 1:
-        distributed.all_reduce(values)
-    return values
 
 
 def device_of(name: DeviceName) -> torch.device:

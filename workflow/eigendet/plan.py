@@ -16,7 +16,6 @@ from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.datasets import open_splits
 from eigendet.footprint import BLOCK, Footprint
 from eigendet.models import Definition
-from eigendet.results import networks
 from eigendet.sections import Optimisation
 from eigendet.throughput import Throughput
 from eigendet.training import snapshot_steps
@@ -91,7 +90,7 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
     classifiers = _classifiers(experiment)
     planned = [
         _network(experiment, folder, *network, detection["train"].classes, classifiers, rates)
-        for network in networks(experiment)
+        for network in experiment.networks
     ]
     trained = {
         "scratch": [arm for arm in experiment.all_arms if arm == "scratch"],

@@ -45,9 +45,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,8 @@ from eigendet.errors import UserError
 from eigendet.sections import BackboneChoice, PluginChoice, Section
 
 __all__ = ["Options", "backbone", "bind", "dataset", "detector", "discover", "find", "rule", "search", "validate"]
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -162,6 +165,28 @@ def options_of(plugin: Plugin, paths: bool = False) -> type[BaseModel]:
     except Exception as error:  # whatever an annotation raises
         reason = str(error).splitlines()[0]
         raise UserError(f"{plugin}: an option has no usable type: {reason}") from None
+
+
+def rules(taken: Collection[str] = ()) -> dict[str, Callable[..., Any]]:
+    """All width rules by name, with their default options.
+
+    A rule that cannot be used so, or has a name that is `taken` by another metric, is left out with a warning.
+    """
+    usable: dict[str, Callable[..., Any]] = {}
+    for name in discover("rule"):
+        if name in taken:
+            logger.warning("no metric of the rule %s: another one has its name", name)
+            continue
+        try:
+            usable[name] = bind("rule", PluginChoice(plugin=name))
+        except UserError as error:
+            logger.warning("no metric of the rule %s: %s", name, error)
+    return usable
+
+
+def summaries(kind: Kind) -> dict[str, str]:
+    """The summary of every plugin of a kind, by name."""
+    return {name: plugin.summary for name, plugin in discover(kind).items()}
 
 
 def variants(kind: Kind, choice: PluginChoice) -> list[PluginChoice]:

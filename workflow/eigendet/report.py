@@ -70,7 +70,7 @@ def _static(folder: Path, experiment: Experiment, quantity: str) -> Iterator[tup
         yield f"widths {network}", figures.widths(entry, colours)
         if entry["front"] is not None and not entry["front"].empty:
             yield f"front {network}", figures.front(entry, colours)
-    for backbone, detector in results.networks(experiment):
+    for backbone, detector in experiment.networks:
         network = f"{detector} {backbone}"
         tables = results.comparison(folder, backbone, detector)
         if not tables:
@@ -100,7 +100,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     ]  # fmt: skip
     compared = {
         f"{detector} on {backbone}": results.comparison(folder, backbone, detector)
-        for backbone, detector in results.networks(experiment)
+        for backbone, detector in experiment.networks
     }
     compared = {network: tables for network, tables in compared.items() if tables}
     charts: dict[str, Any] = {
@@ -115,7 +115,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
             charts[f"front-{entry['name']}"] = figures.front(entry, colours)
     spectra = {
         f"{detector} on {backbone}": packed
-        for backbone, detector in results.networks(experiment)
+        for backbone, detector in experiment.networks
         if (packed := views.packed(list(views.eigenvalues(folder, experiment, backbone, detector))))
     }
     courses = {network: views.courses(tables) for network, tables in compared.items()}
@@ -177,7 +177,7 @@ def _findings(
 ) -> list[tuple[str, list[str]]]:
     """The answers, in sentences, for each detector on each backbone."""
     found = []
-    for backbone, detector in results.networks(experiment):
+    for backbone, detector in experiment.networks:
         network = f"{detector} on {backbone}"
         own = runs[(runs["backbone"] == backbone) & (runs["detector"] == detector)]
         sentences = [findings.accuracy(own)]

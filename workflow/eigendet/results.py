@@ -41,7 +41,7 @@ def read_spectra(folder: Path | str) -> Spectra:
     found = [read_table(file) for file in files if file.is_file()]
     if not found:
         raise UserError(f"{folder / 'spectra'}: holds no spectra of this experiment; run 'eigendet spectrum' first.")
-    comparisons = [comparison(folder, *network) for network in networks(experiment)]
+    comparisons = [comparison(folder, *network) for network in experiment.networks]
     tables = {name: [tables[name] for tables in comparisons if name in tables] for name in COMPARISONS}
     return Spectra(*(joined(tables_of_kind) for tables_of_kind in [found, *tables.values()]))
 
@@ -75,14 +75,9 @@ def comparison(folder: Path, backbone: str, detector: str) -> dict[str, Any]:
     return tables | {"notes": read_json(place / "notes.json", "notes")}
 
 
-def networks(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Every backbone with every detector."""
-    return itertools.product(experiment.backbones, experiment.detectors)
-
-
 def run_paths(experiment: Experiment, arms: Sequence[str]) -> Iterator[Path]:
     """Paths of an experiment's runs below `runs/`, `evaluation/` and `spectra/`; others are from earlier settings."""
-    for backbone, detector in networks(experiment):
+    for backbone, detector in experiment.networks:
         for arm, seed in itertools.product(arms, experiment.seeds):
             yield Path(arm) / backbone / detector / f"seed_{seed}"
 
@@ -148,7 +143,7 @@ def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
 def widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
     """Contents of the widths files, a dict for each backbone and detector: of every arm, and the front."""
     found = []
-    for backbone, detector in networks(experiment):
+    for backbone, detector in experiment.networks:
         place = folder / "widths" / backbone / detector
         files = [place / f"{arm}.json" for arm in experiment.all_arms]
         contents = {file.stem: read_json(file, "widths") for file in files if file.is_file()}
@@ -171,7 +166,7 @@ def missing(folder: Path, experiment: Experiment) -> list[str]:
         absent = [path for path in run_paths(experiment, arms) if not (folder / name.format(path)).is_file()]
         if absent:
             sentences.append(f"Not {stage} yet, and so not on this page: {', '.join(map(str, absent))}.")
-    for backbone, detector in networks(experiment):
+    for backbone, detector in experiment.networks:
         if experiment.dumped and not (folder / "comparison" / backbone / detector / "notes.json").is_file():
             sentences.append(f"The spectra of {detector} on {backbone} have not been compared yet.")
     return sentences

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eigendet import __version__, models, parallel, plugins, training, weights
+from eigendet import __version__, models, parallel, plugins, processes, training, weights
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError, unknown
@@ -54,7 +54,7 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
     device = parallel.device_of(experiment.device)
     costs = costs_of(definition, model)
     result = training.fit(folder, model, definition, task, settings, settings.seed, identity, device)
-    if parallel.rank() > 0:
+    if processes.rank() > 0:
         return
     accuracy = top1(model, data["val"], evaluation_crop(settings), device)
     logger.info("top-1 accuracy %.4f on %d images", accuracy, len(data["val"]))
@@ -122,7 +122,7 @@ def train(
     device = parallel.device_of(experiment.device)
     costs = costs_of(definition, model)
     result = training.fit(folder, model, definition, task, settings, seed, identity, device)
-    if parallel.rank() > 0:
+    if processes.rank() > 0:
         return
     run = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
     training.finish(folder, {"run": run, "costs": costs} | result | versions())

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import parallel
+from eigendet import parallel, processes
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_json, write_text
 from eigendet.loading import stream_seed
@@ -92,21 +92,21 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=half and settings.precision == "float16")
     progress = _resume(folder, identity, model, optimizer, scaler)
     snapshots = snapshot_steps(settings)
-    first, processes = parallel.rank() == 0, parallel.size()
+    first, together = processes.rank() == 0, processes.size()
     if progress.step == 0 and first:
         for stale in (folder / "checkpoints").glob("step_*.pt"):
             stale.unlink()
         if 0 in snapshots:
             _snapshot(folder, 0, model, definition)
 
-    network = _distributed(model, device) if processes > 1 else model
+    network = _distributed(model, device) if together > 1 else model
     clock = time.perf_counter()
     with (
         parallel.stopping() as asked_to_stop,
         tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None if first else True) as bar,
     ):
         for batch in task.batches(progress.step):
-            seed_everything(stream_seed(seed, "step" if first else f"step, process {parallel.rank()}", progress.step))
+            seed_everything(stream_seed(seed, "step" if first else f"step, process {processes.rank()}", progress.step))
             rate = learning_rate(settings, progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -122,7 +122,7 @@ def fit(
             scaler.step(optimizer)
             scaler.update()
 
-            progress.add(values, len(batch[0]) * processes, time.perf_counter() - clock)
+            progress.add(values, len(batch[0]) * together, time.perf_counter() - clock)
             clock = time.perf_counter()
             bar.update()
             done = progress.step == settings.steps
@@ -134,7 +134,7 @@ def fit(
                 _checkpoint(folder, identity, model, optimizer, scaler, progress)
             if stop and not done:
                 logger.info("asked to stop after step %d, from which the same command goes on", progress.step)
-                parallel.wait()  # whoever ends first ends all
+                processes.wait()  # whoever ends first ends all
                 raise SystemExit(parallel.STOPPED)
     return {
         "identity": identity,
@@ -142,7 +142,7 @@ def fit(
         "snapshots": snapshots,
         "seconds": round(progress.seconds, 1),
         "images_per_second": round(progress.images / progress.seconds, 1),
-        "processes": processes,
+        "processes": together,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
@@ -247,7 +247,7 @@ def _over_processes(losses: Losses, stop: bool, step: int) -> tuple[dict[str, fl
         UserError: a loss is not finite, in any process; it is raised in all.
     """
     own = [loss.detach().float() for loss in losses.values()]
-    *means, stopped = (parallel.sums(torch.stack([*own, own[0].new_tensor(float(stop))])) / parallel.size()).tolist()
+    *means, stopped = (processes.sums(torch.stack([*own, own[0].new_tensor(float(stop))])) / processes.size()).tolist()
     values = dict(zip(losses, means, strict=True))
     broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:

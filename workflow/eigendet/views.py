@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import measures, results
+from eigendet import measures, plugins, results
 from eigendet.comparison import TAP
 from eigendet.config import Experiment
 from eigendet.names import TapKey
@@ -23,10 +23,11 @@ DECADES, LEVELS = 14, 2**16 - 1  # of the spectra on the page: 10 ** (DECADES * 
 
 def quantities() -> dict[str, dict[str, str]]:
     """What the heat maps over training show: name -> title and text."""
-    channels = measures.dimensions()
+    rules = plugins.summaries("rule")
+    channels = measures.dimensions(rules)
     found = {
         name: {"title": name.replace("_", " ") + (" / width" if name in channels else ""), "text": text}
-        for name, text in measures.descriptions().items()
+        for name, text in measures.descriptions(rules).items()
     }
     places = {"own start": "its own start", "pre-trained": "the pre-trained backbone", "arms": "the other arm"}
     between_maps = {
@@ -76,7 +77,7 @@ def courses_of_arms(tables: dict[str, Any]) -> pd.DataFrame:
     Numbers of channels become shares of the width, so that layers compare.
     """
     numbers, distances = tables["metrics"], tables["distances"]
-    counted = numbers["metric"].isin(measures.dimensions())
+    counted = numbers["metric"].isin(measures.dimensions(plugins.summaries("rule")))
     numbers = numbers.assign(value=numbers["value"] / numbers["channels"].where(counted, 1))
     own = numbers.rename(columns={"metric": "quantity"})[["arm", "seed", *TAP, "step", "quantity", "value"]]
     kept = [own]
