@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigendet import comparison, config, files, plugins, spectrum, store
-from eigendet.covariance import Covariance, Tap
-from eigendet.names import TapKey
+from eigendet import comparison, config, files, plugins, spectrum
+from eigendet.observe import store
+from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.keys import TapKey
 from tests.conftest import minimal_experiment
 
 IMAGES = 12

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from eigendet.names import Point
+from eigendet.observe.keys import Point
 
 ALL: tuple[Point, ...] = ("conv", "linear", "norm", "act", "block")
 

@@ -26,9 +26,9 @@ import scipy
 import torch
 from tqdm import tqdm
 
-from eigendet import store
-from eigendet.covariance import Covariance, Tap
-from eigendet.names import TapKey
+from eigendet.observe import store
+from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.keys import TapKey
 
 STEPS = [0, *(2**power for power in range(18)), 180_000]
 IMAGES, PARTS, POSITIONS = 200, 8, 500_000

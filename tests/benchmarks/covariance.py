@@ -26,13 +26,13 @@ import torchvision
 from delve.torch_utils import TorchCovarianceMatrix
 from torch import Tensor, nn
 
-from eigendet import store
-from eigendet.covariance import Covariance
-from eigendet.names import Point
-from eigendet.points import point_of
-from eigendet.products import CHUNK_BYTES
+from eigendet.observe import store
+from eigendet.observe.covariance import Covariance
+from eigendet.observe.keys import Point
+from eigendet.observe.points import point_of
+from eigendet.observe.products import CHUNK_BYTES
+from eigendet.observe.taps import Taps, tap
 from eigendet.spectrum import eigenvalues
-from eigendet.taps import Taps, tap
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 POINTS: tuple[Point, ...] = ("conv", "act", "block")

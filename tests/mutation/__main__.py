@@ -34,10 +34,10 @@ PATIENCE, MORE = 5, 4  # seconds, and times what the tests take as it is, after 
 HOURGLASS = 300  # seconds by the clock, for what waits without working
 HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.torch_utils scipy.optimize scipy.special
     pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import
-TESTS = {  # of each module, without the prefix
-    "products": "products",
-    "padding": "padding taps",
-    "shortcuts": "shortcuts",
+TESTS = {  # by module, without the prefix `eigendet.`
+    "observe.products": "products",
+    "observe.padding": "padding taps",
+    "observe.shortcuts": "shortcuts",
     "similarity": "similarity",
     "measures": "spectrum",
     "widths": "widths",
@@ -50,7 +50,7 @@ TESTS = {  # of each module, without the prefix
     "tracing": "tracing operations layers",
     "operations": "operations layers tracing",
     "allocation": "allocation",
-    "covariance": "accumulator covariance",
+    "observe.covariance": "accumulator covariance",
     "channels": "channels",
     "controls": "controls",
 }
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
 
 def try_all(module: str, again: bool, every: int) -> None:
     """Note what becomes of every mutant of a module: caught, timed out, survived; not tried, if this is ended."""
-    file = ROOT / "workflow" / "eigendet" / f"{module}.py"
+    file = ROOT / "workflow" / "eigendet" / f"{module.replace('.', '/')}.py"
     source, notes = file.read_text(), report.RESULTS / f"{module}.json"
     before = json.loads(notes.read_text()) if again and notes.exists() else {}
     files = [f"tests/unit/test_{name}.py" for name in TESTS[module].split()]

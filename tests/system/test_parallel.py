@@ -18,8 +18,9 @@ import pytest
 import torch
 import yaml
 
-from eigendet import config, dump, parallel, processes, runs, store, training
+from eigendet import config, dump, parallel, processes, runs, training
 from eigendet.errors import UserError
+from eigendet.observe import store
 
 # Of one size, since what is padded to another size depends on the other images; and without sampling of anchors.
 EXACT = {"detector": {"plugin": "retinanet", "fpn_channels": 16, "anchor_sizes": [8, 16, 32, 48, 64]}}

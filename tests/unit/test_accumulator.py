@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from eigendet import covariance as accumulator
-from eigendet.covariance import Covariance, NonFiniteError
-from eigendet.products import Workspace
+from eigendet.observe import covariance as accumulator
+from eigendet.observe.covariance import Covariance, NonFiniteError
+from eigendet.observe.products import Workspace
 from tests.tapping import error, exact
 
 

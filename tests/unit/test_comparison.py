@@ -9,9 +9,10 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 import eigendet
-from eigendet import comparison, config, findings, results, significance, spectrum, store
-from eigendet.covariance import Covariance, Tap
+from eigendet import comparison, config, findings, results, significance, spectrum
 from eigendet.errors import UserError
+from eigendet.observe import store
+from eigendet.observe.covariance import Covariance, Tap
 from tests.simulated import compare, simulate
 
 

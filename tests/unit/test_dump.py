@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from eigendet import config, dump, runs, store
+from eigendet import config, dump, runs
 from eigendet.errors import UserError
 from eigendet.models import read_snapshot
+from eigendet.observe import store
 
 
 @pytest.fixture

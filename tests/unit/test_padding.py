@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.ops import RoIAlign
 
-from eigendet.padding import Canvas, canvas_in, region_paths
+from eigendet.observe.padding import Canvas, canvas_in, region_paths
 
 SIZES = [(16, 9), (7, 24), (1, 1), (10, 23)]
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from eigendet import store
 from eigendet.errors import UserError
-from eigendet.names import Point
-from eigendet.passes import covariances
+from eigendet.observe import store
+from eigendet.observe.keys import Point
+from eigendet.observe.passes import covariances
 
 POINTS: tuple[Point, ...] = ("conv", "norm", "act", "block")
 

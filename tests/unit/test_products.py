@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from eigendet import products
-from eigendet.products import CHUNK_BYTES, Workspace, gram, row_blocks, split_error, split_gram
+from eigendet.observe import products
+from eigendet.observe.products import CHUNK_BYTES, Workspace, gram, row_blocks, split_error, split_gram
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

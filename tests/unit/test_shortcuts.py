@@ -11,11 +11,11 @@ from torch.nn.utils import parametrizations
 from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet.covariance import Covariance
 from eigendet.errors import UserError
-from eigendet.names import Point
-from eigendet.shortcuts import Affine, affine_of, amplification, state_of, strided
-from eigendet.taps import tap
+from eigendet.observe.covariance import Covariance
+from eigendet.observe.keys import Point
+from eigendet.observe.shortcuts import Affine, affine_of, amplification, state_of, strided
+from eigendet.observe.taps import tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 
 

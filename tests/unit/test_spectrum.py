@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from eigendet import measures, metrics, plugins, spectrum, store
-from eigendet.covariance import Covariance, Tap
+from eigendet import measures, metrics, plugins, spectrum
 from eigendet.errors import UserError
-from eigendet.names import RUN_COLUMNS, TAP_COLUMNS, TapKey
+from eigendet.observe import store
+from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS, TapKey
 from eigendet.sections import PluginChoice
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from eigendet import store
-from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError
-from eigendet.names import TapKey
+from eigendet.observe import store
+from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.keys import TapKey
 
 
 def snapshots(seed: int = 0, steps: tuple[int, ...] = (0, 10, 2)) -> Iterator[tuple[int, list[Tap]]]:
@@ -140,10 +140,10 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_half_one(tmp_path: Path) -> 
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from eigendet import store
-from eigendet.covariance import Covariance, Tap
+from eigendet.observe import store
+from eigendet.observe.covariance import Covariance, Tap
 from eigendet.errors import UserError
-from eigendet.names import TapKey
+from eigendet.observe.keys import TapKey
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
@@ -164,7 +164,7 @@ def test_a_process_killed_while_writing_leaves_the_earlier_file(tmp_path: Path) 
     code = f"""
 import os, signal
 from pathlib import Path
-from eigendet import store
+from eigendet.observe import store
 def taps():
     os.kill(os.getpid(), signal.SIGKILL)
     yield 0, []

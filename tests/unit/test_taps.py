@@ -16,10 +16,10 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FeaturePyramidNetwork
 
 import eigendet
-from eigendet import store
 from eigendet.errors import UserError
-from eigendet.names import TapKey
-from eigendet.taps import Taps, tap
+from eigendet.observe import store
+from eigendet.observe.keys import TapKey
+from eigendet.observe.taps import Taps, tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 
 

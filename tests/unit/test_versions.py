@@ -15,7 +15,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVS = ROOT / "envs"
-CONDA_NAMES = {"pytorch": "torch"}
+CONDA_NAMES = {"lazy_loader": "lazy-loader", "pytorch": "torch"}
 
 
 def declared(*groups: str) -> dict[str, SpecifierSet]:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from eigendet.construction import RESIZABLE, constructing, resize_parameter
 from eigendet.groups import ChannelError, Channels, Layer, Size, check_widths, whole
-from eigendet.points import each_call
+from eigendet.observe.points import each_call
 from eigendet.sizes import Axis
 from eigendet.tracing import NORMS, Call, Follower
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("covariance", type=EXISTING)
 def inspect(covariance: Path) -> None:
     """Print what is in a covariance file."""
-    from eigendet import store
+    from eigendet.observe import store
 
     for line in store.describe(covariance):
         click.echo(line)
@@ -39,7 +39,7 @@ def inspect(covariance: Path) -> None:
 @output_option("HDF5 file of all images together.")
 def merge(covariances: tuple[Path, ...], output: Path) -> None:
     """Merge covariance files of one run over different images, for example its shards, exactly."""
-    from eigendet import store
+    from eigendet.observe import store
 
     store.merge(output, covariances)
     seen, probe = store.images(output) or [], store.provenance(output).get("probe", {}).get("images")

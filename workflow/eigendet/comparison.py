@@ -32,7 +32,7 @@ from eigendet import measures, significance, similarity
 from eigendet.errors import UserError, some
 from eigendet.files import replacing, write_json
 from eigendet.measures import Rule
-from eigendet.names import TapKey, node_name, step_name
+from eigendet.observe.keys import TapKey, node_name, step_name
 
 TAP = ["module", "call", "point"]
 Tap = tuple[str, int, str]

@@ -169,7 +169,7 @@ class BackboneContract(NetworkContract):
             structure.check_features(backbone(images), plugins.find("backbone", self.plugin))
 
     def test_its_layers_are_tapped(self) -> None:
-        from eigendet.passes import covariances
+        from eigendet.observe.passes import covariances
 
         taps = list(covariances(self.build(), [torch.rand(2, 3, self.side, self.side)], ["conv"], modules="backbone.*"))
         self.require(bool(taps), "no convolution of it ran as a module, so nothing can be tapped.")

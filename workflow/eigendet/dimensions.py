@@ -21,7 +21,7 @@ from eigendet.errors import UserError, some
 from eigendet.groups import Channels
 from eigendet.measures import intrinsic_dimension
 from eigendet.models import Definition
-from eigendet.names import RUN_COLUMNS, TAP_COLUMNS
+from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS
 from eigendet.sections import WidthSettings
 
 TIES: dict[str, Callable[..., Any]] = {"max": np.max, "mean": np.mean}

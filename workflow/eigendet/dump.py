@@ -22,19 +22,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import parallel, processes, store
+from eigendet import parallel, processes
 from eigendet.config import Experiment
-from eigendet.covariance import Tap
 from eigendet.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
 from eigendet.loading import as_float
 from eigendet.models import read_snapshot
-from eigendet.passes import covariances
-from eigendet.points import point_of
+from eigendet.observe import store
+from eigendet.observe.covariance import Tap
+from eigendet.observe.passes import covariances
+from eigendet.observe.points import point_of
+from eigendet.observe.taps import PRECISION
 from eigendet.runs import read_run, versions
 from eigendet.sections import CovarianceSettings
-from eigendet.taps import PRECISION
 from eigendet.training import snapshot_path
 
 logger = logging.getLogger(__name__)

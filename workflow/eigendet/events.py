@@ -10,7 +10,7 @@ import pandas as pd
 from eigendet import config as configuration
 from eigendet import results
 from eigendet.errors import UserError
-from eigendet.names import TapKey
+from eigendet.observe.keys import TapKey
 
 
 def write(folder: Path, output: Path) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from eigendet.config import Experiment
 from eigendet.files import replacing
-from eigendet.names import UNIFORM
+from eigendet.observe.keys import UNIFORM
 
 # Okabe and Ito's colours, then some of Tol's, told apart by colour-blind readers, on white and on black.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]

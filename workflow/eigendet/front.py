@@ -14,7 +14,7 @@ from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.groups import Widths
 from eigendet.models import Definition
-from eigendet.names import UNIFORM
+from eigendet.observe.keys import UNIFORM
 from eigendet.sections import WidthSettings
 from eigendet.widths import allocate, rule_text
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from eigendet import metrics
 from eigendet.errors import UserError
-from eigendet.names import RUN_COLUMNS, TAP_COLUMNS
+from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS
 
 logger = logging.getLogger(__name__)
 

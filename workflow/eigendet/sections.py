@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from eigendet.files import value_digest
-from eigendet.names import Point
+from eigendet.observe.keys import Point
 
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]

@@ -24,10 +24,11 @@ import scipy.linalg
 import torch
 from scipy.linalg import lapack
 
-from eigendet import metrics, store
+from eigendet import metrics
 from eigendet.errors import UserError
 from eigendet.files import replacing
-from eigendet.names import RUN_COLUMNS, TAP_COLUMNS, node_name, step_name
+from eigendet.observe import store
+from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS, node_name, step_name
 
 logger = logging.getLogger(__name__)
 

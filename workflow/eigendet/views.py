@@ -14,7 +14,7 @@ import pandas as pd
 from eigendet import measures, plugins, results
 from eigendet.comparison import TAP
 from eigendet.config import Experiment
-from eigendet.names import TapKey
+from eigendet.observe.keys import TapKey
 from eigendet.results import joined
 
 POINTS_A_SPECTRUM = 48  # drawn of each spectrum; the tables hold all

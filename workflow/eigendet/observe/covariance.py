@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigendet.names import TapKey
-from eigendet.products import Workspace, gram, row_blocks
+from eigendet.observe.keys import TapKey
+from eigendet.observe.products import Workspace, gram, row_blocks
 
 NOT_FINITE = "NaN, infinity, or numbers whose squares overflow float32"
 

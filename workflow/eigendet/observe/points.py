@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.errors import UserError
-from eigendet.names import Point
+from eigendet.observe.keys import Point
 
 CONVOLUTIONS = nn.modules.conv._ConvNd
 LAST_DIMENSION = (nn.Linear, nn.LayerNorm, nn.RMSNorm)  # features last, whatever comes before

@@ -23,12 +23,12 @@ from typing import get_args
 
 from torch import nn
 
-from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError, some, unknown
-from eigendet.names import Point, TapKey
-from eigendet.observer import Observer
-from eigendet.padding import Canvas
-from eigendet.points import each_call, point_of, refuse_hookless
+from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.keys import Point, TapKey
+from eigendet.observe.observer import Observer
+from eigendet.observe.padding import Canvas
+from eigendet.observe.points import each_call, point_of, refuse_hookless
 
 logger = logging.getLogger(__name__)
 
@@ -132,14 +132,14 @@ class Taps(Mapping[TapKey, Covariance]):
         single: bool = False,
         compress: bool = False,
     ) -> None:
-        """Write an HDF5 file, as `eigendet.store` describes it.
+        """Write an HDF5 file, as `eigendet.observe.store` describes it.
 
         Args:
             images: which samples were seen; without it the file cannot be merged with another.
             single: scatter in float32, half the size.
             compress: gzip, which is slow, and gains only where many channels are dead.
         """
-        from eigendet import store
+        from eigendet.observe import store
 
         provenance = {"model": self._model, "precision": PRECISION}
         store.write(Path(path), [(0, self.taps())], provenance, images, single=single, compress=compress)

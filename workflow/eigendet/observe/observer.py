@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.covariance import Covariance, NonFiniteError
 from eigendet.errors import UserError
-from eigendet.names import TapKey
-from eigendet.padding import Canvas, canvas_in, region_paths
-from eigendet.points import default_channel_dim, feature_maps, own_channel_dim, point_of
-from eigendet.products import Workspace
-from eigendet.shortcuts import AMPLIFICATION_LIMIT, Affine, affine_of, amplification, state_of, strided
+from eigendet.observe.covariance import Covariance, NonFiniteError
+from eigendet.observe.keys import TapKey
+from eigendet.observe.padding import Canvas, canvas_in, region_paths
+from eigendet.observe.points import default_channel_dim, feature_maps, own_channel_dim, point_of
+from eigendet.observe.products import Workspace
+from eigendet.observe.shortcuts import AMPLIFICATION_LIMIT, Affine, affine_of, amplification, state_of, strided
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet.covariance import Covariance
+from eigendet.observe.covariance import Covariance
 
 # How much larger than of a float32 product the relative error may become where the map nearly cancels what varies most.
 AMPLIFICATION_LIMIT = 8.0

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from eigendet.covariance import Tap
 from eigendet.errors import UserError
-from eigendet.names import Point, TapKey
-from eigendet.taps import tap
+from eigendet.observe.covariance import Tap
+from eigendet.observe.keys import Point, TapKey
+from eigendet.observe.taps import tap
 
 BYTES = 8  # of an entry of an accumulator
 

@@ -33,10 +33,10 @@ import h5py
 import numpy as np
 import torch
 
-from eigendet.covariance import Covariance, Tap
 from eigendet.errors import UserError
 from eigendet.files import replacing
-from eigendet.names import TapKey, node_name, step_name
+from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.keys import TapKey, node_name, step_name
 
 FORMAT, VERSION = "eigendet covariance", 3
 # Of the provenance: what the code was. It may differ between parts of one experiment.
