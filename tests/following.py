@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.sizes import Axis
-from eigendet.tracing import Call, Follower
+from eigendet.channels.follower import Call, Follower
+from eigendet.channels.sizes import Axis
 
 Named = tuple[tuple[int, ...], str]  # a shape, and a letter for each dimension: "." for one that counts no channels
 

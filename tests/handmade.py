@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from eigendet.groups import Channels, Layer, Size
+from eigendet.channels.groups import Channels, Layer, Size
 
 
 def size(constant: int = 0, **terms: int | Fraction) -> Size:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from eigendet import dimensions
-from eigendet.groups import Channels
+from eigendet.channels.groups import Channels
 from eigendet.models import Definition
 
 

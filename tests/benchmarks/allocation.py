@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from eigendet import channels, controls
 from eigendet.allocation import Budget, marginal, proportional
-from eigendet.groups import Widths
+from eigendet.channels.groups import Widths
 from eigendet.sections import WidthSettings
 from tests.benchmarks.channels import torchvision_network
 

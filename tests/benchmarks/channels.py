@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from eigendet import channels
-from eigendet.groups import ChannelError, Channels
+from eigendet.channels.groups import ChannelError, Channels
 
 NO_CONVOLUTIONS = ("maxvit", "swin", "vit")
 EXPECTED = ("an output of the network", "a single channel")  # reasons that hold for any method

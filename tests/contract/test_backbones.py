@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models as library
 
 from eigendet import models, plugins, weights
-from eigendet.construction import constructing
+from eigendet.channels.construction import constructing
 from eigendet.contract import BackboneContract
 from eigendet.errors import UserError
 from eigendet.models import Definition

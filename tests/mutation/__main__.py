@@ -45,13 +45,13 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "spectrum": "spectrum",
     "significance": "significance",
     "dimensions": "dimensions",
-    "sizes": "sizes operations layers",
-    "groups": "groups",
-    "tracing": "tracing operations layers",
-    "operations": "operations layers tracing",
+    "channels.sizes": "sizes operations layers",
+    "channels.groups": "groups",
+    "channels.follower": "tracing operations layers",
+    "channels.operations": "operations layers tracing",
     "allocation": "allocation",
     "observe.covariance": "accumulator covariance",
-    "channels": "channels",
+    "channels.tracing": "channels",
     "controls": "controls",
 }
 

@@ -11,7 +11,7 @@ from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet import channels, plugins
-from eigendet.groups import ChannelError
+from eigendet.channels.groups import ChannelError
 from eigendet.sections import PluginChoice
 from tests.benchmarks import channels as resizing
 

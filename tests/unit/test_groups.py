@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from eigendet import groups
-from eigendet.groups import ChannelError, Channels, Layer, Size
+from eigendet.channels import groups
+from eigendet.channels.groups import ChannelError, Channels, Layer, Size
 from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
 
 

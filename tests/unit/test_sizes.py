@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eigendet.sizes import Sizes, scaled
+from eigendet.channels.sizes import Sizes, scaled
 
 
 def test_equal_unknowns_become_one_and_the_earlier_gives_the_name() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet.tracing import Follower
+from eigendet.channels.follower import Follower
 from tests.following import Followed, Named
 
 MAP: Named = ((2, 8, 4, 6), ".a..")

@@ -13,8 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from eigendet.channels.groups import Channels, Size, Widths
 from eigendet.errors import UserError
-from eigendet.groups import Channels, Size, Widths
 from eigendet.sections import WidthSettings
 
 COSTS = ("macs", "parameters", "activations")

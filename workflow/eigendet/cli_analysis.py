@@ -95,7 +95,7 @@ def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> 
     image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
     """
     from eigendet import runs
-    from eigendet.groups import table
+    from eigendet.channels.groups import table
 
     experiment = read_experiment(configs)
     chosen = detector if detector is not None else next(iter(experiment.detectors))

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from eigendet import data_checks, dump, models, plugins, structure, training
+from eigendet.channels.groups import Channels, Widths
 from eigendet.discovery import Kind
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
-from eigendet.groups import Channels, Widths
 from eigendet.loading import classification_batches, detection_batches
 from eigendet.measures import intrinsic_dimension
 from eigendet.models import Definition

@@ -12,10 +12,10 @@ import numpy as np
 
 from eigendet import dimensions, models
 from eigendet.allocation import Budget, largest, proportional, rounded
+from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
 from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
-from eigendet.groups import Channels, Widths
 from eigendet.models import Definition
 from eigendet.widths import allocate, describe
 

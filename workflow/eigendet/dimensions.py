@@ -17,8 +17,8 @@ import pandas as pd
 import scipy.special
 
 from eigendet import plugins
+from eigendet.channels.groups import Channels
 from eigendet.errors import UserError, some
-from eigendet.groups import Channels
 from eigendet.measures import intrinsic_dimension
 from eigendet.models import Definition
 from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from eigendet import channels, parts, plugins, structure
+from eigendet.channels.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
 from eigendet.errors import UserError
 from eigendet.files import read_json
-from eigendet.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
 from eigendet.sections import BackboneChoice, PluginChoice
 from eigendet.weights import load_plain
 

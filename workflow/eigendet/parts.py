@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from eigendet.channels import SIDE
+from eigendet.channels.tracing import SIDE
 from eigendet.errors import UserError
 
 

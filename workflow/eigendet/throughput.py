@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from eigendet import dump, models, parallel, training
-from eigendet.channels import SIDE
+from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
 from eigendet.datasets import open_splits
 from eigendet.latency import timed

@@ -11,10 +11,10 @@ import pandas as pd
 
 from eigendet import dimensions, plugins
 from eigendet.allocation import Budget, marginal, proportional, targets
+from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
 from eigendet.dimensions import GroupSpectra, interval
 from eigendet.files import file_digest
-from eigendet.groups import Channels, Widths
 from eigendet.models import Definition
 from eigendet.sections import WidthSettings
 

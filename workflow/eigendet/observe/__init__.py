@@ -1,13 +1,13 @@
 """Accumulate the covariance of every feature map of a PyTorch model, as the model runs.
 
-    keys            what taps and their points are called
-    points          what a module's output stands for; every call of every module
-    padding         which positions of a map are padding
-    products        samples times their transpose, in float32 whatever the process has set
-    covariance      the streaming accumulator
-    shortcuts       layers whose output's moments follow from the input's
-    observer        every tensor of interest accumulated once
-    taps            which tensors of a model are observed
-    passes          the same under a memory limit
-    store           the HDF5 file of covariances
+keys            what taps and their points are called
+points          what a module's output stands for; every call of every module
+padding         which positions of a map are padding
+products        samples times their transpose, in float32 whatever the process has set
+covariance      the streaming accumulator
+shortcuts       layers whose output's moments follow from the input's
+observer        every tensor of interest accumulated once
+taps            which tensors of a model are observed
+passes          the same under a memory limit
+store           the HDF5 file of covariances
 """

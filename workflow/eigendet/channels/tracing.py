@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from eigendet.construction import RESIZABLE, constructing, resize_parameter
-from eigendet.groups import ChannelError, Channels, Layer, Size, check_widths, whole
+from eigendet.channels.construction import RESIZABLE, constructing, resize_parameter
+from eigendet.channels.follower import NORMS, Call, Follower
+from eigendet.channels.groups import ChannelError, Channels, Layer, Size, check_widths, whole
+from eigendet.channels.sizes import Axis
 from eigendet.observe.points import each_call
-from eigendet.sizes import Axis
-from eigendet.tracing import NORMS, Call, Follower
 
 Build = Callable[[], nn.Module]
 SIDE = 128  # pixels, of the square images on which networks are tried: of 64, Inception v3 leaves nothing

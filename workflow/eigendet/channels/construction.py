@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from eigendet.tracing import NORMS
+from eigendet.channels.follower import NORMS
 
 RESIZABLE = (nn.modules.conv._ConvNd, nn.Linear, *NORMS)
 

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet.operations import RULES, elementwise
-from eigendet.sizes import Axis, Sizes
+from eigendet.channels.operations import RULES, elementwise
+from eigendet.channels.sizes import Axis, Sizes
 
 Axes = tuple[Axis | None, ...]  # of a tensor, a dimension each
 

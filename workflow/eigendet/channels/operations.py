@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from eigendet.sizes import Axis, scaled
+from eigendet.channels.sizes import Axis, scaled
 
 if TYPE_CHECKING:
-    from eigendet.tracing import Follower
+    from eigendet.channels.follower import Follower
 
 aten = torch.ops.aten
 NORMALISATIONS = {
