@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigendet import comparison, config, files, plugins, spectrum
+from eigendet import config, files, plugins
 from eigendet.observe import store
 from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
+from eigendet.spectra import comparison, spectrum
 from tests.conftest import minimal_experiment
 
 IMAGES = 12

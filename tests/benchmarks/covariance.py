@@ -32,7 +32,7 @@ from eigendet.observe.keys import Point
 from eigendet.observe.points import point_of
 from eigendet.observe.products import CHUNK_BYTES
 from eigendet.observe.taps import Taps, tap
-from eigendet.spectrum import eigenvalues
+from eigendet.spectra.spectrum import eigenvalues
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 POINTS: tuple[Point, ...] = ("conv", "act", "block")

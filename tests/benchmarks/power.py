@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eigendet import significance, similarity
+from eigendet.spectra import significance, similarity
 
 LAYERS, CHANNELS, SIMULATIONS, LEVEL = 50, 64, 1000, 0.05
 

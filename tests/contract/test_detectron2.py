@@ -18,13 +18,14 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import channels, config, dump, models, plugins, runs, spectrum, training
+from eigendet import channels, config, dump, models, plugins, runs, training
 from eigendet.contract import BackboneContract, DetectorContract
 from eigendet.discovery import find
 from eigendet.errors import UserError
 from eigendet.models import Definition
 from eigendet.samples import Rectangles
 from eigendet.sections import BackboneChoice, CovarianceSettings, PluginChoice
+from eigendet.spectra import spectrum
 from tests.conftest import ROOT, minimal_experiment
 from tests.detectron2 import CACHE
 from tests.workflow.running import said, snakemake

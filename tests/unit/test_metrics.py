@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eigendet import metrics
+from eigendet.spectra import metrics
 
 FLAT, SPIKE = np.full(8, 3.0), np.array([5.0, 0.0, 0.0, 0.0])
 GEOMETRIC = 7.0 * 0.8 ** np.arange(30)

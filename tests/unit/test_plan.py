@@ -9,10 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from eigendet import config, dump, plan, runs, spectrum, throughput, training
+from eigendet import config, dump, plan, runs, throughput, training
 from eigendet.cli import main
 from eigendet.files import write_json
 from eigendet.footprint import Footprint
+from eigendet.spectra import spectrum
 from eigendet.throughput import Throughput
 
 

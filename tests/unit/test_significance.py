@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eigendet import significance, similarity
+from eigendet.spectra import significance, similarity
 
 FIVE = ["scratch"] * 5 + ["finetune"] * 5
 SIMULATIONS = 1000

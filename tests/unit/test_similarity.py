@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.linalg import subspace_angles
 from scipy.spatial.distance import jensenshannon
 
-from eigendet import similarity
+from eigendet.spectra import similarity
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.one_of(st.just(0.0), st.floats(1e-6, 1e6))).filter(np.any)
 seeds = st.integers(0, 2**32 - 1)

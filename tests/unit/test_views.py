@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from eigendet import config, files, report, results, views
-from eigendet.comparison import TAP
+from eigendet.spectra.comparison import TAP
 from tests.simulated import compare, simulate
 
 ARMS = ("finetune", "scratch", "mine")

@@ -56,7 +56,7 @@ def spectrum(covariance: Path, raw: bool, output: Path) -> None:
 
     COVARIANCE is a file that `eigendet dump` wrote.
     """
-    from eigendet import spectrum as stage
+    from eigendet.spectra import spectrum as stage
 
     stage.write(covariance, output, centred=not raw)
 
@@ -76,10 +76,11 @@ def compare(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Path) 
 
     SPECTRA are folders that `eigendet spectrum` wrote, of one detector over one backbone.
     """
-    from eigendet import comparison, measures, plugins
+    from eigendet import plugins
+    from eigendet.spectra import comparison, metric_tables
 
     discovery.search(folders)
-    for note in comparison.write(spectra, output, plugins.rules(taken=measures.OWN)):
+    for note in comparison.write(spectra, output, plugins.rules(taken=metric_tables.OWN)):
         click.echo(note)
 
 

@@ -48,6 +48,7 @@ ARMS = {
     "permuted": "control: widths derived with the spectra of other layers, at random",
 }
 WITH_REFERENCE_WIDTHS = ("finetune", "scratch")
+UNIFORM = "uniform scaling"  # the rule, in a table of the front, of widths that all have one factor
 AFTER_DERIVED = ("uniform_parameters", "uniform_macs", "profile", "permuted")
 
 

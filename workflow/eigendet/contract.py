@@ -31,10 +31,10 @@ from eigendet.discovery import Kind
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
 from eigendet.loading import classification_batches, detection_batches
-from eigendet.measures import intrinsic_dimension
 from eigendet.models import Definition
 from eigendet.samples import COLOURS, Colours, Rectangles
 from eigendet.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
+from eigendet.spectra.metric_tables import intrinsic_dimension
 
 CPU = torch.device("cpu")
 FIRST = ("it says what it is", "it builds", "it knows its classes before any image is decoded")  # all else needs these

@@ -19,10 +19,10 @@ import scipy.special
 from eigendet import plugins
 from eigendet.channels.groups import Channels
 from eigendet.errors import UserError, some
-from eigendet.measures import intrinsic_dimension
 from eigendet.models import Definition
-from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS
 from eigendet.sections import WidthSettings
+from eigendet.spectra.metric_tables import intrinsic_dimension
+from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 
 TIES: dict[str, Callable[..., Any]] = {"max": np.max, "mean": np.mean}
 COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]

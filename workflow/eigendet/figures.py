@@ -14,9 +14,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from eigendet.config import Experiment
+from eigendet.config import UNIFORM, Experiment
 from eigendet.files import replacing
-from eigendet.observe.keys import UNIFORM
 
 # Okabe and Ito's colours, then some of Tol's, told apart by colour-blind readers, on white and on black.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from eigendet import significance
 from eigendet.errors import some
+from eigendet.spectra import significance
 
 LEVEL = 0.05
 NAMED = 3  # layers in a sentence

@@ -14,9 +14,10 @@ from typing import Self
 
 import torch
 
-from eigendet import dump, models, spectrum, training
+from eigendet import dump, models, training
 from eigendet.models import Definition
 from eigendet.sections import CovarianceSettings, Optimisation
+from eigendet.spectra import spectrum
 
 BLOCK = 4096  # bytes that the smallest file takes
 EIGENVALUE = 9.5  # bytes of a row of a table of eigenvalues, compressed

@@ -11,10 +11,9 @@ import pandas as pd
 from eigendet import dimensions, plugins
 from eigendet.allocation import Budget, proportional
 from eigendet.channels.groups import Widths
-from eigendet.config import Experiment
+from eigendet.config import UNIFORM, Experiment
 from eigendet.errors import UserError
 from eigendet.models import Definition
-from eigendet.observe.keys import UNIFORM
 from eigendet.sections import WidthSettings
 from eigendet.widths import allocate, rule_text
 

@@ -13,6 +13,7 @@ from eigendet import config as configuration
 from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.files import read_json
+from eigendet.spectra.tables import joined, read_table
 
 COMPARISONS = ("metrics", "distances", "tests")
 
@@ -44,26 +45,6 @@ def read_spectra(folder: Path | str) -> Spectra:
     comparisons = [comparison(folder, *network) for network in experiment.networks]
     tables = {name: [tables[name] for tables in comparisons if name in tables] for name in COMPARISONS}
     return Spectra(*(joined(tables_of_kind) for tables_of_kind in [found, *tables.values()]))
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """A table of this library.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: cannot be read as a table ({reason}); delete it, and run the stage again.") from None
-
-
-def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    plain = [table.copy(deep=False) for table in tables]
-    for table in plain:
-        table.attrs = {}  # of single runs
-    return pd.concat(plain, ignore_index=True) if plain else pd.DataFrame()
 
 
 def comparison(folder: Path, backbone: str, detector: str) -> dict[str, Any]:

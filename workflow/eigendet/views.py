@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import measures, plugins, results
-from eigendet.comparison import TAP
+from eigendet import plugins, results
 from eigendet.config import Experiment
 from eigendet.observe.keys import TapKey
-from eigendet.results import joined
+from eigendet.spectra import metric_tables
+from eigendet.spectra.comparison import TAP
+from eigendet.spectra.tables import joined, read_table
 
 POINTS_A_SPECTRUM = 48  # drawn of each spectrum; the tables hold all
 DECADES, LEVELS = 14, 2**16 - 1  # of the spectra on the page: 10 ** (DECADES * (level / LEVELS - 1)), and 0
@@ -24,10 +25,10 @@ DECADES, LEVELS = 14, 2**16 - 1  # of the spectra on the page: 10 ** (DECADES * 
 def quantities() -> dict[str, dict[str, str]]:
     """What the heat maps over training show: name -> title and text."""
     rules = plugins.summaries("rule")
-    channels = measures.dimensions(rules)
+    channels = metric_tables.dimensions(rules)
     found = {
         name: {"title": name.replace("_", " ") + (" / width" if name in channels else ""), "text": text}
-        for name, text in measures.descriptions(rules).items()
+        for name, text in metric_tables.descriptions(rules).items()
     }
     places = {"own start": "its own start", "pre-trained": "the pre-trained backbone", "arms": "the other arm"}
     between_maps = {
@@ -77,7 +78,7 @@ def courses_of_arms(tables: dict[str, Any]) -> pd.DataFrame:
     Numbers of channels become shares of the width, so that layers compare.
     """
     numbers, distances = tables["metrics"], tables["distances"]
-    counted = numbers["metric"].isin(measures.dimensions(plugins.summaries("rule")))
+    counted = numbers["metric"].isin(metric_tables.dimensions(plugins.summaries("rule")))
     numbers = numbers.assign(value=numbers["value"] / numbers["channels"].where(counted, 1))
     own = numbers.rename(columns={"metric": "quantity"})[["arm", "seed", *TAP, "step", "quantity", "value"]]
     kept = [own]
@@ -124,7 +125,7 @@ def eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: s
     for path in results.run_paths(experiment, experiment.dumped):
         file = folder / "spectra" / path / "eigenvalues.parquet"
         if path.parts[1:3] == (backbone, detector) and file.is_file():
-            yield results.read_table(file)
+            yield read_table(file)
 
 
 def packed(tables: list[pd.DataFrame]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What runs and taps are called in files and tables."""
+"""What taps and their points are called."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
-RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]
-TAP_COLUMNS = ["step", "module", "call", "point", "channels", "samples", "effective_samples", "centred"]
-UNIFORM = "uniform scaling"
 
 
 @dataclass(frozen=True, order=True)

@@ -28,11 +28,11 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from eigendet import measures, significance, similarity
 from eigendet.errors import UserError, some
 from eigendet.files import replacing, write_json
-from eigendet.measures import Rule
 from eigendet.observe.keys import TapKey, node_name, step_name
+from eigendet.spectra import metric_tables, significance, similarity
+from eigendet.spectra.metric_tables import Rule
 
 TAP = ["module", "call", "point"]
 Tap = tuple[str, int, str]
@@ -79,7 +79,7 @@ def write(folders: Sequence[Path], output: Path, rules: Mapping[str, Rule]) -> l
         raise UserError(f"{folders[names.index(twice)]}: {twice} is given twice; each run counts once.")
     compared, notes = comparable(runs)
     tables = {
-        "metrics": pd.concat([measures.table(run.table, rules) for run in runs], ignore_index=True),
+        "metrics": pd.concat([metric_tables.table(run.table, rules) for run in runs], ignore_index=True),
         "distances": distances(compared),
     }
     tables["tests"] = tests(compared, tables["distances"], tables["metrics"])

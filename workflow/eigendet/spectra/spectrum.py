@@ -24,11 +24,12 @@ import scipy.linalg
 import torch
 from scipy.linalg import lapack
 
-from eigendet import metrics
 from eigendet.errors import UserError
 from eigendet.files import replacing
 from eigendet.observe import store
-from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS, node_name, step_name
+from eigendet.observe.keys import node_name, step_name
+from eigendet.spectra import metrics
+from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import metrics
 from eigendet.errors import UserError
-from eigendet.observe.keys import RUN_COLUMNS, TAP_COLUMNS
+from eigendet.spectra import metrics
+from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 
 logger = logging.getLogger(__name__)
 
