@@ -20,7 +20,7 @@ from tqdm import tqdm
 from eigendet import channels, controls
 from eigendet.allocation import Budget, marginal, proportional
 from eigendet.channels.groups import Widths
-from eigendet.sections import WidthSettings
+from eigendet.config.sections import WidthSettings
 from tests.benchmarks.channels import torchvision_network
 
 NETWORKS = ("resnet18", "resnet50", "vgg19_bn", "densenet201", "regnet_y_128gf", "convnext_large", "efficientnet_v2_l")

@@ -28,10 +28,10 @@ from torch import nn
 from tqdm import tqdm
 
 from eigendet import training
+from eigendet.config.sections import DetectorTraining, PluginChoice
 from eigendet.loading import detection_batches
 from eigendet.models import Definition
 from eigendet.samples import Rectangles
-from eigendet.sections import DetectorTraining, PluginChoice
 
 ROUNDS, STEPS, WARM_UP = 12, 10, 2
 SIDE = 192  # pixels

@@ -13,10 +13,10 @@ from torchvision import models as library
 
 from eigendet import models, plugins, weights
 from eigendet.channels.construction import constructing
+from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.contract import BackboneContract
 from eigendet.errors import UserError
 from eigendet.models import Definition
-from eigendet.sections import BackboneChoice, PluginChoice
 
 TRANSFORMERS = ["maxvit*", "swin*", "vit*"]
 CLASSIFIERS = library.list_models(module=library, exclude=TRANSFORMERS)

@@ -12,11 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels, config, dump, loading, models, parts, training
+from eigendet.config.sections import BackboneChoice, CovarianceSettings
 from eigendet.contract import DetectorContract
 from eigendet.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.models import Definition
-from eigendet.sections import BackboneChoice, CovarianceSettings
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"fpn_channels": 16, "head_channels": 32, "anchor_sizes": [8, 16, 32, 48, 64], "box_samples": 16},

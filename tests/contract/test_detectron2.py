@@ -19,12 +19,12 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels, config, dump, models, plugins, runs, training
+from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.contract import BackboneContract, DetectorContract
 from eigendet.discovery import find
 from eigendet.errors import UserError
 from eigendet.models import Definition
 from eigendet.samples import Rectangles
-from eigendet.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.spectra import spectrum
 from tests.conftest import ROOT, minimal_experiment
 from tests.detectron2 import CACHE
@@ -251,7 +251,7 @@ def test_without_detectron2_one_line_says_so_and_all_else_works() -> None:
     line = [sys.executable, "-m", "eigendet.cli_plugins"]
     code = (
         "import sys; sys.modules['detectron2'] = None\n"
-        "from eigendet import discovery, plugins\nfrom eigendet.sections import PluginChoice\n"
+        "from eigendet import discovery, plugins\nfrom eigendet.config.sections import PluginChoice\n"
         "print(discovery.find('detector', 'detectron2').unavailable)\n"
         "print(plugins.bind('detector', PluginChoice(plugin='faster_rcnn')).__name__)\n"
         "try: plugins.bind('detector', PluginChoice(plugin='detectron2'))\n"

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import models, plugins
+from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.contract import DetectorContract
 from eigendet.errors import UserError
 from eigendet.models import Definition
-from eigendet.sections import BackboneChoice, PluginChoice
 
 transformers = pytest.importorskip("transformers")
 

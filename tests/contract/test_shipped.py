@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from eigendet import discovery
+from eigendet.config.sections import PluginChoice
 from eigendet.contract import promises
-from eigendet.sections import PluginChoice
 from tests.conftest import ROOT
 
 SHIPPED = {

@@ -10,8 +10,8 @@ import pytest
 from eigendet import allocation, channels, plugins
 from eigendet.allocation import Budget, Costs
 from eigendet.channels.groups import Channels, Layer, Widths
+from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
-from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
 from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
 

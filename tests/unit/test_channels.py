@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet import channels, plugins
 from eigendet.channels.groups import ChannelError
-from eigendet.sections import PluginChoice
+from eigendet.config.sections import PluginChoice
 from tests.benchmarks import channels as resizing
 
 

@@ -12,10 +12,10 @@ import pytest
 from eigendet import channels, config, controls, dimensions, plugins, runs, widths
 from eigendet.allocation import Budget, proportional
 from eigendet.channels.groups import Channels, Layer, Widths
+from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
 from eigendet.models import Definition
-from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
 from tests.handmade import NETWORK, size
 from tests.planted import planted, written

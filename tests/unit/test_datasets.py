@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from eigendet import config, datasets, plugins
+from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
 from eigendet.plugins import find
-from eigendet.sections import PluginChoice
 
 
 def open_dataset(**choice: Any) -> Any:

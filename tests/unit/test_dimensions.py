@@ -12,10 +12,10 @@ import scipy.stats
 from eigendet import channels, config, dimensions, plugins, runs, widths
 from eigendet.allocation import Budget
 from eigendet.channels.groups import Channels
+from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.dimensions import of_groups
 from eigendet.errors import UserError
 from eigendet.models import Definition
-from eigendet.sections import PluginChoice, WidthSettings
 from tests.benchmarks.channels import torchvision_network
 
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from eigendet import cli_plugins, discovery, plugins
 from eigendet.cli import main
+from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
-from eigendet.sections import PluginChoice
 
 RULE = '"""Rules."""\n\n{extra}\nfrom eigendet.plugins import rule\n\n\n@rule\ndef {name}(values):\n    """A rule."""\n'
 

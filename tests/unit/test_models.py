@@ -7,8 +7,8 @@ import torch
 from torchvision import models as torchvision_models
 
 from eigendet import models, parts, weights
+from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
-from eigendet.sections import BackboneChoice
 
 
 def backbone(**options: object) -> torch.nn.Module:

@@ -11,9 +11,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet import models
+from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
 from eigendet.norms import Norm, with_norm
-from eigendet.sections import BackboneChoice
 
 KINDS: dict[Norm, type[nn.Module]] = {
     "group": nn.GroupNorm,

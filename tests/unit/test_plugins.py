@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eigendet import config, plugins
+from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
-from eigendet.sections import PluginChoice
 
 DATASET = '''
 from eigendet.plugins import dataset

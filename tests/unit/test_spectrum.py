@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from eigendet import plugins
+from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
 from eigendet.observe import store
 from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
-from eigendet.sections import PluginChoice
 from eigendet.spectra import metric_tables, metrics, spectrum
 from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 

@@ -17,8 +17,8 @@ from torch import nn
 from eigendet import config, runs, training
 from eigendet.cli import main
 from eigendet.config import Experiment
+from eigendet.config.sections import DetectorTraining
 from eigendet.errors import UserError
-from eigendet.sections import DetectorTraining
 
 
 class InterruptionError(Exception):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eigendet import cli_plugins, config, models, trial
+from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
-from eigendet.sections import BackboneChoice
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from fractions import Fraction
 import numpy as np
 
 from eigendet.channels.groups import Channels, Size, Widths
+from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
-from eigendet.sections import WidthSettings
 
 COSTS = ("macs", "parameters", "activations")
 NOISE = 1e-8  # of the largest eigenvalue: below lie rounding errors

@@ -52,7 +52,7 @@ def named(name: str) -> list[Plugin]:
 def description(plugin: Plugin) -> list[str]:
     """What a plugin is, where it stands, and its options with types, defaults and meaning."""
     from eigendet import plugins
-    from eigendet.sections import BackboneChoice
+    from eigendet.config.sections import BackboneChoice
 
     function = plugins.load(plugin)
     lines = [f"{plugin.kind} {plugin.name}, version {plugin.version}, from {plugin.origin}", ""]
@@ -136,8 +136,8 @@ def check(plugin: Plugin, options: dict[str, Any]) -> bool:
     import time
 
     from eigendet import contract
+    from eigendet.config.sections import PluginChoice
     from eigendet.plugins import failures_named
-    from eigendet.sections import PluginChoice
 
     logging.disable(logging.INFO)  # what training reports
     kept = True

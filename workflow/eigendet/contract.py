@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from eigendet import data_checks, dump, models, plugins, structure, training
 from eigendet.channels.groups import Channels, Widths
+from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
 from eigendet.discovery import Kind
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
 from eigendet.loading import classification_batches, detection_batches
 from eigendet.models import Definition
 from eigendet.samples import COLOURS, Colours, Rectangles
-from eigendet.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
 from eigendet.spectra.metric_tables import intrinsic_dimension
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from eigendet import data_checks, plugins
 from eigendet.config import Experiment
+from eigendet.config.sections import Splits
 from eigendet.errors import UserError
-from eigendet.sections import Splits
 
 RLE = dict[str, Any]  # COCO's compressed run lengths: {"size": [height, width], "counts": bytes}
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from eigendet import parallel, processes
 from eigendet.config import Experiment
+from eigendet.config.sections import CovarianceSettings
 from eigendet.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
@@ -35,7 +36,6 @@ from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
 from eigendet.observe.taps import PRECISION
 from eigendet.runs import read_run, versions
-from eigendet.sections import CovarianceSettings
 from eigendet.training import snapshot_path
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Self
 import torch
 
 from eigendet import dump, models, training
+from eigendet.config.sections import CovarianceSettings, Optimisation
 from eigendet.models import Definition
-from eigendet.sections import CovarianceSettings, Optimisation
 from eigendet.spectra import spectrum
 
 BLOCK = 4096  # bytes that the smallest file takes

@@ -19,9 +19,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from eigendet import processes
+from eigendet.config.sections import DetectorTraining, Optimisation, Pretraining
 from eigendet.datasets import Classification, Detection, Target
 from eigendet.errors import UserError
-from eigendet.sections import DetectorTraining, Optimisation, Pretraining
 
 Sample = Any
 Batch = Any

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from eigendet import channels, parts, plugins, structure
 from eigendet.channels.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
+from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.errors import UserError
 from eigendet.files import read_json
-from eigendet.sections import BackboneChoice, PluginChoice
 from eigendet.weights import load_plain
 
 WIDTH_MULTIPLE = 8  # of a backbone's width factor

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from eigendet import models, runs, trial
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
+from eigendet.config.sections import Optimisation
 from eigendet.datasets import open_splits
 from eigendet.footprint import BLOCK, Footprint
 from eigendet.models import Definition
-from eigendet.sections import Optimisation
 from eigendet.throughput import Throughput
 from eigendet.training import snapshot_steps
 

@@ -56,9 +56,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, DirectoryPath, FilePath, create_model
 
 from eigendet.config import Experiment, validate_options
+from eigendet.config.sections import BackboneChoice, PluginChoice, Section
 from eigendet.discovery import Kind, Plugin, discover, find, search
 from eigendet.errors import UserError
-from eigendet.sections import BackboneChoice, PluginChoice, Section
 
 __all__ = ["Options", "backbone", "bind", "dataset", "detector", "discover", "find", "rule", "search", "validate"]
 

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eigendet import parallel, processes
+from eigendet.config.sections import Optimisation
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_json, write_text
 from eigendet.loading import stream_seed
 from eigendet.models import Definition
-from eigendet.sections import Optimisation
 from eigendet.weights import save
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from eigendet import dimensions, plugins
 from eigendet.allocation import Budget, marginal, proportional, targets
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
+from eigendet.config.sections import WidthSettings
 from eigendet.dimensions import GroupSpectra, interval
 from eigendet.files import file_digest
 from eigendet.models import Definition
-from eigendet.sections import WidthSettings
 
 
 def derive(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from eigendet import config as configuration
-from eigendet import discovery, files, plugins, sections
+from eigendet import discovery, files, plugins
+from eigendet.config import sections
 from eigendet.errors import UserError
 
 

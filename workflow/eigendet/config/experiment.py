@@ -20,9 +20,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from eigendet.errors import UserError, unknown
-from eigendet.files import read_yaml
-from eigendet.sections import (
+from eigendet.config.sections import (
     BackboneChoice,
     CovarianceSettings,
     Data,
@@ -33,6 +31,8 @@ from eigendet.sections import (
     Section,
     WidthSettings,
 )
+from eigendet.errors import UserError, unknown
+from eigendet.files import read_yaml
 
 # Arms by their names, and what sets each apart. All others are named by the user, and have a file of widths.
 ARMS = {
@@ -269,7 +269,3 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
         if isinstance(current, types.UnionType):
             current = next((arm for arm in typing.get_args(current) if isinstance(arm, type)), None)
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
-
-
-if __name__ == "__main__":
-    print(schema_text(), end="")

@@ -1,0 +1,16 @@
+"""Describe an experiment as typed, validated values, without importing torch.
+
+sections        the sections of a configuration, each a value that checks itself
+experiment      the whole of it: read, merged, checked, written
+"""
+
+from eigendet.config.experiment import AFTER_DERIVED as AFTER_DERIVED
+from eigendet.config.experiment import ARMS as ARMS
+from eigendet.config.experiment import UNIFORM as UNIFORM
+from eigendet.config.experiment import WITH_REFERENCE_WIDTHS as WITH_REFERENCE_WIDTHS
+from eigendet.config.experiment import Experiment as Experiment
+from eigendet.config.experiment import dump_yaml as dump_yaml
+from eigendet.config.experiment import load as load
+from eigendet.config.experiment import parse as parse
+from eigendet.config.experiment import schema_text as schema_text
+from eigendet.config.experiment import validate_options as validate_options
