@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from eigendet import channels, config, dump, models, plugins, runs, training
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.contract import BackboneContract, DetectorContract
-from eigendet.discovery import find
 from eigendet.errors import UserError
 from eigendet.models import Definition
+from eigendet.plugins.discovery import find
 from eigendet.samples import Rectangles
 from eigendet.spectra import spectrum
 from tests.conftest import ROOT, minimal_experiment
@@ -248,14 +248,14 @@ def test_it_goes_through_the_workflow_as_the_others_do(tmp_path: Path) -> None:
 
 def test_without_detectron2_one_line_says_so_and_all_else_works() -> None:
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and str(CACHE) not in path]
-    line = [sys.executable, "-m", "eigendet.cli_plugins"]
     code = (
         "import sys; sys.modules['detectron2'] = None\n"
-        "from eigendet import discovery, plugins\nfrom eigendet.config.sections import PluginChoice\n"
+        "from eigendet import plugins\nfrom eigendet.config.sections import PluginChoice\n"
+        "from eigendet.errors import UserError\nfrom eigendet.plugins import discovery\n"
         "print(discovery.find('detector', 'detectron2').unavailable)\n"
         "print(plugins.bind('detector', PluginChoice(plugin='faster_rcnn')).__name__)\n"
         "try: plugins.bind('detector', PluginChoice(plugin='detectron2'))\n"
-        "except plugins.UserError as error: print(error)\n"
+        "except UserError as error: print(error)\n"
     )
     line = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

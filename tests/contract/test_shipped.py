@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from eigendet import discovery
 from eigendet.config.sections import PluginChoice
 from eigendet.contract import promises
+from eigendet.plugins import discovery
 from tests.conftest import ROOT
 
 SHIPPED = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from eigendet import discovery
 from eigendet.cli import main
+from eigendet.plugins import discovery
 
 
 @pytest.mark.parametrize(("kind", "promises"), [("rule", 3), pytest.param("detector", 10, marks=pytest.mark.slow)])

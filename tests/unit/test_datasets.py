@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from eigendet import config, datasets, plugins
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
-from eigendet.plugins import find
+from eigendet.plugins import find, importing
 
 
 def open_dataset(**choice: Any) -> Any:
@@ -58,7 +58,7 @@ def test_scenes_have_tight_boxes_around_disjoint_masks_and_every_class_occurs() 
 
 
 def test_no_digit_and_no_pixel_of_a_photograph_is_in_two_uses() -> None:
-    material = plugins._import(find("dataset", "digit_scenes").file)._Material
+    material = importing._import(find("dataset", "digit_scenes").file)._Material
     uses = [material(task, split, 0) for task in ("detection", "classification") for split in ("train", "val")]
     digits = [{image.tobytes() for image in use._images} for use in uses]
     assert len(set.union(*digits)) == sum(map(len, digits))

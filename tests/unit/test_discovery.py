@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from eigendet import cli_plugins, discovery, plugins
+from eigendet import cli_plugins, plugins
 from eigendet.cli import main
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
+from eigendet.plugins import discovery
 
 RULE = '"""Rules."""\n\n{extra}\nfrom eigendet.plugins import rule\n\n\n@rule\ndef {name}(values):\n    """A rule."""\n'
 
@@ -52,6 +53,14 @@ def test_the_list_imports_neither_torch_nor_any_plugin(folder: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "mine" in result.stdout, result.stderr
+
+
+def test_the_names_of_authors_load_neither_torch_nor_pydantic() -> None:
+    code = (
+        "import sys; from eigendet.plugins import backbone, dataset, detector, rule;"
+        "print(sorted({'torch', 'pydantic'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

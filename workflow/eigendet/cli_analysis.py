@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eigendet import discovery
 from eigendet.cli_options import (
     EXISTING,
     FOLDER,
@@ -19,6 +18,7 @@ from eigendet.cli_options import (
     read_experiment,
 )  # fmt: skip
 from eigendet.errors import UserError, unknown
+from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
     from eigendet.config import Experiment

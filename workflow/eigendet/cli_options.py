@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eigendet import discovery
 from eigendet.errors import UserError
+from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
     from eigendet.config import Experiment

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from eigendet import discovery
-from eigendet.discovery import KINDS, Kind, Plugin
 from eigendet.errors import UserError, unknown
+from eigendet.plugins import discovery
+from eigendet.plugins.discovery import KINDS, Kind, Plugin
 
 # Like the command line as a whole, the list must come at once: no import of torch, none of pydantic.
 

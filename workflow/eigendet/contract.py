@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from eigendet import data_checks, dump, models, plugins, structure, training
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
-from eigendet.discovery import Kind
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
 from eigendet.loading import classification_batches, detection_batches
 from eigendet.models import Definition
+from eigendet.plugins.discovery import Kind
 from eigendet.samples import COLOURS, Colours, Rectangles
 from eigendet.spectra.metric_tables import intrinsic_dimension
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.discovery import Plugin
 from eigendet.errors import UserError, kind, some
+from eigendet.plugins.discovery import Plugin
 
 
 def check_network(network: Any, plugin: Plugin) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from eigendet import config as configuration
-from eigendet import discovery, files, plugins
+from eigendet import files, plugins
 from eigendet.config import sections
+from eigendet.plugins import discovery
 from eigendet.errors import UserError
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eigendet.contract import Contract
-from eigendet.discovery import search
+from eigendet.plugins.discovery import search
 
 search([Path(__file__).parent])
 

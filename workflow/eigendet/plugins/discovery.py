@@ -75,7 +75,7 @@ def search(folders: Sequence[str | Path]) -> None:
 def folders() -> list[Path]:
     """`plugins/` of the working directory and of the checkout that this package stands in, then those of `search`."""
     here = Path.cwd() / "plugins"
-    checkout = Path(__file__).resolve().parents[2] / "plugins"
+    checkout = Path(__file__).resolve().parents[3] / "plugins"
     return [folder for folder in dict.fromkeys([here.resolve(), checkout, *_further]) if folder.is_dir()]
 
 
