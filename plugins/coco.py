@@ -7,12 +7,12 @@ from pydantic import DirectoryPath, FilePath
 from eigendet.plugins import dataset
 
 if TYPE_CHECKING:
-    from eigendet.datasets import Detection
+    from eigendet.data import Detection
 
 
 @dataset
 def coco(*, annotations: FilePath, images: DirectoryPath) -> "Detection":
     """A COCO JSON file (boxes, polygons, run lengths, crowds) over a folder of images."""
-    from eigendet.coco import CocoDetection
+    from eigendet.data.coco import CocoDetection
 
     return CocoDetection(annotations, images)

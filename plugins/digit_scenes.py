@@ -18,7 +18,7 @@ from eigendet.files import value_digest
 from eigendet.plugins import dataset
 
 if TYPE_CHECKING:
-    from eigendet.datasets import Classification, Detection
+    from eigendet.data import Classification, Detection
 
 Split = Literal["train", "val"]
 Size = Annotated[int, Field(ge=16)]  # pixels

@@ -10,7 +10,7 @@ from eigendet.files import value_digest
 from eigendet.plugins import dataset
 
 if TYPE_CHECKING:
-    from eigendet.datasets import Classification
+    from eigendet.data import Classification
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
@@ -40,7 +40,7 @@ class ImageFolder:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        from eigendet.datasets import decode
+        from eigendet.data import decode
 
         file, label = self._samples[index]
         return decode(file), label

@@ -25,7 +25,7 @@ BENCHMARKS = Path("results/digits/benchmarks")
 NETWORKS = "eigendet.runs, eigendet.dump, torchvision.models.detection"
 # Rules by what they are for, in the order of the workflow, with the modules that their jobs import.
 STAGES = {
-    "checks": {"data": "eigendet.datasets", "networks": NETWORKS},
+    "checks": {"data": "eigendet.data.datasets", "networks": NETWORKS},
     "training": dict.fromkeys(("pretrain", "finetune", "scratch", "retrain"), NETWORKS + ", torch._dynamo"),
     "dumping": {"dump_covariance": NETWORKS},
     "analysis": {

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from eigendet import training
 from eigendet.config.sections import DetectorTraining, PluginChoice
-from eigendet.loading import detection_batches
+from eigendet.data.batches import detection_batches
+from eigendet.data.samples import Rectangles
 from eigendet.models import Definition
-from eigendet.samples import Rectangles
 
 ROUNDS, STEPS, WARM_UP = 12, 10, 2
 SIDE = 192  # pixels

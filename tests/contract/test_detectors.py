@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import channels, config, dump, loading, models, parts, training
+from eigendet import channels, config, dump, models, parts, training
 from eigendet.config.sections import BackboneChoice, CovarianceSettings
 from eigendet.contract import DetectorContract
-from eigendet.datasets import open_splits
+from eigendet.data import batches
+from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.models import Definition
 
@@ -56,7 +57,7 @@ def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, nor
     model = definition(name, norm=norm).build()
     assert all(parameter.requires_grad for parameter in model.parameters())
     masks = bool(getattr(model, "learns_masks", False))
-    batch = next(iter(loading.detection_batches(data, experiment.training, 0, 0, masks)))
+    batch = next(iter(batches.detection_batches(data, experiment.training, 0, 0, masks)))
     losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
     assert losses.keys() == LOSSES[name]
     torch.stack(list(losses.values())).sum().backward()

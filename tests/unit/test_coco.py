@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from eigendet.coco import CocoDetection
+from eigendet.data.coco import CocoDetection
 from eigendet.errors import UserError
 from tests.conftest import SHARED, real_data
 

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from eigendet import config, datasets, plugins
+from eigendet import config, plugins
 from eigendet.config.sections import PluginChoice
+from eigendet.data import datasets
 from eigendet.errors import UserError
 from eigendet.plugins import find, importing
 

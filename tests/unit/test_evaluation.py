@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from eigendet import evaluation
-from eigendet.coco import CocoDetection
+from eigendet.data.coco import CocoDetection
 from tests.conftest import SHARED, real_data
 
 CPU = torch.device("cpu")

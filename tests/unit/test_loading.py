@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from eigendet import config, loading
-from eigendet.coco import CocoDetection
-from eigendet.datasets import open_splits
+from eigendet import config
+from eigendet.data import batches
+from eigendet.data.coco import CocoDetection
+from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
 
 Coco = Callable[..., tuple[Path, Path]]
@@ -30,21 +31,21 @@ def test_batches_do_not_depend_on_start_or_workers(values: dict[str, Any], worke
     settings = config.parse(values).training
     data = open_splits(config.parse(values), "detection")["train"]
     plain = config.parse(values | {"training": values["training"] | {"workers": 0}}).training
-    whole = list(loading.detection_batches(data, plain, 0, 0, masks=True))
+    whole = list(batches.detection_batches(data, plain, 0, 0, masks=True))
     torch.manual_seed(99)
-    rest = list(loading.detection_batches(data, settings, 0, 5, masks=True))
+    rest = list(batches.detection_batches(data, settings, 0, 5, masks=True))
     assert len(whole) == 9 and len(rest) == 4
     assert equal(whole[5:], rest)
-    assert not equal(whole[:1], list(islice(loading.detection_batches(data, plain, 1, 0, masks=True), 1)))
+    assert not equal(whole[:1], list(islice(batches.detection_batches(data, plain, 1, 0, masks=True), 1)))
 
 
 def test_loading_leaves_the_global_random_state_alone(values: dict[str, Any]) -> None:
     experiment = config.parse(values)
     data = open_splits(experiment, "detection")["train"]
     torch.manual_seed(5)
-    batches = iter(loading.detection_batches(data, experiment.training, 0, 0, masks=False))
+    stream = iter(batches.detection_batches(data, experiment.training, 0, 0, masks=False))
     state = torch.get_rng_state()
-    next(batches)
+    next(stream)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -53,7 +54,7 @@ def test_every_epoch_holds_every_image_once(values: dict[str, Any]) -> None:
     experiment = config.parse(values)
     data = open_splits(experiment, "classification")["train"]
     assert experiment.pretraining is not None
-    loader = loading.classification_batches(data, experiment.pretraining, 0, 0)
+    loader = batches.classification_batches(data, experiment.pretraining, 0, 0)
     labels = torch.cat([labels for _, labels in loader])
     every = sorted(data[index][1] for index in range(64))
     assert sorted(labels[:64].tolist()) == sorted(labels[64:].tolist()) == every
@@ -65,7 +66,7 @@ def test_mirrored_boxes_and_masks_stay_on_their_objects(values: dict[str, Any]) 
     experiment = config.parse(values)
     data = open_splits(experiment, "detection")["train"]
     sizes = set()
-    for images, targets in loading.detection_batches(data, experiment.training, 0, 0, masks=True):
+    for images, targets in batches.detection_batches(data, experiment.training, 0, 0, masks=True):
         for image, target in zip(images, targets, strict=True):
             sizes.add(tuple(image.shape[1:]))
             assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
@@ -83,14 +84,14 @@ def test_crowds_and_images_without_objects_are_left_out_of_training(coco: Coco, 
 
     settings = config.parse(values).training
     dataset = CocoDetection(*coco(edit))
-    for _, targets in loading.detection_batches(dataset, settings, 0, 0, masks=True):
+    for _, targets in batches.detection_batches(dataset, settings, 0, 0, masks=True):
         assert [target["labels"].tolist() for target in targets] == [[2], [2]]
     only_crowds = CocoDetection(*coco(lambda c: [a.update(iscrowd=1) for a in c["annotations"]]))
     with pytest.raises(UserError, match="hold no objects other than crowds"):
-        loading.detection_batches(only_crowds, settings, 0, 0, masks=False)
+        batches.detection_batches(only_crowds, settings, 0, 0, masks=False)
 
 
 def test_masks_asked_of_data_without_them_are_refused(coco: Coco, values: dict[str, Any]) -> None:
     dataset = CocoDetection(*coco(lambda content: content["annotations"][0].pop("segmentation")))
     with pytest.raises(UserError, match="the detector learns masks, but not every object"):
-        list(loading.detection_batches(dataset, config.parse(values).training, 0, 0, masks=True))
+        list(batches.detection_batches(dataset, config.parse(values).training, 0, 0, masks=True))

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from eigendet import data_checks, structure
+from eigendet import structure
+from eigendet.data import checks
+from eigendet.data.samples import Colours, Rectangles
 from eigendet.errors import UserError
-from eigendet.samples import Colours, Rectangles
 
 FOUND = {"boxes": torch.tensor([[2.0, 2, 9, 9]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
 
@@ -86,9 +87,9 @@ FLAT = torch.tensor([[4.0, 4, 4, 5], [0, 0, 5, 5]])
     ],
 )
 def test_samples_that_are_not_what_their_data_set_says_are_named(edit: Callable[[Any], Any], message: str) -> None:
-    assert data_checks.check_sample(Rectangles(32), 0, "mine") == 2
+    assert checks.check_sample(Rectangles(32), 0, "mine") == 2
     with pytest.raises(UserError, match=rf"^mine: image 0\s?{message}"):
-        data_checks.check_sample(Edited(edit), 0, "mine")
+        checks.check_sample(Edited(edit), 0, "mine")
 
 
 @pytest.mark.parametrize("label", [-1, 3])
@@ -97,9 +98,9 @@ def test_a_label_of_no_class_is_named(label: int) -> None:
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index)[0], label
 
-    assert data_checks.check_sample(Colours(8), 0, "mine") == 0
+    assert checks.check_sample(Colours(8), 0, "mine") == 0
     with pytest.raises(UserError, match=f"^mine: image 0 has the label {label}; expected 0 to 2"):
-        data_checks.check_sample(Labelled(8), 0, "mine")
+        checks.check_sample(Labelled(8), 0, "mine")
 
 
 @pytest.mark.parametrize(
@@ -112,13 +113,13 @@ def test_a_label_of_no_class_is_named(label: int) -> None:
 )
 def test_data_sets_that_know_too_little_are_named(changes: dict[str, Any], message: str) -> None:
     data: Any = Colours(8)
-    data_checks.check_dataset(data, "mine")
+    checks.check_dataset(data, "mine")
     for name, value in changes.items():
         setattr(data, name, value)
     with pytest.raises(UserError, match=f"^mine: {message}"):
-        data_checks.check_dataset(data, "mine")
+        checks.check_dataset(data, "mine")
 
 
 def test_what_is_no_data_set_is_named() -> None:
-    with pytest.raises(UserError, match=r"^mine: gave a list of 2 without 'classes'; see eigendet.datasets"):
-        data_checks.check_dataset([1, 2], "mine")
+    with pytest.raises(UserError, match=r"^mine: gave a list of 2 without 'classes'; see eigendet.data.datasets"):
+        checks.check_dataset([1, 2], "mine")

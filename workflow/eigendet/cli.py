@@ -64,7 +64,8 @@ def main() -> None:
 @output_option("JSON file for the summary.")
 def check_data(configs: tuple[Path, ...], task: str, split: str, output: Path) -> None:
     """Check a data set: annotations, files, and every image."""
-    from eigendet import datasets, files
+    from eigendet import files
+    from eigendet.data import datasets
 
     summary = datasets.check(read_experiment(configs), task, split)
     click.echo(f"{task} {split}: {summary['images']} images, {len(summary['classes'])} classes")

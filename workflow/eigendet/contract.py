@@ -25,15 +25,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from eigendet import data_checks, dump, models, plugins, structure, training
+from eigendet import dump, models, plugins, structure, training
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
+from eigendet.data import checks
+from eigendet.data.batches import classification_batches, detection_batches
+from eigendet.data.samples import COLOURS, Colours, Rectangles
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
-from eigendet.loading import classification_batches, detection_batches
 from eigendet.models import Definition
 from eigendet.plugins.discovery import Kind
-from eigendet.samples import COLOURS, Colours, Rectangles
 from eigendet.spectra.metric_tables import intrinsic_dimension
 
 CPU = torch.device("cpu")
@@ -254,13 +255,13 @@ class DatasetContract(Contract):
 
     def test_it_knows_its_classes_before_any_image_is_decoded(self) -> None:
         data = self.open()
-        data_checks.check_dataset(data, str(plugins.find("dataset", self.plugin)))
+        checks.check_dataset(data, str(plugins.find("dataset", self.plugin)))
         self.require(data.digest == self.open().digest, "has another digest each time it is opened.")
 
     def test_its_samples_are_what_it_says(self) -> None:
         data = self.open()
         for index in range(min(len(data), 8)):
-            data_checks.check_sample(data, index, str(plugins.find("dataset", self.plugin)))
+            checks.check_sample(data, index, str(plugins.find("dataset", self.plugin)))
 
 
 class RuleContract(Contract):

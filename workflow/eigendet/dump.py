@@ -25,10 +25,10 @@ from tqdm import tqdm
 from eigendet import parallel, processes
 from eigendet.config import Experiment
 from eigendet.config.sections import CovarianceSettings
-from eigendet.datasets import Detection, open_splits
+from eigendet.data.batches import as_float
+from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
-from eigendet.loading import as_float
 from eigendet.models import read_snapshot
 from eigendet.observe import store
 from eigendet.observe.covariance import Tap

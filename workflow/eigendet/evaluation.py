@@ -19,8 +19,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet.datasets import Classification, Detection
-from eigendet.loading import as_float
+from eigendet.data.batches import as_float
+from eigendet.data.datasets import Classification, Detection
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 BATCH = 64

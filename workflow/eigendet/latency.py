@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from eigendet import models, parallel
 from eigendet.config import Experiment
-from eigendet.datasets import open_splits
+from eigendet.data.batches import as_float
+from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
-from eigendet.loading import as_float
 from eigendet.runs import read_run
 from eigendet.training import snapshot_path
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from eigendet import models, runs, trial
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.config.sections import Optimisation
-from eigendet.datasets import open_splits
+from eigendet.data.datasets import open_splits
 from eigendet.footprint import BLOCK, Footprint
 from eigendet.models import Definition
 from eigendet.throughput import Throughput

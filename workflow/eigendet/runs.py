@@ -14,11 +14,11 @@ import torch
 from eigendet import __version__, models, parallel, plugins, processes, training, weights
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.config.sections import IMMATERIAL, BackboneChoice, Optimisation, PluginChoice
-from eigendet.datasets import open_splits
+from eigendet.data.batches import classification_batches, detection_batches, evaluation_crop, stream_seed
+from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.evaluation import average_precision, top1
 from eigendet.files import file_digest, read_json
-from eigendet.loading import classification_batches, detection_batches, evaluation_crop, stream_seed
 from eigendet.models import Definition
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from eigendet import dump, models, parallel, training
 from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
 from eigendet.config.sections import BackboneChoice, Optimisation
-from eigendet.datasets import open_splits
+from eigendet.data.batches import classification_batches, detection_batches
+from eigendet.data.datasets import open_splits
 from eigendet.latency import timed
-from eigendet.loading import classification_batches, detection_batches
 from eigendet.models import Definition
 
 STEPS, WARM_UP = 6, 2  # measured, of which so many do not count

@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from eigendet import parallel, processes
 from eigendet.config.sections import Optimisation
+from eigendet.data.batches import stream_seed
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_json, write_text
-from eigendet.loading import stream_seed
 from eigendet.models import Definition
 from eigendet.weights import save
 

@@ -12,9 +12,9 @@ import torch
 from eigendet import models, plugins, runs, structure, training
 from eigendet.config import Experiment
 from eigendet.config.sections import DetectorTraining
-from eigendet.datasets import open_splits
+from eigendet.data.batches import as_float, detection_batches
+from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, some
-from eigendet.loading import as_float, detection_batches
 
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
 

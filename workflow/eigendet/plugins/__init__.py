@@ -27,7 +27,7 @@ example, `eigendet plugins check NAME` tries whether a plugin keeps this contrac
     @dataset
     def coco(*, annotations: FilePath, images: DirectoryPath) -> Detection
 
-        What `eigendet.datasets` describes: `Detection` or `Classification`.
+        What `eigendet.data` describes: `Detection` or `Classification`.
 
     @rule
     def dof(values: np.ndarray, *, scale: Annotated[float, Field(gt=0, examples=[1.0, 0.1, 0.01])] = 0.1) -> float

@@ -9,7 +9,7 @@ from eigendet.files import value_digest
 from eigendet.plugins import dataset
 
 if TYPE_CHECKING:
-    from eigendet.datasets import Detection
+    from eigendet.data import Detection
 
 
 # The first line of the docstring is what `eigendet plugins` lists; keyword-only parameters are the options, checked by

@@ -17,9 +17,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from eigendet import data_checks, plugins
+from eigendet import plugins
 from eigendet.config import Experiment
 from eigendet.config.sections import Splits
+from eigendet.data import checks
 from eigendet.errors import UserError
 
 RLE = dict[str, Any]  # COCO's compressed run lengths: {"size": [height, width], "counts": bytes}
@@ -96,7 +97,7 @@ def open_splits(experiment: Experiment, task: str) -> dict[str, Any]:
     for name in ("train", "val"):
         choice = getattr(splits, name)
         opened[name] = plugins.bind("dataset", choice, f"data.{task}.{name}")()
-        data_checks.check_dataset(opened[name], str(plugins.find("dataset", choice.plugin)))
+        checks.check_dataset(opened[name], str(plugins.find("dataset", choice.plugin)))
     if opened["train"].classes != opened["val"].classes:
         first, second = (set(opened[name].classes) for name in ("train", "val"))
         apart = ", ".join(sorted(first ^ second)) or "the same names in another order"
@@ -118,7 +119,7 @@ def check(experiment: Experiment, task: str, split: str) -> dict[str, Any]:
 
     def look(index: int) -> int:
         with plugins.failures_named(plugin):
-            return data_checks.check_sample(dataset, index, str(plugin))
+            return checks.check_sample(dataset, index, str(plugin))
 
     objects = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(None, f"{task} {split}", len(dataset), disable=None) as bar:

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from eigendet import processes
 from eigendet.config.sections import DetectorTraining, Optimisation, Pretraining
-from eigendet.datasets import Classification, Detection, Target
+from eigendet.data.datasets import Classification, Detection, Target
 from eigendet.errors import UserError
 
 Sample = Any

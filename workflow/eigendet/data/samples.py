@@ -7,7 +7,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from eigendet.datasets import Target
+from eigendet.data.datasets import Target
 
 COLOURS = ["red", "green", "blue"]
 

@@ -11,7 +11,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from eigendet.datasets import RLE, Target, decode
+from eigendet.data.datasets import RLE, Target, decode
 from eigendet.errors import UserError
 from eigendet.files import file_digest, read_json
 
@@ -19,7 +19,7 @@ EXPECTED = "a COCO file: an object with the lists 'images', 'annotations' and 'c
 
 
 class CocoDetection:
-    """COCO annotations over an image folder; see `eigendet.datasets.Detection`.
+    """COCO annotations over an image folder; see `eigendet.data.Detection`.
 
     Boxes of no area are dropped and boxes that overhang the image are clipped; `notes` counts both.
 

@@ -14,7 +14,7 @@ def check_dataset(data: Any, name: str) -> None:
     """Raise UserError unless it knows what a data set must know before any image is decoded. `name` says of what."""
     for attribute in ("__len__", "__getitem__", "classes", "digest", "notes"):
         if not hasattr(data, attribute):
-            raise UserError(f"{name}: gave {kind(data)} without '{attribute}'; see eigendet.datasets.")
+            raise UserError(f"{name}: gave {kind(data)} without '{attribute}'; see eigendet.data.datasets.")
     if not len(data) or not data.classes:
         raise UserError(f"{name}: has {len(data)} images of {len(data.classes)} classes.")
     if hasattr(data, "size") != hasattr(data, "objects"):
@@ -40,7 +40,7 @@ def check_sample(data: Any, index: int, name: str) -> int:
         raise UserError(f"{which}: the image is {width}x{height} pixels; its annotations say {said[1]}x{said[0]}.")
     missing = {"boxes", "labels", "crowd", "area", "masks"} - target.keys()
     if missing:
-        raise UserError(f"{which} has no '{min(missing)}'; expected what eigendet.datasets.Target lists.")
+        raise UserError(f"{which} has no '{min(missing)}'; expected what eigendet.data.Target lists.")
     boxes, labels, objects = target["boxes"], target["labels"], data.objects(index)
     if objects != int((~target["crowd"]).sum()):
         raise UserError(f"{which}: objects({index}) is {objects}, which is not the number of its objects.")

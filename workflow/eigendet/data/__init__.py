@@ -1,0 +1,12 @@
+"""Open data sets, check them, and make batches of them.
+
+datasets    what a data set is, how images are decoded, and the check of a whole data set
+checks      whether what a data set gives is what it must
+coco        annotations in COCO's format
+batches     augmentation, and an order that depends on nothing but the seed
+samples     two tiny data sets on which plugins are tried
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
