@@ -161,7 +161,7 @@ def _pyramid(backbone: "nn.Module", cfg: Any) -> "nn.Module":
     from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
     from torch import Tensor
 
-    from eigendet.parts import feature_strides
+    from eigendet.networks.parts import feature_strides
 
     maps = feature_strides(backbone)
     if any(not math.log2(stride).is_integer() for stride, _ in maps.values()):
@@ -227,7 +227,7 @@ def detectron2_resnet(
     """
     from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 
-    from eigendet.norms import with_norm
+    from eigendet.networks.norms import with_norm
 
     stride = {"stride_in_1x1": stride_in_1x1} if depth >= 50 else {}
     stages = ResNet.make_default_stages(depth, norm="BN", **stride)

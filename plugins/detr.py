@@ -39,7 +39,7 @@ def detr(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options:
     from torchvision.ops import box_convert, clip_boxes_to_image
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-    from eigendet.parts import feature_channels
+    from eigendet.networks.parts import feature_channels
 
     settings: dict[str, Any] = {
         "num_labels": classes,

@@ -28,7 +28,7 @@ def fcos(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options:
     from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-    from eigendet.parts import PyramidBackbone, check_levels, group_norm, hide_background
+    from eigendet.networks.parts import PyramidBackbone, check_levels, group_norm, hide_background
 
     channels, norm = options.fpn_channels, group_norm(options.norm_groups)
     pyramid = PyramidBackbone(backbone, channels, LastLevelP6P7(channels, channels), skip=1)

@@ -47,7 +47,7 @@ def mask_rcnn(backbone: "nn.Module", classes: int, size: tuple[int, int], *, opt
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
     from torchvision.ops import MultiScaleRoIAlign
 
-    from eigendet.parts import group_norm
+    from eigendet.networks.parts import group_norm
 
     parts = _parts(backbone, classes, size, options)
     channels, norm = options.mask_channels, group_norm(options.norm_groups) if options.version == 2 else None
@@ -70,7 +70,7 @@ def _parts(backbone: "nn.Module", classes: int, size: tuple[int, int], options: 
     from torchvision.ops import MultiScaleRoIAlign
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-    from eigendet.parts import PyramidBackbone, check_levels, group_norm
+    from eigendet.networks.parts import PyramidBackbone, check_levels, group_norm
 
     channels, sizes = options.fpn_channels, options.anchor_sizes
     norm = group_norm(options.norm_groups) if options.version == 2 else None

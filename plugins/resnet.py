@@ -26,7 +26,7 @@ def resnet(
     from torch import Tensor
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-    from eigendet.norms import with_norm
+    from eigendet.networks.norms import with_norm
 
     block, blocks = {
         18: (BasicBlock, [2, 2, 2, 2]),

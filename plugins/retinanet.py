@@ -32,7 +32,7 @@ def retinanet(backbone: "nn.Module", classes: int, size: tuple[int, int], *, opt
     from torchvision.models.detection.retinanet import RetinaNetHead
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-    from eigendet.parts import PyramidBackbone, check_levels, coarser_maps, group_norm, hide_background
+    from eigendet.networks.parts import PyramidBackbone, check_levels, coarser_maps, group_norm, hide_background
 
     channels, first = options.fpn_channels, options.version == 1
     *_, coarsest = coarser_maps(backbone, 1).values()

@@ -65,7 +65,7 @@ def ssdlite(backbone: "nn.Module", classes: int, size: tuple[int, int], *, optio
     from torchvision.models.detection.ssdlite import SSDLiteHead
     from torchvision.ops import Conv2dNormActivation
 
-    from eigendet.parts import group_norm
+    from eigendet.networks.parts import group_norm
 
     norm = group_norm(options.norm_groups)
     layer = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.ReLU6)
@@ -86,7 +86,7 @@ def _ssd(
     from torchvision.models.detection.image_list import ImageList
     from torchvision.models.detection.ssd import SSD
 
-    from eigendet.parts import check_levels, coarser_maps, feature_channels
+    from eigendet.networks.parts import check_levels, coarser_maps, feature_channels
 
     class Levels(nn.Module):
         def __init__(self) -> None:

@@ -30,7 +30,7 @@ def timm(
     import timm as library
     from timm.layers.format import Format
 
-    from eigendet.norms import with_norm
+    from eigendet.networks.norms import with_norm
 
     if not library.is_model(name):
         raise UserError(f"name: {unknown('network of timm', name, library.list_models())}")

@@ -37,7 +37,7 @@ def torchvision(
     from torch import Tensor, nn
     from torchvision import models
 
-    from eigendet.norms import with_norm
+    from eigendet.networks.norms import with_norm
 
     known = models.list_models(module=models, exclude=[f"{family}*" for family in TRANSFORMERS])
     if name not in known:

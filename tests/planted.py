@@ -10,7 +10,7 @@ import pandas as pd
 
 from eigendet import dimensions
 from eigendet.channels.groups import Channels
-from eigendet.models import Definition
+from eigendet.networks.models import Definition
 
 
 def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> pd.DataFrame:

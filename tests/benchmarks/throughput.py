@@ -31,7 +31,7 @@ from eigendet import training
 from eigendet.config.sections import DetectorTraining, PluginChoice
 from eigendet.data.batches import detection_batches
 from eigendet.data.samples import Rectangles
-from eigendet.models import Definition
+from eigendet.networks.models import Definition
 
 ROUNDS, STEPS, WARM_UP = 12, 10, 2
 SIDE = 192  # pixels

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as library
 
-from eigendet import models, plugins, weights
+from eigendet import plugins
 from eigendet.channels.construction import constructing
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.contract import BackboneContract
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks import models, weights
+from eigendet.networks.models import Definition
 
 TRANSFORMERS = ["maxvit*", "swin*", "vit*"]
 CLASSIFIERS = library.list_models(module=library, exclude=TRANSFORMERS)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import channels, config, dump, models, parts, training
+from eigendet import channels, config, dump, training
 from eigendet.config.sections import BackboneChoice, CovarianceSettings
 from eigendet.contract import DetectorContract
 from eigendet.data import batches
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks import models, parts
+from eigendet.networks.models import Definition
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"fpn_channels": 16, "head_channels": 32, "anchor_sizes": [8, 16, 32, 48, 64], "box_samples": 16},

@@ -18,12 +18,13 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import channels, config, dump, models, plugins, runs, training
+from eigendet import channels, config, dump, plugins, runs, training
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.contract import BackboneContract, DetectorContract
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import find
 from eigendet.spectra import spectrum
 from tests.conftest import ROOT, minimal_experiment

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import models, plugins
+from eigendet import plugins
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.contract import DetectorContract
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 
 transformers = pytest.importorskip("transformers")
 

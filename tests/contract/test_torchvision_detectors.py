@@ -15,12 +15,13 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from eigendet import channels, dump, models, plugins
+from eigendet import channels, dump, plugins
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.contract import DetectorContract
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 
 PYRAMID = {"fpn_channels": 16, "norm_groups": 4, "anchor_sizes": [8, 16, 32, 48, 64]}
 BOXES = PYRAMID | {"version": 2, "head_channels": 32, "box_samples": 16, "proposals": 50}

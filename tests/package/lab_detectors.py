@@ -19,7 +19,7 @@ def lab_detector(
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-    from eigendet.parts import PyramidBackbone
+    from eigendet.networks.parts import PyramidBackbone
 
     pyramid = PyramidBackbone(backbone, channels, LastLevelMaxPool(), skip=1)
     levels = len(pyramid.maps) + 1

@@ -15,7 +15,7 @@ from eigendet.channels.groups import Channels
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.dimensions import of_groups
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks.models import Definition
 from tests.benchmarks.channels import torchvision_network
 
 

@@ -9,7 +9,7 @@ import torch
 
 from eigendet import config, dump, runs
 from eigendet.errors import UserError
-from eigendet.models import read_snapshot
+from eigendet.networks.models import read_snapshot
 from eigendet.observe import store
 
 

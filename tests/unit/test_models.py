@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision import models as torchvision_models
 
-from eigendet import models, parts, weights
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
+from eigendet.networks import models, parts, weights
 
 
 def backbone(**options: object) -> torch.nn.Module:

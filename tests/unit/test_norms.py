@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet import models
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
-from eigendet.norms import Norm, with_norm
+from eigendet.networks import models
+from eigendet.networks.norms import Norm, with_norm
 
 KINDS: dict[Norm, type[nn.Module]] = {
     "group": nn.GroupNorm,

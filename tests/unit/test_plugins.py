@@ -9,7 +9,9 @@ import pytest
 
 from eigendet import config, plugins
 from eigendet.config.sections import PluginChoice
+from eigendet.data import coco, datasets
 from eigendet.errors import UserError
+from eigendet.networks import norms, parts
 
 DATASET = '''
 from eigendet.plugins import dataset
@@ -155,3 +157,21 @@ def test_checking_the_default_experiment_does_not_import_torch() -> None:
         "plugins.validate(config.load([Path('config.yaml')])); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plugin_that_was_written_for_an_earlier_version_loads_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/early.py").write_text(
+        "from eigendet.coco import CocoDetection\n"
+        "from eigendet.datasets import decode\n"
+        "from eigendet.plugins import detector\n\n"
+        "@detector\ndef early(backbone, classes, size):\n"
+        "    from eigendet.norms import with_norm\n"
+        "    from eigendet.parts import PyramidBackbone\n"
+        "    return CocoDetection, decode, with_norm, PyramidBackbone\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = plugins.bind("detector", PluginChoice(plugin="early"))(None, 1, (64, 64))
+    assert found == (coco.CocoDetection, datasets.decode, norms.with_norm, parts.PyramidBackbone)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from eigendet import structure
-from eigendet.data import checks
+from eigendet.data.checks import check_dataset, check_sample
 from eigendet.data.samples import Colours, Rectangles
 from eigendet.errors import UserError
+from eigendet.networks import checks
 
 FOUND = {"boxes": torch.tensor([[2.0, 2, 9, 9]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
 
@@ -40,10 +40,10 @@ FOUND = {"boxes": torch.tensor([[2.0, 2, 9, 9]]), "labels": torch.tensor([1]), "
     ],
 )
 def test_detections_that_no_detector_may_give_are_named(found: Any, message: str) -> None:
-    structure.check_detections([FOUND], [(10, 20)], 3, "mine")
-    structure.check_detections([{key: value[:0] for key, value in FOUND.items()}], [(10, 20)], 3, "mine")
+    checks.check_detections([FOUND], [(10, 20)], 3, "mine")
+    checks.check_detections([{key: value[:0] for key, value in FOUND.items()}], [(10, 20)], 3, "mine")
     with pytest.raises(UserError, match=f"^mine: {message}"):
-        structure.check_detections(found, [(10, 20)], 3, "mine")
+        checks.check_detections(found, [(10, 20)], 3, "mine")
 
 
 class Edited(Rectangles):
@@ -87,9 +87,9 @@ FLAT = torch.tensor([[4.0, 4, 4, 5], [0, 0, 5, 5]])
     ],
 )
 def test_samples_that_are_not_what_their_data_set_says_are_named(edit: Callable[[Any], Any], message: str) -> None:
-    assert checks.check_sample(Rectangles(32), 0, "mine") == 2
+    assert check_sample(Rectangles(32), 0, "mine") == 2
     with pytest.raises(UserError, match=rf"^mine: image 0\s?{message}"):
-        checks.check_sample(Edited(edit), 0, "mine")
+        check_sample(Edited(edit), 0, "mine")
 
 
 @pytest.mark.parametrize("label", [-1, 3])
@@ -98,9 +98,9 @@ def test_a_label_of_no_class_is_named(label: int) -> None:
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index)[0], label
 
-    assert checks.check_sample(Colours(8), 0, "mine") == 0
+    assert check_sample(Colours(8), 0, "mine") == 0
     with pytest.raises(UserError, match=f"^mine: image 0 has the label {label}; expected 0 to 2"):
-        checks.check_sample(Labelled(8), 0, "mine")
+        check_sample(Labelled(8), 0, "mine")
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_a_label_of_no_class_is_named(label: int) -> None:
 )
 def test_data_sets_that_know_too_little_are_named(changes: dict[str, Any], message: str) -> None:
     data: Any = Colours(8)
-    checks.check_dataset(data, "mine")
+    check_dataset(data, "mine")
     for name, value in changes.items():
         setattr(data, name, value)
     with pytest.raises(UserError, match=f"^mine: {message}"):
-        checks.check_dataset(data, "mine")
+        check_dataset(data, "mine")
 
 
 def test_what_is_no_data_set_is_named() -> None:
     with pytest.raises(UserError, match=r"^mine: gave a list of 2 without 'classes'; see eigendet.data.datasets"):
-        checks.check_dataset([1, 2], "mine")
+        check_dataset([1, 2], "mine")

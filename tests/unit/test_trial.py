@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from eigendet import cli_plugins, config, models, trial
+from eigendet import cli_plugins, config, trial
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
+from eigendet.networks import models
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eigendet import config, dimensions, models, runs, widths
+from eigendet import config, dimensions, runs, widths
 from eigendet.allocation import Budget, marginal, proportional, targets
 from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 from tests.planted import planted, written
 
 NETWORK = Definition({"plugin": "resnet", "depth": 18, "norm_groups": 8}, [], (64, 64))

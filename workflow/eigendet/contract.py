@@ -25,15 +25,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from eigendet import dump, models, plugins, structure, training
+from eigendet import dump, plugins, training
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
-from eigendet.data import checks
 from eigendet.data.batches import classification_batches, detection_batches
+from eigendet.data.checks import check_dataset, check_sample
 from eigendet.data.samples import COLOURS, Colours, Rectangles
 from eigendet.errors import UserError, some
 from eigendet.evaluation import average_precision
-from eigendet.models import Definition
+from eigendet.networks import checks, models
+from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import Kind
 from eigendet.spectra.metric_tables import intrinsic_dimension
 
@@ -167,7 +168,7 @@ class BackboneContract(NetworkContract):
         backbone = models.backbone_of(self.build()).eval()
         images = torch.rand(2, 3, self.side, 2 * self.side)
         with torch.no_grad():
-            structure.check_features(backbone(images), plugins.find("backbone", self.plugin))
+            checks.check_features(backbone(images), plugins.find("backbone", self.plugin))
 
     def test_its_layers_are_tapped(self) -> None:
         from eigendet.observe.passes import covariances
@@ -207,7 +208,7 @@ class DetectorContract(NetworkContract):
         plugin = plugins.find("detector", self.plugin)
         with plugins.failures_named(plugin):
             losses = training.detection_losses(model.train(), next(iter(self.task(model).batches(0))), CPU)
-            structure.check_losses(losses, str(plugin))
+            checks.check_losses(losses, str(plugin))
             torch.stack(list(losses.values())).sum().backward()
 
     def test_it_detects_in_the_pixels_of_each_image(self) -> None:
@@ -215,7 +216,7 @@ class DetectorContract(NetworkContract):
         images = [torch.rand(3, self.side // 2, self.side), torch.rand(3, 3 * self.side // 2, self.side)]
         with torch.no_grad(), plugins.failures_named(plugin):
             found = model(images)
-        structure.check_detections(
+        checks.check_detections(
             found, [(image.shape[1], image.shape[2]) for image in images], len(COLOURS), str(plugin)
         )
         masks = all("masks" in entry for entry in found)
@@ -255,13 +256,13 @@ class DatasetContract(Contract):
 
     def test_it_knows_its_classes_before_any_image_is_decoded(self) -> None:
         data = self.open()
-        checks.check_dataset(data, str(plugins.find("dataset", self.plugin)))
+        check_dataset(data, str(plugins.find("dataset", self.plugin)))
         self.require(data.digest == self.open().digest, "has another digest each time it is opened.")
 
     def test_its_samples_are_what_it_says(self) -> None:
         data = self.open()
         for index in range(min(len(data), 8)):
-            checks.check_sample(data, index, str(plugins.find("dataset", self.plugin)))
+            check_sample(data, index, str(plugins.find("dataset", self.plugin)))
 
 
 class RuleContract(Contract):

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from eigendet import dimensions, models
+from eigendet import dimensions
 from eigendet.allocation import Budget, largest, proportional, rounded
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
 from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 from eigendet.widths import allocate, describe
 
 RATIOS = (1 / 16, 16.0)  # of a profile, from a stage to the next

@@ -20,7 +20,7 @@ from eigendet import plugins
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError, some
-from eigendet.models import Definition
+from eigendet.networks.models import Definition
 from eigendet.spectra.metric_tables import intrinsic_dimension
 from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 

@@ -14,9 +14,10 @@ from typing import Self
 
 import torch
 
-from eigendet import dump, models, training
+from eigendet import dump, training
 from eigendet.config.sections import CovarianceSettings, Optimisation
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 from eigendet.spectra import spectrum
 
 BLOCK = 4096  # bytes that the smallest file takes

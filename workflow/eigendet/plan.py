@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from eigendet import models, runs, trial
+from eigendet import runs, trial
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.config.sections import Optimisation
 from eigendet.data.datasets import open_splits
 from eigendet.footprint import BLOCK, Footprint
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 from eigendet.throughput import Throughput
 from eigendet.training import snapshot_steps
 

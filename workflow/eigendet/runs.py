@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from eigendet import __version__, models, parallel, plugins, processes, training, weights
+from eigendet import __version__, parallel, plugins, processes, training
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.config.sections import IMMATERIAL, BackboneChoice, Optimisation, PluginChoice
 from eigendet.data.batches import classification_batches, detection_batches, evaluation_crop, stream_seed
@@ -19,7 +19,8 @@ from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.evaluation import average_precision, top1
 from eigendet.files import file_digest, read_json
-from eigendet.models import Definition
+from eigendet.networks import models, weights
+from eigendet.networks.models import Definition
 
 logger = logging.getLogger(__name__)
 

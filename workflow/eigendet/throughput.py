@@ -12,14 +12,15 @@ from typing import NamedTuple, TypeVar
 import pandas as pd
 import torch
 
-from eigendet import dump, models, parallel, training
+from eigendet import dump, parallel, training
 from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
 from eigendet.config.sections import BackboneChoice, Optimisation
 from eigendet.data.batches import classification_batches, detection_batches
 from eigendet.data.datasets import open_splits
 from eigendet.latency import timed
-from eigendet.models import Definition
+from eigendet.networks import models
+from eigendet.networks.models import Definition
 
 STEPS, WARM_UP = 6, 2  # measured, of which so many do not count
 IMAGES = 4  # looked at

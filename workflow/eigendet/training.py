@@ -34,8 +34,8 @@ from eigendet.config.sections import Optimisation
 from eigendet.data.batches import stream_seed
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_json, write_text
-from eigendet.models import Definition
-from eigendet.weights import save
+from eigendet.networks.models import Definition
+from eigendet.networks.weights import save
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from eigendet import models, plugins, runs, structure, training
+from eigendet import plugins, runs, training
 from eigendet.config import Experiment
 from eigendet.config.sections import DetectorTraining
 from eigendet.data.batches import as_float, detection_batches
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, some
+from eigendet.networks import checks, models
 
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
 
@@ -46,25 +47,25 @@ def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, A
         costs = runs.costs_of(definition, model)
         inside = models.backbone_of(model)
         features = inside.train()(torch.rand(2, 3, size[0], size[0]))
-        structure.check_features(features, own)
-        structure.check_gradients(features, inside, own)
+        checks.check_features(features, own)
+        checks.check_gradients(features, inside, own)
         few = settings.model_copy(update={"batch_size": 2, "min_size": size[0], "max_size": size[1], "workers": 0})
         masks = bool(getattr(model, "learns_masks", False))
         batch = next(iter(detection_batches(data, few, 0, 0, masks)))
         losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
-        structure.check_losses(losses, str(over))
+        checks.check_losses(losses, str(over))
         loss = torch.stack(list(losses.values())).sum()
-        structure.check_leaves(loss, model, str(over))
+        checks.check_leaves(loss, model, str(over))
         loss.backward()
         idle = [name for name, value in inside.named_parameters() if value.grad is None]
         if idle:
             raise UserError(f"{over}: the loss does not reach {some(idle)} of the backbone; it would never be trained.")
-        structure.check_network(inside, own)  # again: a first pass may have frozen something
-        structure.check_network(model, over)
+        checks.check_network(inside, own)  # again: a first pass may have frozen something
+        checks.check_network(model, over)
         image = as_float(data[0][0])
         with torch.no_grad():
             found = model.eval()([image])
-        structure.check_detections(found, [(image.shape[1], image.shape[2])], len(data.classes), str(over))
+        checks.check_detections(found, [(image.shape[1], image.shape[2])], len(data.classes), str(over))
     versions = plugins.versions(backbone=first, detector=second)
     return {
         "costs": costs,

@@ -16,7 +16,7 @@ from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.dimensions import GroupSpectra, interval
 from eigendet.files import file_digest
-from eigendet.models import Definition
+from eigendet.networks.models import Definition
 
 
 def derive(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> dict[str, Any]:

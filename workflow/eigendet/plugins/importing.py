@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
+import types
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ def load(plugin: Plugin) -> Callable[..., Any]:
     Raises:
         UserError: the plugin is not available, cannot be imported, or is no function.
     """
+    keep_old_names()
     if plugin.unavailable:
         raise UserError(f"{plugin} is not available: {plugin.unavailable}")
     try:
@@ -36,6 +39,27 @@ def load(plugin: Plugin) -> Callable[..., Any]:
         raise UserError(f"{plugin}: is {type(loaded).__name__}; expected a function.")
     function: Callable[..., Any] = loaded
     return function
+
+
+# Where plugins that were written for version 0.1 find what they import.
+MOVED = {
+    "eigendet.coco": "eigendet.data.coco", "eigendet.datasets": "eigendet.data.datasets",
+    "eigendet.norms": "eigendet.networks.norms", "eigendet.parts": "eigendet.networks.parts",
+}  # fmt: skip
+
+
+def keep_old_names() -> None:
+    """Let modules be imported by their names of version 0.1; each is loaded when something of it is used."""
+    for old, new in MOVED.items():
+        module = types.ModuleType(old, f"{new}, by the name that it had in version 0.1.")
+        module.__getattr__ = partial(_from, new)  # type: ignore[method-assign]
+        sys.modules.setdefault(old, module)
+
+
+def _from(module: str, name: str) -> Any:
+    if name.startswith("__"):  # of the import system, not of a plugin
+        raise AttributeError(name)
+    return getattr(importlib.import_module(module), name)
 
 
 @cache

@@ -29,7 +29,7 @@ def example(
     from torchvision.ops import MultiScaleRoIAlign
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-    from eigendet.parts import PyramidBackbone
+    from eigendet.networks.parts import PyramidBackbone
 
     # The backbone is any backbone plugin's: a dict of maps, finest first. Its widths may be anybody's guess, so read
     # them off as this pyramid does, and nothing else needs to know them.

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet import channels, parts, plugins, structure
+from eigendet import channels, plugins
 from eigendet.channels.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.errors import UserError
 from eigendet.files import read_json
-from eigendet.weights import load_plain
+from eigendet.networks import checks, parts
+from eigendet.networks.weights import load_plain
 
 WIDTH_MULTIPLE = 8  # of a backbone's width factor
 
@@ -73,7 +74,7 @@ class Definition:
         choice = PluginChoice(**self.detector or {})
         detector = plugins.bind("detector", choice)(backbone, len(self.classes), size)
         plugin = plugins.find("detector", choice.plugin)
-        structure.check_network(detector, plugin)
+        checks.check_network(detector, plugin)
         path = next((path for path, module in detector.named_modules() if module is backbone), None)
         if path is None:
             raise UserError(f"{plugin}: the detector does not hold the backbone that it was given.")
@@ -140,14 +141,14 @@ def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.
         backbone = channels.rebuild(partial(_plain_backbone, choice), traced, usual if changed is None else changed)
     plugin = plugins.find("backbone", choice.plugin)
     with plugins.failures_named(plugin):
-        structure.check_features(parts.features_of_blank(backbone), plugin)
+        checks.check_features(parts.features_of_blank(backbone), plugin)
     return backbone
 
 
 def _plain_backbone(choice: BackboneChoice) -> nn.Module:
     """The backbone as its plugin builds it."""
     backbone: nn.Module = plugins.bind("backbone", choice)()
-    structure.check_network(backbone, plugins.find("backbone", choice.plugin))
+    checks.check_network(backbone, plugins.find("backbone", choice.plugin))
     return backbone
 
 
