@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import dimensions
 from eigendet.channels.groups import Channels
 from eigendet.networks.models import Definition
+from eigendet.widths import dimensions
 
 
 def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> pd.DataFrame:

@@ -17,10 +17,11 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from eigendet import channels, controls
-from eigendet.allocation import Budget, marginal, proportional
+from eigendet import channels
 from eigendet.channels.groups import Widths
 from eigendet.config.sections import WidthSettings
+from eigendet.widths import controls
+from eigendet.widths.allocation import Budget, marginal, proportional
 from tests.benchmarks.channels import torchvision_network
 
 NETWORKS = ("resnet18", "resnet50", "vgg19_bn", "densenet201", "regnet_y_128gf", "convnext_large", "efficientnet_v2_l")

@@ -40,19 +40,19 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "observe.shortcuts": "shortcuts",
     "spectra.similarity": "similarity",
     "spectra.metric_tables": "spectrum",
-    "widths": "widths",
+    "widths.derivation": "widths",
     "spectra.metrics": "metrics",
     "spectra.spectrum": "spectrum",
     "spectra.significance": "significance",
-    "dimensions": "dimensions",
+    "widths.dimensions": "dimensions",
     "channels.sizes": "sizes operations layers",
     "channels.groups": "groups",
     "channels.follower": "tracing operations layers",
     "channels.operations": "operations layers tracing",
-    "allocation": "allocation",
+    "widths.allocation": "allocation",
     "observe.covariance": "accumulator covariance",
     "channels.tracing": "channels",
-    "controls": "controls",
+    "widths.controls": "controls",
 }
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eigendet import allocation, channels, plugins
-from eigendet.allocation import Budget, Costs
+from eigendet import channels, plugins
 from eigendet.channels.groups import Channels, Layer, Widths
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
+from eigendet.widths import allocation
+from eigendet.widths.allocation import Budget, Costs
 from tests.benchmarks.channels import torchvision_network
 from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
 

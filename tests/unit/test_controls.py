@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eigendet import channels, config, controls, dimensions, plugins, runs, widths
-from eigendet.allocation import Budget, proportional
+from eigendet import channels, config, plugins, runs
 from eigendet.channels.groups import Channels, Layer, Widths
 from eigendet.config.sections import PluginChoice, WidthSettings
-from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
 from eigendet.networks.models import Definition
+from eigendet.widths import controls, derivation, dimensions
+from eigendet.widths.allocation import Budget, proportional
+from eigendet.widths.dimensions import GroupSpectra
 from tests.benchmarks.channels import torchvision_network
 from tests.handmade import NETWORK, size
 from tests.planted import planted, written
@@ -183,7 +184,7 @@ def test_the_permuted_control_is_derived_from_the_last_spectra_of_other_groups(
     other, origin = controls.permuted(spectra)
     assert found["spectrum_of"] == origin and found["rule"] == "as derived, each group with the spectrum of another"
     budget = Budget.of(traced, reference, experiment.widths)
-    assert found["widths"] == widths.allocate(budget, other, experiment.widths)[0]
+    assert found["widths"] == derivation.allocate(budget, other, experiment.widths)[0]
 
 
 def test_the_profile_control_says_its_two_numbers(values: dict[str, Any], tmp_path: Path) -> None:

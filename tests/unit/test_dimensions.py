@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eigendet import channels, config, dimensions, plugins, runs, widths
-from eigendet.allocation import Budget
+from eigendet import channels, config, plugins, runs
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import PluginChoice, WidthSettings
-from eigendet.dimensions import of_groups
 from eigendet.errors import UserError
 from eigendet.networks.models import Definition
+from eigendet.widths import derivation, dimensions
+from eigendet.widths.allocation import Budget
+from eigendet.widths.dimensions import of_groups
 from tests.benchmarks.channels import torchvision_network
 
 
@@ -224,8 +225,8 @@ def test_widths_that_the_images_leave_open_are_named(traced: Channels, allocatio
         parts.append(planted(traced, sure | {unsure: 30 + 4 * k}).assign(left_out=k))
     whole = of_groups(planted(traced, sure), traced, settings)
     budget = Budget.of(traced, traced.widths, settings)
-    found, target = widths.allocate(budget, whole, settings)
-    content = widths.intervals(
+    found, target = derivation.allocate(budget, whole, settings)
+    content = derivation.intervals(
         pd.concat(parts), traced, budget, settings, whole.dimensions(settings), dict(zip(found, target, strict=True))
     )
     narrow, wide = content["undetermined"][unsure]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from eigendet import config, runs
 from eigendet.config import UNIFORM
-from eigendet.front import front
+from eigendet.widths.front import front
 
 
 def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any], tmp_path: Path) -> None:

@@ -11,22 +11,23 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eigendet import config, dimensions, runs, widths
-from eigendet.allocation import Budget, marginal, proportional, targets
+from eigendet import config, runs
 from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
+from eigendet.widths import derivation, dimensions
+from eigendet.widths.allocation import Budget, marginal, proportional, targets
 from tests.planted import planted, written
 
 NETWORK = Definition({"plugin": "resnet", "depth": 18, "norm_groups": 8}, [], (64, 64))
 
 
 def test_the_rule_is_named_only_where_it_counts() -> None:
-    assert widths.rule_text(WidthSettings()) == "dof at scale 0.1"
-    assert widths.rule_text(WidthSettings(rule="participation")) == "participation"
-    assert widths.rule_text(WidthSettings(allocation="marginal")) == "marginal allocation"
+    assert derivation.rule_text(WidthSettings()) == "dof at scale 0.1"
+    assert derivation.rule_text(WidthSettings(rule="participation")) == "participation"
+    assert derivation.rule_text(WidthSettings(allocation="marginal")) == "marginal allocation"
 
 
 def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experime
         written(tmp_path / str(seed), network, eigenvalues=planted(traced, own, seed), jackknife=nothing)
         for seed, own in enumerate((rank, more))
     ]
-    found = widths.derive(experiment, network, folders, "scratch")
+    found = derivation.derive(experiment, network, folders, "scratch")
     budget = Budget.of(traced, reference, experiment.widths)
     between = {group: value + 1.0 for group, value in rank.items()}  # of both seeds
     assert found["dimensions"] == between
@@ -96,7 +97,7 @@ def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experime
     assert found["macs"] == {"reference": traced.macs(reference), "result": traced.macs(found["widths"])}
     assert found["parameters"]["result"] == traced.parameters(found["widths"])
     assert (found["arm"], found["image"], found["elsewhere"]) == ("scratch", [64, 96], {})
-    assert found["rule"] == widths.rule_text(experiment.widths)
+    assert found["rule"] == derivation.rule_text(experiment.widths)
     assert found["settings"] == experiment.widths.model_dump(mode="json")
     for folder in folders:
         digest = hashlib.sha256((folder / "eigenvalues.parquet").read_bytes()).hexdigest()
@@ -112,7 +113,7 @@ def test_intervals_stand_beside_widths_where_parts_of_the_images_were_left_out(
     rank = dict.fromkeys(traced.widths, 5)
     parts = pd.concat([planted(traced, rank | {"conv1": 4 + part}, 0, left_out=part) for part in range(3)])
     folder = written(tmp_path / "0", network, eigenvalues=planted(traced, rank, 0), jackknife=parts)
-    found = widths.derive(experiment, network, [folder], "scratch")
+    found = derivation.derive(experiment, network, [folder], "scratch")
     assert found["dimension_intervals"].keys() == found["width_intervals"].keys() == rank.keys()
     half = scipy.stats.t.ppf(0.975, 2) * 2 / 3**0.5  # 4, 5 and 6 without a part each
     assert found["dimension_intervals"]["conv1"] == pytest.approx((5 - half, 5 + half))
@@ -129,7 +130,7 @@ def test_a_budget_is_spent_as_the_settings_say(experiment: Experiment, allocatio
     rank = {group: 3 + position for position, group in enumerate(traced.widths)}
     shown = dimensions.of_groups(planted(traced, rank, 0), traced, settings)
     budget = Budget.of(traced, reference, settings)
-    found, target = widths.allocate(budget, shown, settings)
+    found, target = derivation.allocate(budget, shown, settings)
     if allocation == "proportional":
         assert found == proportional(budget, rank)
         np.testing.assert_array_equal(target, targets(budget, rank))

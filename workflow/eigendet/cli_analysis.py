@@ -126,8 +126,9 @@ def widths(
     ARM is a key of `arms`. SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm from which
     the widths are read (for `derived`, `untrained` and `permuted`).
     """
-    from eigendet import controls, files
-    from eigendet import widths as stage
+    from eigendet import files
+    from eigendet.widths import controls
+    from eigendet.widths import derivation as stage
 
     experiment = read_experiment(configs)
     network = _network(experiment, backbone, detector)
@@ -158,7 +159,7 @@ def front(
     SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm that `widths.arm` names.
     """
     from eigendet import files
-    from eigendet import front as stage
+    from eigendet.widths import front as stage
 
     experiment = read_experiment(configs)
     table = stage.front(experiment, _network(experiment, backbone, detector), spectra)

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from eigendet import dimensions
-from eigendet.allocation import Budget, largest, proportional, rounded
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
-from eigendet.dimensions import GroupSpectra
 from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
-from eigendet.widths import allocate, describe
+from eigendet.widths import dimensions
+from eigendet.widths.allocation import Budget, largest, proportional, rounded
+from eigendet.widths.derivation import allocate, describe
+from eigendet.widths.dimensions import GroupSpectra
 
 RATIOS = (1 / 16, 16.0)  # of a profile, from a stage to the next
 FACTORS_TRIED, RATIOS_TRIED = np.linspace(0.95, 1.2, 26), np.linspace(0.9, 1.1, 21)  # around those solved for

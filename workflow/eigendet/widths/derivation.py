@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import dimensions, plugins
-from eigendet.allocation import Budget, marginal, proportional, targets
+from eigendet import plugins
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
-from eigendet.dimensions import GroupSpectra, interval
 from eigendet.files import file_digest
 from eigendet.networks.models import Definition
+from eigendet.widths import dimensions
+from eigendet.widths.allocation import Budget, marginal, proportional, targets
+from eigendet.widths.dimensions import GroupSpectra, interval
 
 
 def derive(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from eigendet import dimensions, plugins
-from eigendet.allocation import Budget, proportional
+from eigendet import plugins
 from eigendet.channels.groups import Widths
 from eigendet.config import UNIFORM, Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks.models import Definition
-from eigendet.widths import allocate, rule_text
+from eigendet.widths import dimensions
+from eigendet.widths.allocation import Budget, proportional
+from eigendet.widths.derivation import allocate, rule_text
 
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares of the reference's
 
