@@ -22,7 +22,7 @@ import torch
 from eigendet.errors import UserError
 
 BENCHMARKS = Path("results/digits/benchmarks")
-NETWORKS = "eigendet.runs, eigendet.dump, torchvision.models.detection"
+NETWORKS = "eigendet.runs.stages, eigendet.runs.covariances, torchvision.models.detection"
 # Rules by what they are for, in the order of the workflow, with the modules that their jobs import.
 STAGES = {
     "checks": {"data": "eigendet.data.datasets", "networks": NETWORKS},

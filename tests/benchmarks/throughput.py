@@ -27,11 +27,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from eigendet import training
 from eigendet.config.sections import DetectorTraining, PluginChoice
 from eigendet.data.batches import detection_batches
 from eigendet.data.samples import Rectangles
 from eigendet.networks.models import Definition
+from eigendet.runs import training
 
 ROUNDS, STEPS, WARM_UP = 12, 10, 2
 SIDE = 192  # pixels

@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from eigendet import config, runs, training
+from eigendet import config
+from eigendet.runs import stages, training
 from tests.cluster import slurm
 from tests.conftest import ROOT, minimal_experiment
 
@@ -87,7 +88,7 @@ def test_a_job_that_is_requeued_goes_on_to_the_weights_of_one_that_was_not(
     assert f"has been submitted with SLURM jobid {number} " in output(tmp_path)
     log = (tmp_path / "results/minimal/logs/scratch/tiny/rcnn/seed_0.log").read_text()
     assert "resuming from step" in log
-    runs.train(config.parse(experiment()), "scratch", "tiny", "rcnn", 0, tmp_path / "here")
+    stages.train(config.parse(experiment()), "scratch", "tiny", "rcnn", 0, tmp_path / "here")
     first, second = (
         torch.load(training.snapshot_path(place, 200), weights_only=True) for place in (run, tmp_path / "here")
     )

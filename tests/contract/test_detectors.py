@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import channels, config, dump, training
+from eigendet import channels, config
 from eigendet.config.sections import BackboneChoice, CovarianceSettings
 from eigendet.contract import DetectorContract
 from eigendet.data import batches
@@ -19,6 +19,7 @@ from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.networks import models, parts
 from eigendet.networks.models import Definition
+from eigendet.runs import covariances, training
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"fpn_channels": 16, "head_channels": 32, "anchor_sizes": [8, 16, 32, 48, 64], "box_samples": 16},
@@ -81,8 +82,8 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
         model = definition(name, widths).build()
         assert list(parts.feature_channels(models.backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
         settings = CovarianceSettings(points=["act", "fpn"])
-        images = dump.Images(data, [0], torch.device("cpu"))
-        found = {str(tap.key): tap for tap in dump.tapped(model.eval(), settings, images)}
+        images = covariances.Images(data, [0], torch.device("cpu"))
+        found = {str(tap.key): tap for tap in covariances.tapped(model.eval(), settings, images)}
         assert found["layer4.1.relu#1:act"].covariance.channels == widths["layer4.0.conv2"]
         assert sum(tap.key.point == "fpn" for tap in found.values()) == 5
         assert {tap.padding for tap in found.values()} == {"excluded"}
@@ -124,8 +125,8 @@ def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
 def test_heads_are_tapped_on_request_a_shared_one_for_each_level(name: str, values: dict[str, Any]) -> None:
     data = open_splits(config.parse(values), "detection")["train"]
     settings = CovarianceSettings(points=["conv", "linear"], heads=True)
-    images = dump.Images(data, [0], torch.device("cpu"))
-    found = {str(tap.key): tap for tap in dump.tapped(definition(name).build(), settings, images)}
+    images = covariances.Images(data, [0], torch.device("cpu"))
+    found = {str(tap.key): tap for tap in covariances.tapped(definition(name).build(), settings, images)}
     shared = {"retinanet": "head.classification_head.conv.0.0"}.get(name, "rpn.head.conv.0.0")
     assert [key for key in found if key.startswith(f"{shared}#")] == [f"{shared}#{level}:conv" for level in range(5)]
     if name != "retinanet":

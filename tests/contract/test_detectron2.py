@@ -18,7 +18,7 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from eigendet import channels, config, dump, plugins, runs, training
+from eigendet import channels, config, plugins
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.contract import BackboneContract, DetectorContract
 from eigendet.data.samples import Rectangles
@@ -26,6 +26,7 @@ from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import find
+from eigendet.runs import covariances, stages, training
 from eigendet.spectra import spectrum
 from tests.conftest import ROOT, minimal_experiment
 from tests.detectron2 import CACHE
@@ -170,9 +171,9 @@ def test_a_mistake_is_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_maps_of_padding_are_known_and_pyramid_and_blocks_are_tapped() -> None:
-    images = dump.Images(Rectangles(64), [0], CPU)
+    images = covariances.Images(Rectangles(64), [0], CPU)
     settings = CovarianceSettings(points=["conv", "block", "act", "fpn"], heads=True)
-    found = {str(tap.key): tap for tap in dump.tapped(definition(OWN, **BOXES).build(), settings, images)}
+    found = {str(tap.key): tap for tap in covariances.tapped(definition(OWN, **BOXES).build(), settings, images)}
     assert {"stem.conv1#0:conv", "res5.1#0:block", "model.backbone[p6]#0:fpn"} <= found.keys()
     assert {tap.padding for key, tap in found.items() if "roi_heads" not in key} == {"excluded"}
     assert found["model.roi_heads.box_head.fc_relu1#0:act"].padding == "none"
@@ -221,7 +222,10 @@ def test_the_same_weights_have_the_same_spectra_under_both_frameworks(size: tupl
     shapes = [(64, 80), (120, 71), (33, 99)]
     images = [[torch.rand(3, *shape, generator=random)] for shape in shapes]
     settings = CovarianceSettings(points=["conv", "norm", "act", "block"])
-    found = {name: {str(tap.key): tap for tap in dump.tapped(model, settings, images)} for name, model in built.items()}
+    found = {
+        name: {str(tap.key): tap for tap in covariances.tapped(model, settings, images)}
+        for name, model in built.items()
+    }
     assert found["detectron2"].keys() == found["torchvision"].keys() and len(found["torchvision"]) > 50
     for key, tap in found["detectron2"].items():
         other = found["torchvision"][key]
@@ -273,6 +277,6 @@ def test_without_detectron2_one_line_says_so_and_all_else_works() -> None:
 def test_real_masks_are_learnt_and_evaluated(values: dict[str, Any], tmp_path: Path) -> None:
     values["detectors"] = {"mask": {"plugin": "detectron2", "model": "mask_rcnn"} | BOXES}
     experiment = config.parse(values)
-    runs.train(experiment, "scratch", "tiny", "mask", 0, tmp_path / "run")
-    result = runs.evaluate(experiment, tmp_path / "run")
+    stages.train(experiment, "scratch", "tiny", "mask", 0, tmp_path / "run")
+    result = stages.evaluate(experiment, tmp_path / "run")
     assert result["boxes"].keys() == result["masks"].keys()

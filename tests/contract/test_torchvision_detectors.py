@@ -15,13 +15,14 @@ from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from eigendet import channels, dump, plugins
+from eigendet import channels, plugins
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.contract import DetectorContract
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
+from eigendet.runs import covariances
 
 PYRAMID = {"fpn_channels": 16, "norm_groups": 4, "anchor_sizes": [8, 16, 32, 48, 64]}
 BOXES = PYRAMID | {"version": 2, "head_channels": 32, "box_samples": 16, "proposals": 50}
@@ -219,11 +220,11 @@ def test_default_boxes_are_those_of_ssd_on_a_canvas_of_the_images_size_and_the_s
 
 
 def test_heads_are_tapped_for_each_level() -> None:
-    images = dump.Images(Rectangles(64), [0], torch.device("cpu"))
+    images = covariances.Images(Rectangles(64), [0], torch.device("cpu"))
     settings = CovarianceSettings(points=["norm", "conv"], heads=True)
-    found = {str(tap.key) for tap in dump.tapped(definition("fcos").build(), settings, images)}
+    found = {str(tap.key) for tap in covariances.tapped(definition("fcos").build(), settings, images)}
     assert {f"head.classification_head.conv.1#{level}:norm" for level in range(5)} <= found
-    found = {str(tap.key) for tap in dump.tapped(definition("ssd").build(), settings, images)}
+    found = {str(tap.key) for tap in covariances.tapped(definition("ssd").build(), settings, images)}
     assert {"backbone.extra.0.1.0#0:conv", "head.regression_head.module_list.4#0:conv"} <= found
 
 

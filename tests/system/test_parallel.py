@@ -18,9 +18,10 @@ import pytest
 import torch
 import yaml
 
-from eigendet import config, dump, parallel, processes, runs, training
+from eigendet import config, processes
 from eigendet.errors import UserError
 from eigendet.observe import store
+from eigendet.runs import covariances, parallel, stages, training
 
 # Of one size, since what is padded to another size depends on the other images; and without sampling of anchors.
 EXACT = {"detector": {"plugin": "retinanet", "fpn_channels": 16, "anchor_sizes": [8, 16, 32, 48, 64]}}
@@ -61,7 +62,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 def test_two_processes_learn_as_one_does(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:
     one = experiment()
-    runs.train(one, "scratch", "tiny", "detector", 0, tmp_path / "one")
+    stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "one")
     subprocess.run(train(tmp_path, "two"), check=True)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
     assert losses(tmp_path / "one")[-1, 0] < 0.99 * losses(tmp_path / "one")[0, 0]  # and there is something to learn
@@ -70,14 +71,14 @@ def test_two_processes_learn_as_one_does(experiment: Callable[..., config.Experi
         if value.is_floating_point():
             moved = torch.linalg.norm(value - before[name])
             assert torch.linalg.norm(shared[name] - value) <= 0.01 * moved + 1e-6, name
-    assert runs.read_run(tmp_path / "two")["processes"] == 2
-    assert runs.read_run(tmp_path / "two")["identity"] == runs.read_run(tmp_path / "one")["identity"]
+    assert stages.read_run(tmp_path / "two")["processes"] == 2
+    assert stages.read_run(tmp_path / "two")["identity"] == stages.read_run(tmp_path / "one")["identity"]
 
 
 def test_two_processes_dump_what_one_dumps(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:
     one = experiment(steps=2)
-    runs.train(one, "scratch", "tiny", "detector", 0, tmp_path / "run")
-    dump.dump(one, tmp_path / "run", tmp_path / "one.h5")
+    stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "run")
+    covariances.dump(one, tmp_path / "run", tmp_path / "one.h5")
     subprocess.run(
         command(tmp_path, "dump", tmp_path / "run", "--devices", "2", "--output", tmp_path / "two.h5"), check=True
     )
@@ -106,7 +107,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_weights(
 ) -> None:
     one = experiment(steps=100, checkpoint_every=1000, snapshots=[0, 100])
     if devices == 1:
-        runs.train(one, "scratch", "tiny", "detector", 0, tmp_path / "whole")
+        stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "whole")
     else:
         subprocess.run(train(tmp_path, "whole", devices), check=True)
     process = start(train(tmp_path, "stopped", devices), tmp_path / "stopped", 3)
@@ -148,13 +149,13 @@ def test_batch_norm_over_processes_needs_gpus(
     one = experiment(norm="sync_batch")
     monkeypatch.setattr(processes, "size", lambda: 2)
     with pytest.raises(UserError, match=r"norm is 'sync_batch', which needs GPUs where several processes train"):
-        runs.train(one, "scratch", "tiny", "detector", 0, tmp_path / "run")
+        stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "run")
 
 
 def test_nodes_find_one_another(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:
     """With an srun that starts the command twice here."""
     one = experiment(steps=3)
-    runs.train(one, "scratch", "tiny", "detector", 0, tmp_path / "one")
+    stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "one")
     srun = tmp_path / "bin/srun"
     srun.parent.mkdir()
     srun.write_text('#!/bin/bash\nset -e\nwhile [[ $1 == --* ]]; do shift; done\n"$@" & "$@"; wait $!\n')
@@ -162,7 +163,7 @@ def test_nodes_find_one_another(experiment: Callable[..., config.Experiment], tm
     environment = os.environ | {"PATH": f"{srun.parent}:{os.environ['PATH']}"}
     subprocess.run([*train(tmp_path, "two"), "--nodes", "2"], check=True, env=environment)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
-    assert runs.read_run(tmp_path / "two")["processes"] == 2
+    assert stages.read_run(tmp_path / "two")["processes"] == 2
 
 
 @pytest.fixture

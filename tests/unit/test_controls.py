@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eigendet import channels, config, plugins, runs
+from eigendet import channels, config, plugins
 from eigendet.channels.groups import Channels, Layer, Widths
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks.models import Definition
+from eigendet.runs import definitions
 from eigendet.widths import controls, derivation, dimensions
 from eigendet.widths.allocation import Budget, proportional
 from eigendet.widths.dimensions import GroupSpectra
@@ -42,7 +43,7 @@ def test_the_uniform_control_has_the_cost_asked_for(
     values["arms"] = {"scratch": {}, "derived": {}, f"uniform_{cost}": {}}
     values["widths"] = {"round_to": 8}
     experiment = config.parse(values)
-    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     goal = {group: max(1, round(share**0.5 * width)) for group, width in traced.widths.items()}
     (tmp_path / "derived.json").write_text(json.dumps({"widths": goal}))
     found = controls.control(experiment, network, f"uniform_{cost}", [], tmp_path / "derived.json")["widths"]
@@ -123,7 +124,7 @@ def test_the_reference_and_a_file_of_ones_own(values: dict[str, Any], tmp_path: 
     file = tmp_path / "mine.json"
     values["arms"] = {"scratch": {}, "reference": {}, "mine": {"widths": str(file), "steps": 3}}
     experiment = config.parse(values)
-    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     reference = controls.control(experiment, network, "reference", [], None)
     assert reference["widths"] == reference["reference"]
     file.write_text(json.dumps({"widths": reference["widths"] | {"conv1": 12}}))
@@ -138,7 +139,7 @@ def test_the_reference_and_a_file_of_ones_own(values: dict[str, Any], tmp_path: 
 
 def test_a_control_of_derived_widths_needs_these(values: dict[str, Any]) -> None:
     experiment = config.parse(values)
-    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     with pytest.raises(UserError, match="the control profile is for derived widths; give --derived FILE"):
         controls.control(experiment, network, "profile", [], None)
 
@@ -150,7 +151,7 @@ def small(values: dict[str, Any]) -> tuple[config.Experiment, Definition]:
     values["arms"] = {arm: {} for arm in arms}
     values["widths"] = {"round_to": 16, "rule": "ratio"}
     experiment = config.parse(values)
-    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     return experiment, replace(network, size=(64, 96))
 
 

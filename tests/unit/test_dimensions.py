@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eigendet import channels, config, plugins, runs
+from eigendet import channels, config, plugins
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks.models import Definition
+from eigendet.runs import definitions
 from eigendet.widths import derivation, dimensions
 from eigendet.widths.allocation import Budget
 from eigendet.widths.dimensions import of_groups
@@ -94,7 +95,7 @@ def row(network: Definition, **changes: Any) -> pd.DataFrame:
 
 
 def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
-    network = runs.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
 
     def read(*tables: pd.DataFrame) -> pd.DataFrame:
         folders = []
@@ -135,7 +136,7 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
 
 
 def test_a_jackknife_may_be_empty_but_not_of_another_arm(values: dict[str, Any], tmp_path: Path) -> None:
-    network = runs.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
     one = row(network, left_out=0)
     for table, found in ((one[:0], 0), (one, 1)):
         table.to_parquet(tmp_path / "jackknife.parquet")

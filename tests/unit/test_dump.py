@@ -7,25 +7,26 @@ import numpy as np
 import pytest
 import torch
 
-from eigendet import config, dump, runs
+from eigendet import config
 from eigendet.errors import UserError
 from eigendet.networks.models import read_snapshot
 from eigendet.observe import store
+from eigendet.runs import covariances, stages
 
 
 @pytest.fixture
 def run(values: dict[str, Any], tmp_path: Path) -> tuple[config.Experiment, Path]:
     values["covariance"] = {"images": 5, "jackknife": 3, "points": ["act", "block", "fpn"]}
     experiment = config.parse(values)
-    runs.train(experiment, "scratch", "tiny", "rcnn", 0, tmp_path / "run")
+    stages.train(experiment, "scratch", "tiny", "rcnn", 0, tmp_path / "run")
     return experiment, tmp_path / "run"
 
 
 def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], tmp_path: Path) -> None:
-    dump.dump(*run, tmp_path / "whole.h5")
+    covariances.dump(*run, tmp_path / "whole.h5")
     shards = [tmp_path / f"{number}.h5" for number in (1, 2, 3)]
     for number, shard in enumerate(shards, start=1):
-        dump.dump(*run, shard, (number, 3))
+        covariances.dump(*run, shard, (number, 3))
     store.merge(tmp_path / "merged.h5", shards)
     assert store.images(tmp_path / "merged.h5") == store.images(tmp_path / "whole.h5")
     assert store.provenance(tmp_path / "merged.h5") == store.provenance(tmp_path / "whole.h5")
@@ -46,14 +47,14 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
     with pytest.raises(UserError, match=r"saw image '\d+', which .* saw too"):
         store.merge(tmp_path / "twice.h5", [shards[0], tmp_path / "whole.h5"])
     with pytest.raises(UserError, match="shard 7/9 of 5 probe images is empty"):
-        dump.dump(*run, tmp_path / "empty.h5", (7, 9))
+        covariances.dump(*run, tmp_path / "empty.h5", (7, 9))
 
 
 def test_a_dump_that_was_stopped_goes_on_with_the_next_snapshot(
     run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dump.dump(*run, tmp_path / "whole.h5")
-    dump.dump(*run, tmp_path / "again.h5")
+    covariances.dump(*run, tmp_path / "whole.h5")
+    covariances.dump(*run, tmp_path / "again.h5")
     assert (tmp_path / "whole.h5").read_bytes() == (tmp_path / "again.h5").read_bytes()
     read: list[int] = []
 
@@ -63,11 +64,11 @@ def test_a_dump_that_was_stopped_goes_on_with_the_next_snapshot(
             raise KeyboardInterrupt
         return read_snapshot(path)
 
-    monkeypatch.setattr(dump, "read_snapshot", failing)
+    monkeypatch.setattr(covariances, "read_snapshot", failing)
     with pytest.raises(KeyboardInterrupt):
-        dump.dump(*run, tmp_path / "stopped.h5")
+        covariances.dump(*run, tmp_path / "stopped.h5")
     assert not (tmp_path / "stopped.h5").exists()
-    dump.dump(*run, tmp_path / "stopped.h5")
+    covariances.dump(*run, tmp_path / "stopped.h5")
     assert read == [0, 1, 4, 4]
     assert (tmp_path / "stopped.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not (tmp_path / "stopped.h5.parts").exists()
@@ -80,11 +81,11 @@ def test_parts_of_other_settings_are_not_reused(
     with monkeypatch.context() as patch:
         patch.setattr(store, "join", lambda path, parts: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            dump.dump(*run, tmp_path / "c.h5")
+            covariances.dump(*run, tmp_path / "c.h5")
     assert len(list(parts.iterdir())) == 3
     (parts / "step_0000001.h5").write_bytes(b"cut")
     changed = config.parse(run[0].model_dump() | {"covariance": {"images": 4}})
-    dump.dump(changed, run[1], tmp_path / "c.h5")
+    covariances.dump(changed, run[1], tmp_path / "c.h5")
     assert len(store.images(tmp_path / "c.h5") or []) == 4
     assert {record.key.point for record in store.read(tmp_path / "c.h5")} == {"act"}
 
@@ -97,7 +98,7 @@ def test_a_run_that_diverged_is_named_with_tap_and_image(
         model.get_parameter("backbone.body.layer2.0.conv1.weight").data.fill_(float("nan"))
         return step, model, definition
 
-    monkeypatch.setattr(dump, "read_snapshot", spoilt)
+    monkeypatch.setattr(covariances, "read_snapshot", spoilt)
     with pytest.raises(UserError, match=r"layer2.0.relu#0:act: NaN, .* in forward pass 0"):
-        dump.dump(*run, tmp_path / "c.h5")
+        covariances.dump(*run, tmp_path / "c.h5")
     assert not (tmp_path / "c.h5").exists()

@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from eigendet import evaluation
 from eigendet.data.coco import CocoDetection
+from eigendet.runs import evaluation
 from tests.conftest import SHARED, real_data
 
 CPU = torch.device("cpu")

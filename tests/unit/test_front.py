@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import config, runs
+from eigendet import config
 from eigendet.config import UNIFORM
+from eigendet.runs import definitions
 from eigendet.widths.front import front
 
 
 def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any], tmp_path: Path) -> None:
     experiment = config.parse(values | {"widths": {"round_to": 1, "macs": 0.9}})
-    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     channels, reference = network.reference(64)
     rows = []
     for (module, call), group in channels.outputs.items():

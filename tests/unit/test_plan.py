@@ -9,12 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from eigendet import config, dump, plan, runs, throughput, training
+from eigendet import config
 from eigendet.cli import main
 from eigendet.files import write_json
-from eigendet.footprint import Footprint
+from eigendet.runs import covariances, definitions, plan, stages, throughput, training
+from eigendet.runs.footprint import Footprint
+from eigendet.runs.throughput import Throughput
 from eigendet.spectra import spectrum
-from eigendet.throughput import Throughput
 
 
 @pytest.mark.parametrize("changes", [{}, {"single": True, "jackknife": None}, {"images": 8, "heads": True}])
@@ -23,11 +24,11 @@ def test_files_take_what_was_planned(values: dict[str, Any], tmp_path: Path, cha
     values["training"]["optimizer"] = "sgd"
     experiment = config.parse(values)
     settings = experiment.covariance
-    runs.train(experiment, "scratch", "tiny", "rcnn", 0, tmp_path / "run")
-    dump.dump(experiment, tmp_path / "run", tmp_path / "run.h5")
+    stages.train(experiment, "scratch", "tiny", "rcnn", 0, tmp_path / "run")
+    covariances.dump(experiment, tmp_path / "run", tmp_path / "run.h5")
     spectrum.write(tmp_path / "run.h5", tmp_path / "spectra")
     classes = ["digit"] * 10
-    files = Footprint.of(runs.definition_of(experiment, "tiny", "rcnn", classes, (64, 64)), settings)
+    files = Footprint.of(definitions.definition_of(experiment, "tiny", "rcnn", classes, (64, 64)), settings)
     assert training.snapshot_path(tmp_path / "run", 4).stat().st_size == pytest.approx(files.snapshot, rel=0.01)
     assert files.dump(3, settings.images) == pytest.approx((tmp_path / "run.h5").stat().st_size, rel=0.03)
     written = sum(file.stat().st_size for file in (tmp_path / "spectra").iterdir())
@@ -38,7 +39,7 @@ def test_files_take_what_was_planned(values: dict[str, Any], tmp_path: Path, cha
 def test_a_checkpoint_takes_what_was_planned(values: dict[str, Any], tmp_path: Path, optimizer: str) -> None:
     values["training"] |= {"optimizer": optimizer, "momentum": 0.9}
     experiment = config.parse(values)
-    definition = runs.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
+    definition = definitions.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
     model = definition.build()
     optimiser = training._optimizer(model, experiment.training)
     for parameter in model.parameters():
@@ -71,7 +72,7 @@ def test_steps_images_and_hours_follow_from_the_settings(values: dict[str, Any],
 def test_widths_count_where_they_are_known(values: dict[str, Any], tmp_path: Path) -> None:
     experiment = config.parse(values)
     before = {stage.rule: stage for stage in plan.stages(experiment, tmp_path)}
-    network = runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
+    network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     groups, usual = network.reference(64)
     narrow = {group: groups.multiples[group] for group in usual}
     for arm in ("derived", "uniform_parameters", "profile"):
@@ -88,8 +89,8 @@ def test_the_peak_is_what_is_there_and_what_runs() -> None:
 
 def test_throughput_is_measured_or_inferred(values: dict[str, Any]) -> None:
     experiment = config.parse(values)
-    detector = runs.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
-    classifier = runs.classifier_of(experiment, "tiny", ["digit"] * 10)
+    detector = definitions.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
+    classifier = definitions.classifier_of(experiment, "tiny", ["digit"] * 10)
     found = throughput.measured(experiment, detector, classifier)
     assert all(rate is not None and rate > 0 for rate in found)
     assert found.looking > found.dumping

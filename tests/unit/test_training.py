@@ -14,11 +14,12 @@ import yaml
 from click.testing import CliRunner
 from torch import nn
 
-from eigendet import config, runs, training
+from eigendet import config
 from eigendet.cli import main
 from eigendet.config import Experiment
 from eigendet.config.sections import DetectorTraining
 from eigendet.errors import UserError
+from eigendet.runs import stages, training
 
 
 class InterruptionError(Exception):
@@ -27,7 +28,7 @@ class InterruptionError(Exception):
 
 def train(experiment: Experiment, folder: Path, **changes: Any) -> None:
     arguments: dict[str, Any] = {"arm": "scratch", "backbone": "tiny", "detector": "rcnn", "seed": 0} | changes
-    runs.train(experiment, folder=folder, **arguments)
+    stages.train(experiment, folder=folder, **arguments)
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -183,20 +184,20 @@ def test_weight_decay_spares_biases_and_normalisation() -> None:
 
 def test_pretraining_gives_a_backbone_and_its_accuracy(values: dict[str, Any], tmp_path: Path) -> None:
     experiment = config.parse(values)
-    runs.pretrain(experiment, "tiny", tmp_path / "pre")
+    stages.pretrain(experiment, "tiny", tmp_path / "pre")
     record = json.loads((tmp_path / "pre" / "run.json").read_text())
     assert 0 <= record["top1"] <= 1
     train(experiment, tmp_path / "run", arm="finetune", init=tmp_path / "pre" / "backbone.pt")
     start = weights(tmp_path / "run", 0)
     for name, tensor in torch.load(tmp_path / "pre" / "backbone.pt", weights_only=True).items():
         assert torch.equal(start[f"backbone.body.{name}"], tensor)
-    assert runs.evaluate(experiment, tmp_path / "pre")["top1"] == record["top1"]
+    assert stages.evaluate(experiment, tmp_path / "pre")["top1"] == record["top1"]
 
 
 def test_pretraining_may_be_a_file_of_weights(values: dict[str, Any], tmp_path: Path) -> None:
-    runs.pretrain(config.parse(values), "tiny", tmp_path / "here")
+    stages.pretrain(config.parse(values), "tiny", tmp_path / "here")
     values["backbones"]["tiny"]["pretrained"] = str(tmp_path / "here/backbone.pt")
-    runs.pretrain(config.parse(values), "tiny", tmp_path / "given")
+    stages.pretrain(config.parse(values), "tiny", tmp_path / "given")
     first, second = (torch.load(tmp_path / place / "backbone.pt", weights_only=True) for place in ("here", "given"))
     assert same(first, second)
     assert json.loads((tmp_path / "given/run.json").read_text())["source"] == str(tmp_path / "here/backbone.pt")

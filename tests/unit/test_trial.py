@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from eigendet import cli_plugins, config, trial
+from eigendet import cli_plugins, config
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
 from eigendet.networks import models
+from eigendet.runs import network_check
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def tried(values: dict[str, Any]) -> dict[str, Any]:
     small = {"fpn_channels": 16, "head_channels": 32, "proposals": 20}
     values["detectors"] = {"it": {"plugin": "mine"} | small}
     values["backbones"] = {"net": {"plugin": "net", "channels": 8}}
-    return trial.network(config.parse(values), "net", "it")
+    return network_check.network(config.parse(values), "net", "it")
 
 
 def test_a_good_network_is_summed_up(folder: Path, values: dict[str, Any]) -> None:

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from eigendet import config, runs
+from eigendet import config
 from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
+from eigendet.runs import definitions
 from eigendet.widths import derivation, dimensions
 from eigendet.widths.allocation import Budget, marginal, proportional, targets
 from tests.planted import planted, written
@@ -72,7 +73,7 @@ def experiment(values: dict[str, Any]) -> Experiment:
 
 def of_side(experiment: Experiment) -> Definition:
     """The network of an experiment whose images are wider than high."""
-    return replace(runs.definition_for_widths(experiment, "tiny", "rcnn", heads=False), size=(64, 96))
+    return replace(definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False), size=(64, 96))
 
 
 def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experiment: Experiment, tmp_path: Path) -> None:

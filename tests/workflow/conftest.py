@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from filelock import FileLock
 
-from eigendet import cli_plugins, config, runs
+from eigendet import cli_plugins, config
+from eigendet.runs import definitions
 from tests.conftest import minimal_experiment
 from tests.workflow.running import contents, said, snakemake
 
@@ -66,7 +67,9 @@ def _make(made: Finished) -> None:
     cli_plugins.write("detector", "my_rcnn", made.folder / "plugins")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.folder)
-        _, widths = runs.definition_for_widths(config.parse(made.configuration), "tiny", "rcnn", heads=True).reference()
+        _, widths = definitions.definition_for_widths(
+            config.parse(made.configuration), "tiny", "rcnn", heads=True
+        ).reference()
     (made.folder / "mine.json").write_text(json.dumps({"widths": widths | {"rpn.head.conv.0.0": 20}}))
     result = snakemake(made.folder, made.configuration)
     if result.returncode:

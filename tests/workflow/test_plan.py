@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from eigendet import config, plan
+from eigendet import config
+from eigendet.runs import plan
 from tests.conftest import minimal_experiment
 from tests.workflow.conftest import Finished
 from tests.workflow.running import planned, said, snakemake

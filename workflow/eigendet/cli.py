@@ -84,12 +84,13 @@ def check_network(configs: tuple[Path, ...], backbone: str | None, detector: str
 
     So a plugin's mistake is known before any run is started.
     """
-    from eigendet import files, trial
+    from eigendet import files
+    from eigendet.runs import network_check
 
     experiment = read_experiment(configs)
     backbone = only(experiment.backbones, backbone, "backbone")
     detector = only(experiment.detectors, detector, "detector")
-    result = trial.network(experiment, backbone, detector)
+    result = network_check.network(experiment, backbone, detector)
     files.write_json(output, result)
     click.echo(f"{detector} over {backbone}: {result['costs']['parameters']} parameters")
 
@@ -105,8 +106,8 @@ def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int
 
     It needs the data, but no GPU unless it is to measure on one.
     """
-    from eigendet import plan as stage
-    from eigendet import throughput
+    from eigendet.runs import plan as stage
+    from eigendet.runs import throughput
 
     if rate is not None and measure:
         raise UserError("--images-per-second and --measure: give one of them.")
@@ -132,15 +133,15 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, node
 
     Stopped at any moment, the same command goes on from the last checkpoint.
     """
-    from eigendet import parallel, runs, trial
+    from eigendet.runs import network_check, parallel, stages
 
     experiment = read_experiment(configs)
     backbone = only(experiment.backbones, backbone, "backbone")
 
     def work() -> None:
         for detector in experiment.detectors:  # it would be of no use to those that fail
-            trial.network(experiment, backbone, detector)
-        runs.pretrain(experiment, backbone, output)
+            network_check.network(experiment, backbone, detector)
+        stages.pretrain(experiment, backbone, output)
 
     parallel.run(work, experiment.device, devices, nodes)
 
@@ -174,12 +175,12 @@ def train(
 
     Stopped at any moment, the same command goes on from the last checkpoint.
     """
-    from eigendet import parallel, runs
+    from eigendet.runs import parallel, stages
 
     experiment = read_experiment(configs)
     backbone = only(experiment.backbones, backbone, "backbone")
     detector = only(experiment.detectors, detector, "detector")
-    work = partial(runs.train, experiment, arm, backbone, detector, seed, output, init, widths)
+    work = partial(stages.train, experiment, arm, backbone, detector, seed, output, init, widths)
     parallel.run(work, experiment.device, devices, nodes)
 
 
@@ -193,11 +194,12 @@ def evaluate(configs: tuple[Path, ...], run: Path, devices: int, output: Path) -
 
     RUN is the folder of a complete run.
     """
-    from eigendet import files, parallel, runs
+    from eigendet import files
+    from eigendet.runs import parallel, stages
 
     experiment = read_experiment(configs)
     parallel.check_devices(experiment.device, devices)
-    result = runs.evaluate(experiment, run)
+    result = stages.evaluate(experiment, run)
     files.write_json(output, result)
     scores = result.get("boxes", {"top1": result.get("top1")})
     click.echo(", ".join(f"{name} {value:.4f}" for name, value in scores.items() if value is not None))
@@ -213,8 +215,9 @@ def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], devices: int, out
 
     RUNS are folders of complete runs. Let nothing else run meanwhile.
     """
-    from eigendet import files, parallel
-    from eigendet import latency as stage
+    from eigendet import files
+    from eigendet.runs import latency as stage
+    from eigendet.runs import parallel
 
     experiment = read_experiment(configs)
     parallel.check_devices(experiment.device, devices)
@@ -238,8 +241,8 @@ def dump(configs: tuple[Path, ...], run: Path, shard: str, devices: int, nodes: 
     RUN is the folder of a complete run of a detector. Stopped at any moment, the same command goes on with the
     snapshot that it was at.
     """
-    from eigendet import dump as stage
-    from eigendet import parallel
+    from eigendet.runs import covariances as stage
+    from eigendet.runs import parallel
 
     experiment = read_experiment(configs)
     work = partial(stage.dump, experiment, run, output, _shard(shard))

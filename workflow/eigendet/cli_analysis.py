@@ -95,12 +95,12 @@ def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> 
     what that must be a multiple of, parameters and multiply-accumulates of the layers that write it (for one training
     image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
     """
-    from eigendet import runs
     from eigendet.channels.groups import table
+    from eigendet.runs import definitions
 
     experiment = read_experiment(configs)
     chosen = detector if detector is not None else next(iter(experiment.detectors))
-    network = runs.definition_for_widths(experiment, backbone, chosen, heads=detector is not None)
+    network = definitions.definition_for_widths(experiment, backbone, chosen, heads=detector is not None)
     click.echo(table(*network.reference(network.size[0])))
 
 
@@ -221,11 +221,11 @@ def _search_as(results: Path) -> None:
 
 def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Any:
     """The definition whose widths are chosen."""
-    from eigendet import runs
+    from eigendet.runs import definitions
 
     backbone = only(experiment.backbones, backbone, "backbone")
     detector = only(experiment.detectors, detector, "detector")
-    return runs.definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
+    return definitions.definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
 
 
 COMMANDS = (inspect, merge, spectrum, compare, channels, widths, front, report, figures, tensorboard)

@@ -25,17 +25,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from eigendet import dump, plugins, training
+from eigendet import plugins
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
 from eigendet.data.batches import classification_batches, detection_batches
 from eigendet.data.checks import check_dataset, check_sample
 from eigendet.data.samples import COLOURS, Colours, Rectangles
 from eigendet.errors import UserError, some
-from eigendet.evaluation import average_precision
 from eigendet.networks import checks, models
 from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import Kind
+from eigendet.runs import covariances, training
+from eigendet.runs.evaluation import average_precision
 from eigendet.spectra.metric_tables import intrinsic_dimension
 
 CPU = torch.device("cpu")
@@ -232,9 +233,9 @@ class DetectorContract(NetworkContract):
         )
 
     def test_its_layers_are_tapped(self) -> None:
-        images = dump.Images(Rectangles(self.side), [0], CPU)
+        images = covariances.Images(Rectangles(self.side), [0], CPU)
         settings = CovarianceSettings(points=["conv"])
-        taps = list(dump.tapped(self.build(), settings, images))
+        taps = list(covariances.tapped(self.build(), settings, images))
         self.require(bool(taps), "no convolution of its backbone ran as a module, so nothing can be tapped.")
 
     def task(self, model: nn.Module | None = None) -> training.Task:

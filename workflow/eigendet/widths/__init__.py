@@ -1,8 +1,8 @@
 """Turn spectra and a budget into widths.
 
-    dimensions      what spectra show of each channel group
-    allocation      how a budget becomes widths
-    derivation      from spectra to widths
-    controls        widths to compare these with
-    front           parameters against operations over a rule's option
+dimensions      what spectra show of each channel group
+allocation      how a budget becomes widths
+derivation      from spectra to widths
+controls        widths to compare these with
+front           parameters against operations over a rule's option
 """

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from eigendet import __version__, parallel, plugins, processes, training
+from eigendet import __version__, plugins, processes
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
-from eigendet.config.sections import IMMATERIAL, BackboneChoice, Optimisation, PluginChoice
+from eigendet.config.sections import IMMATERIAL, Optimisation
 from eigendet.data.batches import classification_batches, detection_batches, evaluation_crop, stream_seed
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, unknown
-from eigendet.evaluation import average_precision, top1
 from eigendet.files import file_digest, read_json
 from eigendet.networks import models, weights
-from eigendet.networks.models import Definition
+from eigendet.runs import parallel, training
+from eigendet.runs.definitions import choose, classifier_of, costs_of, definition_of
+from eigendet.runs.evaluation import average_precision, top1
 
 logger = logging.getLogger(__name__)
 
@@ -156,13 +157,6 @@ def read_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def choose(choices: dict[str, Any], name: str, key: str) -> Any:
-    """The entry of a section by its name."""
-    if name not in choices:
-        raise UserError(unknown(f"entry of {key}", name, choices))
-    return choices[name]
-
-
 def versions() -> dict[str, Any]:
     """What the code was: version of the library, revision of the checkout ('+' where it was changed), torch."""
     try:
@@ -174,58 +168,6 @@ def versions() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         revision, changed = "unknown", ""
     return {"eigendet": __version__, "revision": revision + "+" * bool(changed), "torch": torch.__version__}
-
-
-def costs_of(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
-    """Parameters, and multiply-accumulates for a square image of the shorter side: the backbone's, perhaps all."""
-    side = definition.size[0]
-    backbone, usual = models.reference(BackboneChoice(**definition.backbone), (side, side))
-    found = {
-        "parameters": models.parameter_count(model),
-        "backbone_parameters": models.parameter_count(models.backbone_of(model)),
-        "backbone_macs": backbone.macs(definition.widths or usual),
-    }
-    if definition.heads:
-        whole, usual = definition.reference(side)
-        found["macs"] = whole.macs(definition.widths or usual)
-    return found
-
-
-def definition_of(
-    experiment: Experiment, backbone: str, detector: str, classes: list[str], size: tuple[int, int]
-) -> Definition:
-    """A detector over a backbone, by their keys in the experiment, with the reference's widths."""
-    return Definition(
-        _plain(choose(experiment.backbones, backbone, "backbones")),
-        classes,
-        size,
-        _plain(choose(experiment.detectors, detector, "detectors")),
-        heads=experiment.widths.heads,
-    )
-
-
-def definition_for_widths(experiment: Experiment, backbone: str, detector: str, heads: bool) -> Definition:
-    """The network whose widths are chosen: at the side for which costs count."""
-    side = experiment.training.min_size
-    classes = open_splits(experiment, "detection")["train"].classes if heads else []
-    return replace(definition_of(experiment, backbone, detector, classes, (side, side)), heads=heads)
-
-
-def classifier_of(experiment: Experiment, backbone: str, classes: list[str]) -> Definition:
-    """What a backbone is pre-trained as.
-
-    Raises:
-        UserError: the experiment has no section `pretraining`.
-    """
-    if experiment.pretraining is None:
-        raise UserError("pretraining: missing; it is needed to pre-train a backbone.")
-    crop = experiment.pretraining.image_size
-    return Definition(_plain(choose(experiment.backbones, backbone, "backbones")), classes, (crop, crop))
-
-
-def _plain(choice: PluginChoice) -> dict[str, Any]:
-    plain: dict[str, Any] = choice.model_dump(mode="json")
-    return plain
 
 
 def _material(settings: Optimisation) -> dict[str, Any]:

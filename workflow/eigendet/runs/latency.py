@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import parallel
 from eigendet.config import Experiment
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.networks import models
-from eigendet.runs import read_run
-from eigendet.training import snapshot_path
+from eigendet.runs import parallel
+from eigendet.runs.stages import read_run
+from eigendet.runs.training import snapshot_path
 
 WARM_UP, ROUNDS = 3, 25
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import parallel, processes
+from eigendet import processes
 from eigendet.config import Experiment
 from eigendet.config.sections import CovarianceSettings
 from eigendet.data.batches import as_float
@@ -35,8 +35,9 @@ from eigendet.observe.covariance import Tap
 from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
 from eigendet.observe.taps import PRECISION
-from eigendet.runs import read_run, versions
-from eigendet.training import snapshot_path
+from eigendet.runs import parallel
+from eigendet.runs.stages import read_run, versions
+from eigendet.runs.training import snapshot_path
 
 logger = logging.getLogger(__name__)
 

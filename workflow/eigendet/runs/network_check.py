@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from eigendet import plugins, runs, training
+from eigendet import plugins
 from eigendet.config import Experiment
 from eigendet.config.sections import DetectorTraining
 from eigendet.data.batches import as_float, detection_batches
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, some
 from eigendet.networks import checks, models
+from eigendet.runs import definitions, training
 
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
 
@@ -38,13 +39,13 @@ def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, A
     data = open_splits(experiment, "detection")["train"]
     settings = experiment.training
     size = small(settings)
-    definition = runs.definition_of(experiment, backbone, detector, data.classes, size)
+    definition = definitions.definition_of(experiment, backbone, detector, data.classes, size)
     first, second = experiment.backbones[backbone], experiment.detectors[detector]
     own, over = plugins.find("backbone", first.plugin), plugins.find("detector", second.plugin)
     training.seed_everything(0)
     with plugins.failures_named(over, own):
         model = definition.build()
-        costs = runs.costs_of(definition, model)
+        costs = definitions.costs_of(definition, model)
         inside = models.backbone_of(model)
         features = inside.train()(torch.rand(2, 3, size[0], size[0]))
         checks.check_features(features, own)

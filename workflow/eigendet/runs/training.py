@@ -29,13 +29,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet import parallel, processes
+from eigendet import processes
 from eigendet.config.sections import Optimisation
 from eigendet.data.batches import stream_seed
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_json, write_text
 from eigendet.networks.models import Definition
 from eigendet.networks.weights import save
+from eigendet.runs import parallel
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Self
 
 import torch
 
-from eigendet import dump, training
 from eigendet.config.sections import CovarianceSettings, Optimisation
 from eigendet.networks import models
 from eigendet.networks.models import Definition
+from eigendet.runs import covariances, training
 from eigendet.spectra import spectrum
 
 BLOCK = 4096  # bytes that the smallest file takes
@@ -49,7 +49,7 @@ class Footprint:
             snapshot = training.snapshot_path(Path(name), 0).stat().st_size
             channels = []
             if definition.detector is not None:
-                taps = dump.tapped(model, settings, [[torch.rand(3, *definition.size)]])
+                taps = covariances.tapped(model, settings, [[torch.rand(3, *definition.size)]])
                 channels = [tap.covariance.channels for tap in taps]
         return cls(snapshot, 4 * models.parameter_count(model), tuple(channels), settings)
 

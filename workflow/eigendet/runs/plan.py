@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from eigendet import runs, trial
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.config.sections import Optimisation
 from eigendet.data.datasets import open_splits
-from eigendet.footprint import BLOCK, Footprint
 from eigendet.networks import models
 from eigendet.networks.models import Definition
-from eigendet.throughput import Throughput
-from eigendet.training import snapshot_steps
+from eigendet.runs import definitions, network_check
+from eigendet.runs.footprint import BLOCK, Footprint
+from eigendet.runs.throughput import Throughput
+from eigendet.runs.training import snapshot_steps
 
 Rates = Callable[[Definition, Definition | None], Throughput]  # of a detector, and of the classifier it starts as
 
@@ -126,7 +126,7 @@ def _classifiers(experiment: Experiment) -> dict[str, Definition]:
     if "finetune" not in experiment.arms or not here:
         return {}
     classes = open_splits(experiment, "classification")["train"].classes
-    return {name: runs.classifier_of(experiment, name, classes) for name in here}
+    return {name: definitions.classifier_of(experiment, name, classes) for name in here}
 
 
 def _network(
@@ -139,8 +139,8 @@ def _network(
     rates: Rates | None,
 ) -> Network:
     size = experiment.training.min_size, experiment.training.max_size
-    definition = runs.definition_of(experiment, backbone, detector, classes, size)
-    usual = replace(definition, size=trial.small(experiment.training))
+    definition = definitions.definition_of(experiment, backbone, detector, classes, size)
+    usual = replace(definition, size=network_check.small(experiment.training))
     files = dict.fromkeys(experiment.all_arms, Footprint.of(usual, experiment.covariance))
     for arm in experiment.all_arms:
         named = experiment.arms.get(arm, {}).get("widths")

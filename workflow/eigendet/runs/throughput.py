@@ -12,15 +12,15 @@ from typing import NamedTuple, TypeVar
 import pandas as pd
 import torch
 
-from eigendet import dump, parallel, training
 from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
 from eigendet.config.sections import BackboneChoice, Optimisation
 from eigendet.data.batches import classification_batches, detection_batches
 from eigendet.data.datasets import open_splits
-from eigendet.latency import timed
 from eigendet.networks import models
 from eigendet.networks.models import Definition
+from eigendet.runs import covariances, parallel, training
+from eigendet.runs.latency import timed
 
 STEPS, WARM_UP = 6, 2  # measured, of which so many do not count
 IMAGES = 4  # looked at
@@ -55,7 +55,7 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
         batches = partial(classification_batches, images, _short(experiment.pretraining), 0)
         task = training.Task(batches, training.classification_losses)
         pretraining = _trained(classifier.build(), classifier, task, experiment.pretraining, device)
-    shown = dump.Images(data, [index % len(data) for index in range(IMAGES)], device)
+    shown = covariances.Images(data, [index % len(data) for index in range(IMAGES)], device)
     model.eval()
 
     def look() -> None:
@@ -64,7 +64,7 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
                 model(image)
 
     def observe() -> None:
-        list(dump.tapped(model, experiment.covariance, shown))
+        list(covariances.tapped(model, experiment.covariance, shown))
 
     seconds = []
     for call in (look, observe):

@@ -1,0 +1,14 @@
+"""Run networks: training, evaluation, covariances, latency; and say before what all of it takes.
+
+parallel        several processes that work together, each with a device of its own
+training        one loop for both kinds of training
+evaluation      average precision, top-1 accuracy
+definitions     the networks that an experiment names, and what they cost
+stages          a run of each kind, from an experiment to a folder
+covariances     the covariances of a run's feature maps, at every snapshot
+latency         how long networks take for one image
+network_check   every network built and tried before any run
+footprint       bytes of the files that a run leaves
+throughput      images a second that a device takes
+plan            what an experiment takes: jobs, steps, images, disk, hours
+"""
