@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eigendet import report
+from eigendet.report.page import write_page
 from tests import chromium
 from tests.simulated import compare, simulate
 
@@ -43,7 +43,7 @@ def main() -> int:
         compare(folder)
         compared = time.perf_counter() - start
         start = time.perf_counter()
-        report.write(folder)
+        write_page(folder)
         drawn = time.perf_counter() - start
         size = (folder / "report.html").stat().st_size / 1e6
         with chromium.started() as browser:

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from eigendet import report
 from eigendet.cli import main
+from eigendet.report.page import write_page
 from tests import chromium
 from tests.simulated import compare, simulate
 
@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     simulate(folder, seeds=range(3), effect=1.0)
     compare(folder)
-    report.write(folder)
+    write_page(folder)
     return folder
 
 
@@ -168,7 +168,7 @@ def test_a_page_of_an_incomplete_experiment_says_what_is_missing(results: Path, 
     assert "tests.parquet: cannot be read as a table" in broken.output and isinstance(broken.exception, SystemExit)
     shutil.rmtree(tmp_path / "cut/comparison")
     shutil.rmtree(tmp_path / "cut/evaluation/scratch")
-    report.write(tmp_path / "cut")
+    write_page(tmp_path / "cut")
     text = (tmp_path / "cut/report.html").read_text()
     assert "Not evaluated yet, and so not on this page: scratch/tiny/rcnn/seed_0, scratch/tiny/rcnn/seed_1" in text
     assert "The spectra of rcnn on tiny have not been compared yet." in text

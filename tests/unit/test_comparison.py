@@ -9,10 +9,11 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 import eigendet
-from eigendet import config, findings, results
+from eigendet import config
 from eigendet.errors import UserError
 from eigendet.observe import store
 from eigendet.observe.covariance import Covariance, Tap
+from eigendet.report import findings, results
 from eigendet.spectra import comparison, significance, spectrum
 from tests.simulated import compare, simulate
 

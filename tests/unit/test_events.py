@@ -6,10 +6,10 @@ import pytest
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eigendet import events
 from eigendet.cli import main
 from eigendet.errors import UserError
-from eigendet.results import read_spectra
+from eigendet.report import events
+from eigendet.report.results import read_spectra
 from tests.simulated import compare, simulate
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from eigendet.findings import settled
+from eigendet.report.findings import settled
 
 
 def rounds(*widths: int) -> list[dict[str, dict[str, int]]]:

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eigendet import config, files, report, results, views
+from eigendet import config, files
+from eigendet.report import results, views
+from eigendet.report.page import write_page
 from eigendet.spectra.comparison import TAP
 from tests.simulated import compare, simulate
 
@@ -79,7 +81,7 @@ def test_averages_are_of_an_arms_own_seeds_and_ratios_are_to_the_reference(
 
 
 def test_the_pages_table_has_them_in_the_row_of_the_arm(made: tuple[Path, config.Experiment], tmp_path: Path) -> None:
-    report.write(made[0])
+    write_page(made[0])
     page = (made[0] / "report.html").read_text()
     rows = re.findall(r'<tr><td class="name arm">(\w+)</td>(.*?)</tr>', page, re.DOTALL)
     assert [arm for arm, _ in rows[: len(ARMS)]] == list(ARMS)

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from eigendet import report
+from eigendet.report.page import write_page
 from tests import chromium
 from tests.conftest import ROOT, minimal_experiment
 from tests.workflow.conftest import ARMS, Finished
@@ -77,7 +77,7 @@ def test_a_page_can_be_made_without_intervals(copied: Finished) -> None:
         for key in ("dimension_intervals", "width_intervals", "undetermined"):
             del content[key]
         file.write_text(json.dumps(content))
-    assert "12 runs" in report.write(copied.results)
+    assert "12 runs" in write_page(copied.results)
     assert "jackknife's" not in (copied.results / "report.html").read_text()
 
 

@@ -174,10 +174,10 @@ def report(results: Path) -> None:
 
     RESULTS is the folder results/EXPERIMENT.
     """
-    from eigendet import report as stage
+    from eigendet.report.page import write_page
 
     _search_as(results)
-    click.echo(stage.write(results))
+    click.echo(write_page(results))
 
 
 @click.command()
@@ -190,10 +190,10 @@ def figures(results: Path, suffix: str, quantity: str, output: Path) -> None:
 
     RESULTS is the folder results/EXPERIMENT.
     """
-    from eigendet import report as stage
+    from eigendet.report.page import write_figures
 
     _search_as(results)
-    for path in stage.write_figures(results, output, suffix, quantity):
+    for path in write_figures(results, output, suffix, quantity):
         click.echo(path)
 
 
@@ -205,7 +205,7 @@ def tensorboard(results: Path, output: Path) -> None:
 
     RESULTS is the folder results/EXPERIMENT. Needs the package tensorboard.
     """
-    from eigendet import events
+    from eigendet.report import events
 
     _search_as(results)
     click.echo(events.write(results, output))

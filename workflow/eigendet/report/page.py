@@ -15,10 +15,10 @@ import pandas as pd
 import vl_convert
 
 from eigendet import config as configuration
-from eigendet import figures, findings, results, views
 from eigendet.config import ARMS, Experiment
 from eigendet.errors import UserError, unknown
 from eigendet.files import read_json, write_text
+from eigendet.report import figures, findings, results, views
 
 QUANTITY = "effective_rank"  # drawn first, and in files
 
@@ -32,7 +32,7 @@ BOUNDS = {
 }
 
 
-def write(folder: Path) -> str:
+def write_page(folder: Path) -> str:
     """Write `summary.csv`, `report.html` and `figures/` in an experiment's folder; returns a line that says where."""
     experiment = configuration.load([folder / "config.yaml"])
     runs = results.summary(folder, experiment)
@@ -89,7 +89,7 @@ def _static(folder: Path, experiment: Experiment, quantity: str) -> Iterator[tup
 
 def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("eigendet", "page"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("eigendet.report", "template"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
     colours = figures.colours(experiment)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eigendet import plugins, results
+from eigendet import plugins
 from eigendet.config import Experiment
 from eigendet.observe.keys import TapKey
+from eigendet.report import results
 from eigendet.spectra import metric_tables
 from eigendet.spectra.comparison import TAP
 from eigendet.spectra.tables import joined, read_table

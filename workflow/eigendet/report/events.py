@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from eigendet import config as configuration
-from eigendet import results
 from eigendet.errors import UserError
 from eigendet.observe.keys import TapKey
+from eigendet.report import results
 
 
 def write(folder: Path, output: Path) -> str:

@@ -1,0 +1,9 @@
+"""Read the results of an experiment back, and show them.
+
+results     what an experiment's folder holds, as tables
+findings    what holds and what does not, in sentences
+views       tables of comparisons and spectra as the figures show them
+figures     the figures
+page        one self-contained page with all of it
+events      TensorBoard's scalars
+"""
