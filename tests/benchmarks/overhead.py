@@ -29,7 +29,8 @@ STAGES = {
     "training": dict.fromkeys(("pretrain", "finetune", "scratch", "retrain"), NETWORKS + ", torch._dynamo"),
     "dumping": {"dump_covariance": NETWORKS},
     "analysis": {
-        "spectrum": "eigendet.spectra.spectrum", "compare": "eigendet.spectra.comparison", "report": "eigendet.report.page",
+        "spectrum": "eigendet.spectra.spectrum", "compare": "eigendet.spectra.comparison",
+        "report": "eigendet.report.page",
         **dict.fromkeys(("derive_widths", "pareto_front", "evaluate", "latency"), NETWORKS),
     },
 }  # fmt: skip

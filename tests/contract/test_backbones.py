@@ -14,10 +14,10 @@ from torchvision import models as library
 from eigendet import plugins
 from eigendet.channels.construction import constructing
 from eigendet.config.sections import BackboneChoice, PluginChoice
-from eigendet.contract import BackboneContract
 from eigendet.errors import UserError
 from eigendet.networks import models, weights
 from eigendet.networks.models import Definition
+from eigendet.testing import BackboneContract
 
 TRANSFORMERS = ["maxvit*", "swin*", "vit*"]
 CLASSIFIERS = library.list_models(module=library, exclude=TRANSFORMERS)

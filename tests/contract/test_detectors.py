@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels, config
 from eigendet.config.sections import BackboneChoice, CovarianceSettings
-from eigendet.contract import DetectorContract
 from eigendet.data import batches
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.networks import models, parts
 from eigendet.networks.models import Definition
 from eigendet.runs import covariances, training
+from eigendet.testing import DetectorContract
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"fpn_channels": 16, "head_channels": 32, "anchor_sizes": [8, 16, 32, 48, 64], "box_samples": 16},

@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels, config, plugins
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
-from eigendet.contract import BackboneContract, DetectorContract
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
 from eigendet.networks import models
@@ -28,6 +27,7 @@ from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import find
 from eigendet.runs import covariances, stages, training
 from eigendet.spectra import spectrum
+from eigendet.testing import BackboneContract, DetectorContract
 from tests.conftest import ROOT, minimal_experiment
 from tests.detectron2 import CACHE
 from tests.workflow.running import said, snakemake

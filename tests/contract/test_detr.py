@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import plugins
 from eigendet.config.sections import BackboneChoice, PluginChoice
-from eigendet.contract import DetectorContract
 from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
+from eigendet.testing import DetectorContract
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from eigendet.config.sections import PluginChoice
-from eigendet.contract import promises
 from eigendet.plugins import discovery
+from eigendet.testing import promises
 from tests.conftest import ROOT
 
 SHIPPED = {

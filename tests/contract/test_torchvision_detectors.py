@@ -17,12 +17,12 @@ from torchvision.models.detection.image_list import ImageList
 
 from eigendet import channels, plugins
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
-from eigendet.contract import DetectorContract
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
 from eigendet.runs import covariances
+from eigendet.testing import DetectorContract
 
 PYRAMID = {"fpn_channels": 16, "norm_groups": 4, "anchor_sizes": [8, 16, 32, 48, 64]}
 BOXES = PYRAMID | {"version": 2, "head_channels": 32, "box_samples": 16, "proposals": 50}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from eigendet import plugins
-from eigendet.contract import DetectorContract
 from eigendet.errors import UserError
+from eigendet.testing import DetectorContract
 from tests.conftest import ROOT, minimal_experiment
 from tests.workflow.running import planned, said, snakemake
 

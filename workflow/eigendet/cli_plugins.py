@@ -135,13 +135,13 @@ def check(plugin: Plugin, options: dict[str, Any]) -> bool:
     import logging
     import time
 
-    from eigendet import contract
+    from eigendet import testing
     from eigendet.config.sections import PluginChoice
     from eigendet.plugins import failures_named
 
     logging.disable(logging.INFO)  # what training reports
     kept = True
-    for promise, test in contract.promises(plugin.kind, PluginChoice(plugin=plugin.name, **options)):
+    for promise, test in testing.promises(plugin.kind, PluginChoice(plugin=plugin.name, **options)):
         start = time.perf_counter()
         try:
             with failures_named(plugin):

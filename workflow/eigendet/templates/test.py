@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from eigendet.contract import Contract
 from eigendet.plugins.discovery import search
+from eigendet.testing import Contract
 
 search([Path(__file__).parent])
 

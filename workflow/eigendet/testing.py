@@ -1,6 +1,6 @@
 """The contract of plugins as tests, which `eigendet plugins check NAME` runs and a package's own tests subclass:
 
-    from eigendet.contract import DetectorContract
+    from eigendet.testing import DetectorContract
 
 
     class TestMine(DetectorContract):
