@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from eigendet import cli_plugins, config
+from eigendet import config
+from eigendet.cli import plugin_commands
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
 from eigendet.networks import models
@@ -17,8 +18,8 @@ from eigendet.runs import network_check
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    cli_plugins.write("detector", "mine", tmp_path / "plugins")
-    cli_plugins.write("backbone", "net", tmp_path / "plugins")
+    plugin_commands.write("detector", "mine", tmp_path / "plugins")
+    plugin_commands.write("backbone", "net", tmp_path / "plugins")
     return tmp_path / "plugins"
 
 

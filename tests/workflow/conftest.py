@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from filelock import FileLock
 
-from eigendet import cli_plugins, config
+from eigendet import config
+from eigendet.cli import plugin_commands
 from eigendet.runs import definitions
 from tests.conftest import minimal_experiment
 from tests.workflow.running import contents, said, snakemake
@@ -64,7 +65,7 @@ def _configuration() -> dict[str, Any]:
 
 
 def _make(made: Finished) -> None:
-    cli_plugins.write("detector", "my_rcnn", made.folder / "plugins")
+    plugin_commands.write("detector", "my_rcnn", made.folder / "plugins")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.folder)
         _, widths = definitions.definition_for_widths(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eigendet import cli_plugins
+from eigendet.cli import plugin_commands
 from tests.conftest import minimal_experiment
 from tests.workflow.running import planned, said, snakemake
 
@@ -20,7 +20,7 @@ def touched(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     """A folder with two backbones and two detectors of its own, in which Snakemake believes that all is done."""
     for kind in ("backbone", "detector"):
         for name in ("first", "second"):
-            cli_plugins.write(kind, f"{name}_{kind}", tmp_path / "plugins")
+            plugin_commands.write(kind, f"{name}_{kind}", tmp_path / "plugins")
     configuration = minimal_experiment()
     configuration["backbones"] = {name: {"plugin": f"{name}_backbone"} for name in ("first", "second")}
     configuration["detectors"] = {name: {"plugin": f"{name}_detector"} for name in ("first", "second")}

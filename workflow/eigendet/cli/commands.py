@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from eigendet import __version__
-from eigendet.cli_analysis import COMMANDS
-from eigendet.cli_options import (
+from eigendet.cli.analysis import COMMANDS
+from eigendet.cli.options import (  # fmt: skip
     EXISTING,
     backbone_option,
     config_option,
@@ -22,8 +22,8 @@ from eigendet.cli_options import (
     only,
     output_option,
     read_experiment,
-)  # fmt: skip
-from eigendet.cli_plugins import plugins
+)
+from eigendet.cli.plugin_commands import plugins
 from eigendet.errors import UserError
 
 # Imports of torch, and of pydantic, stand inside the commands, so that help and errors come at once.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eigendet.cli_options import (
+from eigendet.cli.options import (  # fmt: skip
     EXISTING,
     FOLDER,
     backbone_option,
@@ -16,7 +16,7 @@ from eigendet.cli_options import (
     only,
     output_option,
     read_experiment,
-)  # fmt: skip
+)
 from eigendet.errors import UserError, unknown
 from eigendet.plugins import discovery
 

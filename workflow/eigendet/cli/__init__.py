@@ -1,0 +1,9 @@
+"""The command line: a command for each stage, each usable without Snakemake.
+
+commands            the command line itself, and what runs networks
+analysis            from covariance files on: spectra, their comparison, widths, the report
+plugin_commands     `eigendet plugins`
+options             what several commands share
+"""
+
+from eigendet.cli.commands import main as main
