@@ -60,7 +60,7 @@ def detectron2(backbone: "nn.Module", classes: int, size: tuple[int, int], *, op
     averaging = hasattr(inside, "_ema_update")
 
     class Detector(nn.Module):
-        """Images are resized, normalised and padded as for torchvision's detectors, so that backbones see the same."""
+        """Images are resized, normalized and padded as for torchvision's detectors, so that backbones see the same."""
 
         normalizer: Tensor
 
@@ -110,7 +110,7 @@ def _detections(found: Any) -> dict[str, Any]:
 
 
 def _configuration(options: Detectron2, classes: int) -> Any:
-    """detectron2's settings of the detector alone: images come normalised, and the backbone is given."""
+    """detectron2's settings of the detector alone: images come normalized, and the backbone is given."""
     from detectron2.config import get_cfg
 
     cfg = get_cfg()

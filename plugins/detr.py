@@ -68,8 +68,8 @@ def detr(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options:
     class DETR(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            normalisation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-            self.transform = GeneralizedRCNNTransform(*size, *normalisation, _skip_resize=True)
+            normalization = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+            self.transform = GeneralizedRCNNTransform(*size, *normalization, _skip_resize=True)
             self.network = DetrForObjectDetection(config)
             # As DETR begins; the library, which has weights to load in mind, begins so small that all queries are one.
             nn.init.normal_(self.network.model.query_position_embeddings.weight)

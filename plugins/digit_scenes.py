@@ -36,7 +36,7 @@ SHARES = {
 def digit_scenes(
     *, split: Split, images: PositiveInt = 400, size: Size = 128, digits: PositiveInt = 6, seed: NonNegativeInt = 0
 ) -> "Detection":
-    """Scenes of at most `digits` handwritten digits, of varying size and colour, partly overlapping, with masks."""
+    """Scenes of at most `digits` handwritten digits, of varying size and color, partly overlapping, with masks."""
     return DigitScenes(split, images, size, digits, seed)
 
 
@@ -176,8 +176,8 @@ def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
 
 
 def _paint(canvas: np.ndarray, ink: np.ndarray, left: int, top: int, random: np.random.Generator) -> None:
-    """Lay a light colour of any hue over the canvas where there is ink, so that it stands out from the dimmed photo."""
-    colour = 255 * (1 - random.uniform(0, 0.6) * random.permutation([0.0, random.uniform(), 1.0]))
+    """Lay a light color of any hue over the canvas where there is ink, so that it stands out from the dimmed photo."""
+    color = 255 * (1 - random.uniform(0, 0.6) * random.permutation([0.0, random.uniform(), 1.0]))
     alpha, height, width = ink[..., None], *ink.shape
     part = canvas[top : top + height, left : left + width]
-    part[:] = (part * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+    part[:] = (part * (1 - alpha) + color * alpha).round().astype(np.uint8)

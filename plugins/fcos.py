@@ -34,7 +34,7 @@ def fcos(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options:
     pyramid = PyramidBackbone(backbone, channels, LastLevelP6P7(channels, channels), skip=1)
     check_levels("anchor_sizes", options.anchor_sizes, pyramid)
     points = tuple((side,) for side in options.anchor_sizes)
-    head = FCOSHead(channels, 1, classes + 1, num_convs=0)  # it takes no normalisation, but its two parts do
+    head = FCOSHead(channels, 1, classes + 1, num_convs=0)  # it takes no normalization, but its two parts do
     head.classification_head = FCOSClassificationHead(channels, 1, classes + 1, norm_layer=norm)
     head.classification_head.register_forward_hook(hide_background)
     head.regression_head = FCOSRegressionHead(channels, 1, norm_layer=norm)

@@ -42,7 +42,7 @@ class SSDLiteOptions(SSDOptions):
 
 @detector
 def ssd(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: SSDOptions) -> "nn.Module":
-    """torchvision's SSD over the backbone's maps and levels of its own, without normalisation."""
+    """torchvision's SSD over the backbone's maps and levels of its own, without normalization."""
     from torch import nn
     from torchvision.models.detection.ssd import SSDHead
     from torchvision.ops import Conv2dNormActivation

@@ -84,7 +84,7 @@ def values() -> dict[str, Any]:
 def minimal_experiment() -> dict[str, Any]:
     """A valid experiment that trains in seconds, as plain values."""
     detection = {"plugin": "digit_scenes", "size": 64, "digits": 3}
-    optimisation = {"optimizer": "adamw", "learning_rate": 1e-3, "snapshots": 3, "log_every": 2, "checkpoint_every": 2}
+    optimization = {"optimizer": "adamw", "learning_rate": 1e-3, "snapshots": 3, "log_every": 2, "checkpoint_every": 2}
     return {
         "experiment": "minimal",
         "device": "cpu",
@@ -110,8 +110,8 @@ def minimal_experiment() -> dict[str, Any]:
                 "box_samples": 16,
             }
         },
-        "pretraining": optimisation | {"steps": 4, "batch_size": 8, "image_size": 32, "flip": False},
-        "training": optimisation | {"steps": 4, "batch_size": 2, "min_size": 64, "max_size": 64},
+        "pretraining": optimization | {"steps": 4, "batch_size": 8, "image_size": 32, "flip": False},
+        "training": optimization | {"steps": 4, "batch_size": 2, "min_size": 64, "max_size": 64},
         "covariance": {"images": 3},
         "widths": {"round_to": 4},
     }

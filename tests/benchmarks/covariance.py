@@ -57,8 +57,8 @@ class Naive:
         return self.product / self.count - torch.outer(mean, mean)
 
 
-class Centred(Naive):
-    """Each batch centred by its own mean in float32, merged as by Chan et al."""
+class Centered(Naive):
+    """Each batch centered by its own mean in float32, merged as by Chan et al."""
 
     def update(self, rows: Tensor) -> None:
         self.sum, self.product = self.sum.to(rows.device), self.product.to(rows.device)
@@ -101,7 +101,7 @@ class Delve(TorchCovarianceMatrix):
 OTHERS: dict[str, Callable[[int], Any]] = {
     "float64, XᵀX": Float64,
     "delve's accumulator": Delve,
-    "centred per batch, float32": Centred,
+    "centered per batch, float32": Centered,
 }
 
 
@@ -319,14 +319,14 @@ def resnet50() -> nn.Module:
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    _synchronise()
+    _synchronize()
     start = time.perf_counter()
     function(*arguments)
-    _synchronise()
+    _synchronize()
     return time.perf_counter() - start
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 

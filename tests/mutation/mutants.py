@@ -1,7 +1,7 @@
 """Every small mistake that a module could hold: cosmic-ray's operators, of those the ones that mean something here.
 
 Texts are not changed: what messages say is for readers, and tests would only repeat them. Annotations neither, which
-are not run. An operator becomes its nearest neighbour, not every other one: most of these would raise at once, and the
+are not run. An operator becomes its nearest neighbor, not every other one: most of these would raise at once, and the
 share of mutants that are caught would say less. Two kinds are added to cosmic-ray's: other augmented assignments, and
 calls left out whose result nobody takes.
 """

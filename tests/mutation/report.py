@@ -32,7 +32,7 @@ def lines(found: dict[str, dict[str, str]]) -> list[str]:
         "# Whether the unit tests notice mistakes",
         "",
         "Every module that computes is changed in one place at a time, and the unit tests that reach this place run on",
-        "it: `make mutation`. Operators become their neighbours, numbers one more and one less, conditions their",
+        "it: `make mutation`. Operators become their neighbors, numbers one more and one less, conditions their",
         "opposite; loops, decorators, and calls whose result nobody takes are left out. Texts are kept: they are for",
         "readers. Tests that take more than a second have no part in it, nor, of those that reach a place, the slowest",
         "after the first four seconds.",

@@ -186,7 +186,7 @@ def test_costs_as_arrays_are_those_in_closed_form(a: int, b: int) -> None:
         np.testing.assert_allclose(added, costs(wider) - costs(np.array([a, b], float)), rtol=1e-12, err_msg=group)
 
 
-def test_a_normalisation_writes_nothing_that_counts_as_an_activation() -> None:
+def test_a_normalization_writes_nothing_that_counts_as_an_activation() -> None:
     norms = tuple(replace(layer, positions=7) if layer.kind in ("norm", "parameter") else layer for layer in LAYERS)
     widths = np.array([8.0, 6.0])
     assert Costs.of(replace(NETWORK, layers=norms))(widths).tolist() == Costs.of(NETWORK)(widths).tolist()

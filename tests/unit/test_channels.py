@@ -71,7 +71,7 @@ def test_rebuilding_with_the_same_widths_gives_the_same_weights() -> None:
     assert all(torch.equal(plain[name], rebuilt[name]) for name in plain)
 
 
-def test_new_widths_are_initialised_as_the_network_initialises_itself() -> None:
+def test_new_widths_are_initialized_as_the_network_initializes_itself() -> None:
     build = resnet(depth=18, norm="batch")
     traced = channels.trace(build)
     model = channels.rebuild(build, traced, {group: 2 * width for group, width in traced.widths.items()})

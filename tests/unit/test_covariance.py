@@ -47,7 +47,7 @@ def test_agrees_with_float64_numpy_however_far_the_mean(mean: float) -> None:
     assert covariance.count == len(samples)
     assert error(covariance.covariance(), torch.from_numpy(wanted)) < 1e-6
     raw = torch.from_numpy(samples.astype(np.float64).T @ samples.astype(np.float64) / len(samples))
-    assert error(covariance.covariance(centred=False), raw) < 1e-6
+    assert error(covariance.covariance(centered=False), raw) < 1e-6
     np.testing.assert_allclose(covariance.mean.numpy(), samples.astype(np.float64).mean(0), rtol=1e-6, atol=1e-7)
     found, values = np.linalg.eigvalsh(covariance.covariance().numpy()), np.linalg.eigvalsh(wanted)
     kept = values > 1e-6 * values[-1]
@@ -87,7 +87,7 @@ def test_agrees_with_torch_cov_scikit_learn_and_delve() -> None:
         pca.partial_fit(batch.double().numpy())
     assert error(covariance.covariance(), torch.cov(samples.double().T, correction=0)) < 1e-6
     assert error(covariance.covariance(), delve.fix()) < 1e-6
-    assert error(covariance.covariance(centred=False), delve.fix(center=False)) < 1e-6
+    assert error(covariance.covariance(centered=False), delve.fix(center=False)) < 1e-6
     unbiased = pca.get_covariance() * (len(samples) - 1) / len(samples)
     assert error(covariance.covariance(), torch.from_numpy(unbiased)) < 1e-6
     np.testing.assert_allclose(covariance.mean.numpy(), pca.mean_, rtol=1e-6)

@@ -37,7 +37,7 @@ def planted(traced: Channels, rank: dict[str, int], seed: int = 0, point: str = 
             seen.add(group)
             rows += [
                 {"arm": "scratch", "backbone": "b", "seed": seed, "step": step, "module": module, "call": call,
-                 "point": point, "centred": True, "value": value}
+                 "point": point, "centered": True, "value": value}
                 for step in (0, 5) for value in (values if step else np.ones_like(values))
             ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -168,10 +168,10 @@ def test_spectra_of_the_other_moment_are_refused_with_what_to_run(traced: Channe
     table = planted(traced, dict.fromkeys(traced.widths, 3))
     of_raw = r"is true, which means spectra of the covariance; these are of the raw second moments: run .* again\."
     with pytest.raises(UserError, match=of_raw):
-        of_groups(table.assign(centred=False), traced, WidthSettings())
-    centred = r"is false, .* of the raw second moments; these are of the covariance: run .* again with --raw\."
-    with pytest.raises(UserError, match=centred):
-        of_groups(table, traced, WidthSettings(centred=False))
+        of_groups(table.assign(centered=False), traced, WidthSettings())
+    centered = r"is false, .* of the raw second moments; these are of the covariance: run .* again with --raw\."
+    with pytest.raises(UserError, match=centered):
+        of_groups(table, traced, WidthSettings(centered=False))
 
 
 def test_a_map_that_never_varies_has_no_shares_and_disturbs_no_other() -> None:

@@ -23,7 +23,7 @@ def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any],
             rows += [
                 {"arm": "scratch", "backbone": "tiny", "detector": "d", "seed": 0, "step": 4, "module": module,
                  "call": call, "point": "act", "channels": reference[group], "samples": 900,
-                 "effective_samples": 90.0, "centred": True, "index": index, "value": value}
+                 "effective_samples": 90.0, "centered": True, "index": index, "value": value}
                 for index, value in enumerate(spectrum)
             ]  # fmt: skip
     spectra = pd.DataFrame(rows)

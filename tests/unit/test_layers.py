@@ -117,7 +117,7 @@ def test_a_convolution_that_runs_over_channels_costs_its_kernel_for_each_of_them
         (nn.InstanceNorm2d(8, affine=True), (1, 8, 4, 6), ".a..", {}),
     ],
 )
-def test_a_normalisation_keeps_the_axes_and_has_parameters_for_its_channels(
+def test_a_normalization_keeps_the_axes_and_has_parameters_for_its_channels(
     layer: nn.Module, shape: tuple[int, ...], names: str, multiples: dict[str, int]
 ) -> None:
     found = Followed(layer, (shape, names))
@@ -126,7 +126,7 @@ def test_a_normalisation_keeps_the_axes_and_has_parameters_for_its_channels(
     assert [(call.path, call.kind, found.text(call.axis)) for call in found.follower.calls] == [("0", "norm", "a")]
 
 
-def test_a_normalisation_without_parameters_is_no_layer() -> None:
+def test_a_normalization_without_parameters_is_no_layer() -> None:
     for operation, multiples in ((nn.GroupNorm(4, 8, affine=False), {"a": 4}), (nn.BatchNorm2d(8, affine=False), {})):
         found = Followed(operation, MAP)
         assert found.axes == [".", "a", ".", "."] and found.multiples == multiples
@@ -139,7 +139,7 @@ def test_statistics_that_are_no_modules_make_no_layer() -> None:
     assert found.axes == [".", "a", ".", "."] and not found.follower.calls and not found.fixed
 
 
-def test_a_normalisation_over_what_counts_no_channels_stops() -> None:
+def test_a_normalization_over_what_counts_no_channels_stops() -> None:
     found = Followed(nn.LayerNorm(6), MAP)
     assert found.fixed == {"a": "'native_layer_norm' in Sequential"}
     assert found.axes == [".", ".", ".", "."] and not found.follower.calls

@@ -35,18 +35,18 @@ def test_files_take_what_was_planned(values: dict[str, Any], tmp_path: Path, cha
     assert files.spectra(3) == pytest.approx(written, rel=0.15)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_checkpoint_takes_what_was_planned(values: dict[str, Any], tmp_path: Path, optimizer: str) -> None:
-    values["training"] |= {"optimizer": optimizer, "momentum": 0.9}
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_checkpoint_takes_what_was_planned(values: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    values["training"] |= {"optimizer": kind, "momentum": 0.9}
     experiment = config.parse(values)
     definition = definitions.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
     model = definition.build()
-    optimiser = training._optimizer(model, experiment.training)
+    optimizer = training._optimizer(model, experiment.training)
     for parameter in model.parameters():
         parameter.grad = parameter.detach().clone()
-    optimiser.step()
+    optimizer.step()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    training._checkpoint(tmp_path, {}, model, optimiser, scaler, training._Progress())
+    training._checkpoint(tmp_path, {}, model, optimizer, scaler, training._Progress())
     planned = Footprint.of(definition, experiment.covariance).checkpoint(experiment.training)
     assert (tmp_path / "last.ckpt").stat().st_size == pytest.approx(planned, rel=0.05)
 

@@ -52,12 +52,12 @@ def test_resnet50_needs_accumulators_for_less_than_half_of_its_taps() -> None:
 def test_a_map_that_nearly_cancels_its_input_is_accumulated_itself() -> None:
     torch.manual_seed(0)
     direction = torch.linalg.qr(torch.randn(16, 16))[0][:, :1]
-    plain, cancelling = nn.Conv2d(16, 24, 1), nn.Conv2d(16, 24, 1)
+    plain, canceling = nn.Conv2d(16, 24, 1), nn.Conv2d(16, 24, 1)
     with torch.no_grad():
         across = torch.eye(16) - (1 - 1e-3) * direction @ direction.T  # passes a thousandth of that direction
-        cancelling.weight.copy_((plain.weight.flatten(1) @ across)[:, :, None, None])
+        canceling.weight.copy_((plain.weight.flatten(1) @ across)[:, :, None, None])
     images = torch.randn(2, 16, 20, 20) + 300 * direction.view(1, 16, 1, 1) * torch.randn(2, 1, 20, 20)
-    for layer, roots in ((plain, ["#0:input"]), (cancelling, ["#0:conv"])):
+    for layer, roots in ((plain, ["#0:input"]), (canceling, ["#0:conv"])):
         with torch.no_grad(), tap(layer, "conv") as taps:
             output = layer(images)
         assert list(map(str, taps.roots())) == roots
@@ -89,7 +89,7 @@ def test_weights_changed_behind_autograds_back_are_refused() -> None:
 
 
 def test_layers_that_are_not_what_they_seem_are_accumulated() -> None:
-    class Standardised(nn.Conv2d):
+    class Standardized(nn.Conv2d):
         def forward(self, images: Tensor) -> Tensor:
             return nn.functional.conv2d(images, self.weight / self.weight.std(), self.bias)
 
@@ -103,7 +103,7 @@ def test_layers_that_are_not_what_they_seem_are_accumulated() -> None:
 
     hooked = nn.Conv2d(4, 8, 1)
     hooked.register_forward_pre_hook(lambda module, inputs: inputs[0].relu())
-    for model in (Standardised(4, 8, 1), parametrizations.weight_norm(nn.Conv2d(4, 8, 1)), hooked, InPlace()):
+    for model in (Standardized(4, 8, 1), parametrizations.weight_norm(nn.Conv2d(4, 8, 1)), hooked, InPlace()):
         images = torch.randn(2, 4, 6, 6)
         with torch.no_grad(), tap(model, ("act", "conv")) as taps:
             output = model(images)

@@ -50,7 +50,7 @@ def slow_f(distances: np.ndarray, labels: tuple[str, ...]) -> float:
 
 
 def slow_test(distances: np.ndarray, labels: tuple[str, ...]) -> tuple[list[float], list[float], list[float], float]:
-    """Statistic, p-values, corrected ones (Westfall & Young 1993) and that of all layers, a relabelling at a time."""
+    """Statistic, p-values, corrected ones (Westfall & Young 1993) and that of all layers, a relabeling at a time."""
     layers, others = range(len(distances)), sorted(set(itertools.permutations(labels)))
     seen = [slow_f(layer, labels) for layer in distances]
     drawn = [[slow_f(layer, other) for layer in distances] for other in others]
@@ -98,35 +98,35 @@ def test_of_numbers_it_is_the_one_way_analysis_of_variance(second: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "relabellings"), [((2, 2), 3), ((3, 3), 10), ((4, 4), 35), ((5, 5), 126), ((2, 3), 10), ((6, 3), 84)]
+    ("sizes", "relabelings"), [((2, 2), 3), ((3, 3), 10), ((4, 4), 35), ((5, 5), 126), ((2, 3), 10), ((6, 3), 84)]
 )
-def test_few_runs_allow_no_small_p_value(sizes: tuple[int, int], relabellings: int) -> None:
+def test_few_runs_allow_no_small_p_value(sizes: tuple[int, int], relabelings: int) -> None:
     labels = ["a"] * sizes[0] + ["b"] * sizes[1]
     apart = significance.differences(
         np.array([[0.01 * run + 9 * (arm == "a") for run, arm in enumerate(labels)]]), labels
     )
-    assert significance.smallest_p(labels) == apart.smallest == pytest.approx(1 / relabellings)
-    assert apart.relabellings == relabellings
-    assert apart.p[0] == apart.corrected[0] == apart.overall == pytest.approx(1 / relabellings)
+    assert significance.smallest_p(labels) == apart.smallest == pytest.approx(1 / relabelings)
+    assert apart.relabelings == relabelings
+    assert apart.p[0] == apart.corrected[0] == apart.overall == pytest.approx(1 / relabelings)
 
 
-def test_relabellings_are_all_different_partitions() -> None:
+def test_relabelings_are_all_different_partitions() -> None:
     for first in ([1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 1]):
-        drawn = significance._relabellings(np.array(first, dtype=bool))
+        drawn = significance._relabelings(np.array(first, dtype=bool))
         partitions = {frozenset([frozenset(np.flatnonzero(one)), frozenset(np.flatnonzero(~one))]) for one in drawn}
         assert len(partitions) == len(drawn) == 10
         assert drawn[0].tolist() == first and (drawn.sum(1) == sum(first)).all()
 
 
-def test_many_relabellings_are_drawn_at_random_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_relabelings_are_drawn_at_random_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, distances = [0, 1] * 8, normal(0, 10, 16)
     distances[:, ::2, 1::2] += 0.15
     distances[:, 1::2, ::2] += 0.15
     exact = significance.test(distances, labels)
-    assert exact.relabellings == 6435 and exact.smallest == 1 / 6435
-    monkeypatch.setattr(significance, "RELABELLINGS", 6000)
+    assert exact.relabelings == 6435 and exact.smallest == 1 / 6435
+    monkeypatch.setattr(significance, "RELABELINGS", 6000)
     drawn, again = significance.test(distances, labels), significance.test(distances, labels)
-    assert drawn.relabellings == 6000 and drawn.smallest == significance.smallest_p(labels) == 1 / 6000
+    assert drawn.relabelings == 6000 and drawn.smallest == significance.smallest_p(labels) == 1 / 6000
     for name in ("p", "corrected"):
         p = getattr(exact, name)
         assert (np.abs(getattr(drawn, name) - p) <= 4 * np.sqrt(p * (1 - p) / 6000) + 1 / 6000).all()
@@ -191,7 +191,7 @@ def test_runs_of_an_arm_that_are_all_equal() -> None:
 def test_either_arm_may_be_the_one_of_a_single_run(labels: list[str]) -> None:
     assert np.isnan(significance.smallest_p(labels))
     found = significance.test(normal(0, 2, 3), labels)
-    assert np.isnan(found.p).all() and found.relabellings == 0
+    assert np.isnan(found.p).all() and found.relabelings == 0
 
 
 @pytest.mark.filterwarnings("error")
@@ -199,7 +199,7 @@ def test_an_arm_of_one_run_has_no_spread() -> None:
     distances = normal(0, 2, 4)
     found = significance.test(distances, ["a", "b", "b", "b"])
     assert np.isnan([significance.smallest_p(["a", "b"]), found.smallest, found.overall]).all()
-    assert np.isnan([found.statistic, found.p, found.corrected]).all() and found.relabellings == 0
+    assert np.isnan([found.statistic, found.p, found.corrected]).all() and found.relabelings == 0
     np.testing.assert_allclose(found.between, np.sqrt((distances[:, 0, 1:] ** 2).mean(1)))
     np.testing.assert_allclose(found.within, np.sqrt((distances[:, [1, 1, 2], [2, 3, 3]] ** 2).mean(1)))
     pair = significance.test(distances[:, :2, :2], ["a", "b"])

@@ -80,7 +80,7 @@ def test_any_two_partitions_of_a_number_can_be_equated_and_keep_their_sizes(
     assert sizes.size(sizes.resolve(axes[0])) == sizes.size(sizes.resolve(axes[1]))
 
 
-def test_neighbours_of_one_unknown_are_one_term_and_others_are_not() -> None:
+def test_neighbors_of_one_unknown_are_one_term_and_others_are_not() -> None:
     sizes = Sizes()
     a, b = sizes.new("a", 8), sizes.new("b", 4)
     assert sizes.resolve(a + a + b + a) == scaled(a, 2) + b + a

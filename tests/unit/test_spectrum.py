@@ -188,8 +188,8 @@ def test_a_rule_with_the_name_of_another_number_is_left_out_and_the_others_are_n
     assert "no metric of the rule entropy: another one has its name" in caplog.text
 
 
-@pytest.mark.parametrize("centred", [True, False])
-def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centred: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("centered", [True, False])
+def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centered: bool, tmp_path: Path) -> None:
     covariance = Covariance(4)
     samples = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) + 3
     covariance.update(samples)
@@ -197,21 +197,21 @@ def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centred: bool, tmp_pa
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
     taps = [Tap(TapKey("m", 1, "act"), 0, "none", covariance, images)]
     store.write(tmp_path / "c.h5", [(7, taps)], {"run": run}, images=range(5))
-    spectrum.write(tmp_path / "c.h5", tmp_path, centred)
+    spectrum.write(tmp_path / "c.h5", tmp_path, centered)
     eigenvalues = pd.read_parquet(tmp_path / "eigenvalues.parquet")
     assert pd.read_parquet(tmp_path / "jackknife.parquet").empty
     assert list(eigenvalues) == [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
     exact = np.cov(samples.double().numpy(), rowvar=False, bias=True)
-    exact = exact if centred else samples.double().numpy().T @ samples.double().numpy() / 500
+    exact = exact if centered else samples.double().numpy().T @ samples.double().numpy() / 500
     values, vectors = np.linalg.eigh(exact)
     np.testing.assert_allclose(eigenvalues["value"], values[::-1], rtol=1e-5)
-    assert eigenvalues["index"].tolist() == [0, 1, 2, 3] and set(eigenvalues["centred"]) == {centred}
+    assert eigenvalues["index"].tolist() == [0, 1, 2, 3] and set(eigenvalues["centered"]) == {centered}
     with h5py.File(tmp_path / "similarity.h5") as file:
         node = file["step_0000007/m#1:act"]
         assert abs(node["directions"][:, 0] @ vectors[:, -1]) == pytest.approx(1, abs=1e-5)
-        centred_images = (images - images.mean(0)).double().numpy()
+        centered_images = (images - images.mean(0)).double().numpy()
         np.testing.assert_allclose(
-            node["images"][()] @ node["images"][()].T, centred_images @ centred_images.T, atol=1e-6
+            node["images"][()] @ node["images"][()].T, centered_images @ centered_images.T, atol=1e-6
         )
     numbers = metric_tables.table(eigenvalues, plugins.rules()).set_index("metric")["value"]
     assert numbers["trace"] == pytest.approx(np.trace(exact), rel=1e-5)

@@ -39,8 +39,8 @@ def test_what_is_written_reads_back_steps_ascending_taps_in_order_of_execution(t
         assert record.count == covariance.count
         np.testing.assert_array_equal(record.mean, covariance.mean.numpy())
         np.testing.assert_array_equal(record.scatter, covariance.scatter.numpy())
-        for centred in (True, False):
-            np.testing.assert_allclose(record.moment(centred), covariance.covariance(centred).numpy(), rtol=1e-14)
+        for centered in (True, False):
+            np.testing.assert_allclose(record.moment(centered), covariance.covariance(centered).numpy(), rtol=1e-14)
     assert store.provenance(tmp_path / "c.h5") == {"run": {"arm": "scratch"}}
 
 

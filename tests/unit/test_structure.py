@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eigendet.data.checks import check_dataset, check_sample
-from eigendet.data.samples import Colours, Rectangles
+from eigendet.data.samples import Colors, Rectangles
 from eigendet.errors import UserError
 from eigendet.networks import checks
 
@@ -94,11 +94,11 @@ def test_samples_that_are_not_what_their_data_set_says_are_named(edit: Callable[
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_of_no_class_is_named(label: int) -> None:
-    class Labelled(Colours):
+    class Labelled(Colors):
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index)[0], label
 
-    assert check_sample(Colours(8), 0, "mine") == 0
+    assert check_sample(Colors(8), 0, "mine") == 0
     with pytest.raises(UserError, match=f"^mine: image 0 has the label {label}; expected 0 to 2"):
         check_sample(Labelled(8), 0, "mine")
 
@@ -112,7 +112,7 @@ def test_a_label_of_no_class_is_named(label: int) -> None:
     ],
 )
 def test_data_sets_that_know_too_little_are_named(changes: dict[str, Any], message: str) -> None:
-    data: Any = Colours(8)
+    data: Any = Colors(8)
     check_dataset(data, "mine")
     for name, value in changes.items():
         setattr(data, name, value)

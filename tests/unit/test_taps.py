@@ -34,7 +34,7 @@ class SharedHead(nn.Module):
         return [self.conv(level) for level in levels]
 
 
-# Behaviours that a peer gets wrong.
+# Behaviors that a peer gets wrong.
 
 
 def test_five_batches_count_five_batches() -> None:
@@ -144,7 +144,7 @@ def test_modules_are_chosen_by_pattern_and_by_number_of_channels() -> None:
 
 
 def test_channels_are_found_in_token_layouts_and_channels_last_networks() -> None:
-    """ConvNeXt permutes its maps between NCHW and NHWC inside a block, and normalises either."""
+    """ConvNeXt permutes its maps between NCHW and NHWC inside a block, and normalizes either."""
     torch.manual_seed(0)
     model = convnext_tiny(weights=None).eval()
     seen: dict[str, Tensor] = {}

@@ -69,7 +69,7 @@ def test_a_parameter_that_is_changed_before_its_use_keeps_the_width_of_the_maps(
     assert found.fixed == {"a": "'scale' of 0, changed before its use"}
 
 
-def test_a_normalisation_written_out_is_one() -> None:
+def test_a_normalization_written_out_is_one() -> None:
     class Written(FrozenBatchNorm2d):
         pass
 
@@ -97,7 +97,7 @@ def test_a_layer_that_is_used_again_reads_and_writes_the_same() -> None:
     assert apart.text(apart.follower.calls[1].axis) == "a"
 
 
-def test_a_normalisation_that_is_used_again_ties_what_it_meets() -> None:
+def test_a_normalization_that_is_used_again_ties_what_it_meets() -> None:
     found = Followed(Twice(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), MAP)
     assert found.axes == [".", "a", ".", "."] and found.text(found.follower.calls[-1].axis) == "a"
     assert [call.kind for call in found.follower.calls] == ["norm", "conv"]

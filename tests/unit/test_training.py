@@ -175,7 +175,7 @@ def test_snapshots_are_first_logarithmic_last_or_as_listed() -> None:
     assert training.snapshot_steps(settings(snapshots=[0, 7])) == [0, 7, 100]
 
 
-def test_weight_decay_spares_biases_and_normalisation() -> None:
+def test_weight_decay_spares_biases_and_normalization() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
     decayed, spared = training._optimizer(model, settings(weight_decay=0.1)).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3)] and decayed["weight_decay"] == 0.1
@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_message_and_nothing_finished_is_lost(values: dict[st
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     folder = tmp_path / "run"
     train(config.parse(values), tmp_path / "whole")
-    # Enough for a snapshot, and not for a checkpoint, which holds moments of the optimiser too.
+    # Enough for a snapshot, and not for a checkpoint, which holds moments of the optimizer too.
     with file_sizes_up_to(training.snapshot_path(tmp_path / "whole", 0).stat().st_size + 1000):
         result = CliRunner().invoke(main, ["train", "-c", str(tmp_path / "c.yaml"), "-o", str(folder)])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)

@@ -30,7 +30,7 @@ from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
 from eigendet.data.batches import classification_batches, detection_batches
 from eigendet.data.checks import check_dataset, check_sample
-from eigendet.data.samples import COLOURS, Colours, Rectangles
+from eigendet.data.samples import COLORS, Colors, Rectangles
 from eigendet.errors import UserError, some
 from eigendet.networks import checks, models
 from eigendet.networks.models import Definition
@@ -69,7 +69,7 @@ class NetworkContract(Contract, ABC):
     """Of networks: `side` is that of the square images that the tests use, in pixels."""
 
     side: ClassVar[int] = 64
-    steps: ClassVar[int] = 60  # in which a tiny set is learnt
+    steps: ClassVar[int] = 60  # in which a tiny set is learned
     learning_rate: ClassVar[float] = 3e-3
 
     @abstractmethod
@@ -147,7 +147,7 @@ class NetworkContract(Contract, ABC):
     def settings(self) -> Any: ...
 
     @property
-    def optimisation(self) -> dict[str, Any]:
+    def optimization(self) -> dict[str, Any]:
         """Settings that both kinds of networks learn with."""
         shared = {"steps": self.steps, "batch_size": 4, "optimizer": "adamw", "learning_rate": self.learning_rate}
         return shared | {"clip_norm": 5.0, "snapshots": 2, "log_every": 5, "flip": False}
@@ -159,7 +159,7 @@ class BackboneContract(NetworkContract):
     kind = "backbone"
 
     def definition(self) -> Definition:
-        return Definition(self.choice.model_dump(), COLOURS, (self.side, self.side))
+        return Definition(self.choice.model_dump(), COLORS, (self.side, self.side))
 
     def step(self, model: nn.Module) -> None:
         losses = training.classification_losses(model.train(), next(iter(self.task().batches(0))), CPU)
@@ -179,11 +179,11 @@ class BackboneContract(NetworkContract):
 
     def task(self) -> training.Task:
         return training.Task(
-            partial(classification_batches, Colours(self.side), self.settings(), 0), training.classification_losses
+            partial(classification_batches, Colors(self.side), self.settings(), 0), training.classification_losses
         )
 
     def settings(self) -> Pretraining:
-        return Pretraining(image_size=self.side, crop_scale=(1.0, 1.0), **self.optimisation)
+        return Pretraining(image_size=self.side, crop_scale=(1.0, 1.0), **self.optimization)
 
 
 class DetectorContract(NetworkContract):
@@ -200,7 +200,7 @@ class DetectorContract(NetworkContract):
 
     def definition(self) -> Definition:
         backbone = BackboneChoice(**self.backbone).model_dump()
-        return Definition(backbone, COLOURS, (self.side, self.side), self.choice.model_dump())
+        return Definition(backbone, COLORS, (self.side, self.side), self.choice.model_dump())
 
     def resizable(self) -> Definition:
         return replace(self.definition(), heads=True)
@@ -217,9 +217,7 @@ class DetectorContract(NetworkContract):
         images = [torch.rand(3, self.side // 2, self.side), torch.rand(3, 3 * self.side // 2, self.side)]
         with torch.no_grad(), plugins.failures_named(plugin):
             found = model(images)
-        checks.check_detections(
-            found, [(image.shape[1], image.shape[2]) for image in images], len(COLOURS), str(plugin)
-        )
+        checks.check_detections(found, [(image.shape[1], image.shape[2]) for image in images], len(COLORS), str(plugin))
         masks = all("masks" in entry for entry in found)
         learns = bool(getattr(model, "learns_masks", False))
         self.require(
@@ -244,7 +242,7 @@ class DetectorContract(NetworkContract):
         return training.Task(batches, training.detection_losses)
 
     def settings(self) -> DetectorTraining:
-        return DetectorTraining(min_size=self.side, max_size=self.side, scale_jitter=(1.0, 1.0), **self.optimisation)
+        return DetectorTraining(min_size=self.side, max_size=self.side, scale_jitter=(1.0, 1.0), **self.optimization)
 
 
 class DatasetContract(Contract):

@@ -78,7 +78,7 @@ rule spectrum:
         "../../envs/eigendet.yaml"
     params:
         folder=subpath(output.eigenvalues, parent=True),
-        raw="" if EXPERIMENT.widths.centred else "--raw",
+        raw="" if EXPERIMENT.widths.centered else "--raw",
     shell:
         "eigendet spectrum {input} {params.raw} --output {params.folder} > {log} 2>&1"
 

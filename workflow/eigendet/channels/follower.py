@@ -31,7 +31,7 @@ WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 @dataclass
 class Call:
-    """One use of weights: a convolution or product, a normalisation, or a parameter that stands alone."""
+    """One use of weights: a convolution or product, a normalization, or a parameter that stands alone."""
 
     path: str  # of the module; of the parameter, where it stands alone
     kind: str  # "conv", "linear", "product" of two maps, "norm" or "parameter"
@@ -171,7 +171,7 @@ class Follower(TorchDispatchMode):
             self.call(path, "norm", None, axis)
 
     def parameter(self, tensor: Tensor, dim: int, axis: Axis) -> None:
-        """A parameter or buffer that takes part by itself: of a normalisation written out, or one that scales maps."""
+        """A parameter or buffer that takes part by itself: of a normalization written out, or one that scales maps."""
         path, name = self.owners[id(tensor)]
         module = self.model.get_submodule(path)
         if isinstance(module, NORMS):

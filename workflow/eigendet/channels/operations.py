@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eigendet.channels.follower import Follower
 
 aten = torch.ops.aten
-NORMALISATIONS = {
+NORMALIZATIONS = {
     aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
     aten.native_group_norm, aten.native_layer_norm, aten.cudnn_batch_norm, aten._batch_norm_with_update,
     aten._batch_norm_no_update,
@@ -107,7 +107,7 @@ def _product(follower: Follower, function: Any, args: Any, kwargs: Any, outputs:
     )  # fmt: skip
 
 
-def _normalisation(follower: Follower, function: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+def _normalization(follower: Follower, function: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
     follower.note(outputs[0], follower.axes_of(args[0]))
     over = [tensor for tensor in args[1:] if isinstance(tensor, Tensor) and id(tensor) in follower.owners]
     if function.overloadpacket is aten.native_group_norm:
@@ -334,7 +334,7 @@ RULES: dict[Any, Callable[..., None]] = {
     aten.pixel_unshuffle: _pixel_shuffle,
     aten.bmm: _product,
     **dict.fromkeys((aten.permute, aten.t, aten.transpose), _permutation),
-    **dict.fromkeys(NORMALISATIONS, _normalisation),
+    **dict.fromkeys(NORMALIZATIONS, _normalization),
     **dict.fromkeys(RESHAPES, _reshape),
     **dict.fromkeys(SPLITS, _split),
     **dict.fromkeys(REDUCTIONS, _reduction),

@@ -44,7 +44,7 @@ class Sizes:
         return sum((factor * self.built[unknown] for unknown, factor in axis), Fraction(0))
 
     def resolve(self, axis: Axis) -> Axis:
-        """The axis over unknowns that are still free; neighbours of the same unknown become one term."""
+        """The axis over unknowns that are still free; neighbors of the same unknown become one term."""
         terms: list[tuple[int, Fraction]] = []
         for unknown, factor in axis:
             if unknown in self.solved:

@@ -7,7 +7,7 @@ longer.) Then it is built with other widths and followed again: where that fails
 the groups that took part are kept at their widths, with the reason.
 
 To rebuild with other widths, the network's own constructor runs again while the arguments of its layers are replaced,
-in order of construction. So whatever it does afterwards, initialisation above all, happens as it always does.
+in order of construction. So whatever it does afterwards, initialization above all, happens as it always does.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def trace(build: Build, size: tuple[int, int] = (SIDE, SIDE), regions: Mapping[s
 
 
 def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: bool = False) -> nn.Module:
-    """The network of `build` with other widths, initialised as `build` initialises it.
+    """The network of `build` with other widths, initialized as `build` initializes it.
 
     Args:
         channels: what `trace(build)` found.

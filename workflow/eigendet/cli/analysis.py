@@ -49,7 +49,7 @@ def merge(covariances: tuple[Path, ...], output: Path) -> None:
 
 @click.command()
 @click.argument("covariance", type=EXISTING)
-@click.option("--raw", is_flag=True, help="Of the raw second moments, for `widths.centred: false`.")
+@click.option("--raw", is_flag=True, help="Of the raw second moments, for `widths.centered: false`.")
 @output_option("Folder for eigenvalues.parquet, jackknife.parquet and similarity.h5.")
 def spectrum(covariance: Path, raw: bool, output: Path) -> None:
     """Eigenvalues and leading eigenvectors of a dump.
@@ -58,7 +58,7 @@ def spectrum(covariance: Path, raw: bool, output: Path) -> None:
     """
     from eigendet.spectra import spectrum as stage
 
-    stage.write(covariance, output, centred=not raw)
+    stage.write(covariance, output, centered=not raw)
 
 
 @click.command()

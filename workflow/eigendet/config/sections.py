@@ -78,7 +78,7 @@ class Data(Section):
     detection: Splits
 
 
-class Optimisation(Section):
+class Optimization(Section):
     """What both training loops share. Steps are optimizer updates."""
 
     steps: PositiveInt
@@ -86,7 +86,7 @@ class Optimisation(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.02
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; AdamW keeps its own betas")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="on weights; not on biases and normalisation")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="on weights; not on biases and normalization")
     warmup_steps: NonNegativeInt = Field(0, description="linear rise of the learning rate from 0")
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
@@ -118,7 +118,7 @@ class Optimisation(Section):
         return self
 
 
-class Pretraining(Optimisation):
+class Pretraining(Optimization):
     snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
         [], description="as of `training`; the last, from which detectors start, is always kept"
     )
@@ -133,7 +133,7 @@ class Pretraining(Optimisation):
         return self
 
 
-class DetectorTraining(Optimisation):
+class DetectorTraining(Optimization):
     min_size: PositiveInt = Field(800, description="shorter side after resizing, pixels")
     max_size: PositiveInt = Field(1333, description="longest side allowed, pixels")
     scale_jitter: tuple[PositiveFloat, PositiveFloat] = Field((0.8, 1.25), description="range of the random factor")
@@ -193,7 +193,7 @@ class WidthSettings(Section):
 
     arm: Literal["finetune", "scratch"] = Field("scratch", description="whose last spectra are read")
     point: Literal["conv", "norm", "act", "block"] = "act"
-    centred: bool = Field(True, description="covariance; false: raw second moments")
+    centered: bool = Field(True, description="covariance; false: raw second moments")
     rule: Annotated[PluginChoice, BeforeValidator(_named, json_schema_input_type=PluginChoice | str)] = Field(
         PluginChoice(plugin="dof"),
         description="plugin that gives a spectrum's dimension, with its options, or its name alone",

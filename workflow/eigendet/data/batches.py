@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from eigendet import processes
-from eigendet.config.sections import DetectorTraining, Optimisation, Pretraining
+from eigendet.config.sections import DetectorTraining, Optimization, Pretraining
 from eigendet.data.datasets import Classification, Detection, Target
 from eigendet.errors import UserError
 
@@ -133,7 +133,7 @@ def _masks(target: Target, kept: Tensor) -> Tensor:
 
 
 def _loader(
-    samples: Dataset[Sample], settings: Optimisation, start: int, collate: Callable[[list[Sample]], Batch]
+    samples: Dataset[Sample], settings: Optimization, start: int, collate: Callable[[list[Sample]], Batch]
 ) -> DataLoader[Batch]:
     size, mine, count = settings.batch_size, processes.rank(), processes.size()
     if size % count:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from eigendet.data.datasets import Target
 
-COLOURS = ["red", "green", "blue"]
+COLORS = ["red", "green", "blue"]
 
 
 class Rectangles:
-    """Four images of coloured rectangles on noise, with boxes and masks."""
+    """Four images of colored rectangles on noise, with boxes and masks."""
 
     def __init__(self, side: int) -> None:
-        self.classes = COLOURS
+        self.classes = COLORS
         self.notes: list[str] = []
         self.side, self.digest = side, f"rectangles {side}"
 
@@ -36,12 +36,12 @@ class Rectangles:
         for row in range(2):  # one in each half, so that neither hides the other
             height, width = random.integers(half // 2, half, 2)
             top, left = row * half + random.integers(0, half - height + 1), random.integers(0, self.side - width + 1)
-            colour = int(random.integers(len(COLOURS)))
+            color = int(random.integers(len(COLORS)))
             mask = np.zeros((self.side, self.side), dtype=np.uint8)
             mask[top : top + height, left : left + width] = 1
-            image[colour][mask == 1] = 230
+            image[color][mask == 1] = 230
             boxes.append([left, top, left + width, top + height])
-            labels.append(colour + 1)
+            labels.append(color + 1)
             masks.append(mask)
         return torch.from_numpy(image), {
             "boxes": torch.tensor(np.array(boxes), dtype=torch.float32),
@@ -52,13 +52,13 @@ class Rectangles:
         }
 
 
-class Colours:
-    """Four images of one colour each on noise."""
+class Colors:
+    """Four images of one color each on noise."""
 
     def __init__(self, side: int) -> None:
-        self.classes = COLOURS
+        self.classes = COLORS
         self.notes: list[str] = []
-        self.side, self.digest = side, f"colours {side}"
+        self.side, self.digest = side, f"colors {side}"
 
     def __len__(self) -> int:
         return 4

@@ -4,5 +4,5 @@ models      networks from their definitions; snapshots of them
 weights     weights of a backbone, from wherever they come
 checks      whether what a plugin gives is what it must
 parts       for authors of detectors: feature pyramids, the maps of a backbone, norms of heads
-norms       for authors of backbones: another normalisation in the place of batch norm
+norms       for authors of backbones: another normalization in the place of batch norm
 """

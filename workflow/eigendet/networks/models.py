@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         *_, channels = parts.feature_channels(backbone).values()
         self.head = nn.Linear(channels, classes)
-        # The same normalisation as torchvision's detectors.
+        # The same normalization as torchvision's detectors.
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)

@@ -1,4 +1,4 @@
-"""Another normalisation in the place of every batch norm of a network that is built already."""
+"""Another normalization in the place of every batch norm of a network that is built already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def with_norm(network: Network, norm: Norm, norm_groups: int = 32) -> Network:
-    """The network itself, with another normalisation in the place of every batch norm and under its name.
+    """The network itself, with another normalization in the place of every batch norm and under its name.
 
     Eps stays as it was, and momentum where there is one. Scale and shift are trained and begin as the batch norm's;
     those of frozen batch norms are constants, one and zero until weights are loaded. "own" leaves all as it is; "batch"

@@ -44,7 +44,7 @@ class PyramidBackbone(nn.Module):
         channels: of every level of the pyramid.
         extra: makes the levels beyond the backbone's maps.
         skip: how many of the finest maps the pyramid leaves out.
-        norm: makes a normalisation for so many channels after each convolution of the pyramid; None: without.
+        norm: makes a normalization for so many channels after each convolution of the pyramid; None: without.
 
     Raises:
         UserError: no map is left.

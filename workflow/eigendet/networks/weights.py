@@ -50,7 +50,7 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) 
         elif name not in found:
             raise UserError(
                 f"{source}: no '{name}', which the backbone needs; expected weights of the same network, "
-                "width and normalisation."
+                "width and normalization."
             )
         elif found[name].shape != tensor.shape:
             raise UserError(

@@ -241,11 +241,11 @@ class Covariance:
         self._join()
         return _symmetric(torch.addr(self._product, self._sum, self._sum, alpha=-1 / max(self.count, 1)))
 
-    def covariance(self, centred: bool = True) -> Tensor:
-        """Population covariance, scatter / count; with `centred=False` the second moment, which adds mean meanᵀ."""
+    def covariance(self, centered: bool = True) -> Tensor:
+        """Population covariance, scatter / count; with `centered=False` the second moment, which adds mean meanᵀ."""
         mean = self.mean
-        centred_moment = self.scatter / self.count
-        return centred_moment if centred else centred_moment + torch.outer(mean, mean)
+        centered_moment = self.scatter / self.count
+        return centered_moment if centered else centered_moment + torch.outer(mean, mean)
 
     def _round_shift(self) -> None:
         rounded = Covariance(self.channels, self.device)

@@ -1,7 +1,7 @@
 """Layers whose output is an affine map of each position, so that its moments follow from those of the input.
 
 For y = W x + b at every position, Σ_y = W Σ_x Wᵀ and μ_y = W μ_x + b. In a bottleneck network the widest maps are 1x1
-convolutions of maps four times narrower, and every normalisation with fixed statistics is a factor a channel.
+convolutions of maps four times narrower, and every normalization with fixed statistics is a factor a channel.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Affine:
 def affine_of(module: nn.Module) -> Affine | None:
     """The affine map that a module is, in copies of its weights, or None if it is another function.
 
-    Subclasses, hooks and parametrisations may change what a layer computes, so only plain layers count.
+    Subclasses, hooks and parametrizations may change what a layer computes, so only plain layers count.
     """
     if module._forward_hooks or module._forward_pre_hooks or is_parametrized(module):
         return None
@@ -63,7 +63,7 @@ def affine_of(module: nn.Module) -> Affine | None:
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             return None  # statistics of the batch
-        return _fixed_normalisation(module)
+        return _fixed_normalization(module)
     return None
 
 
@@ -95,7 +95,7 @@ def amplification(source: Covariance, affine: Affine) -> float:
     return noise / signal if signal > 0 else float("inf") if noise > 0 else 1.0
 
 
-def _fixed_normalisation(module: Any) -> Affine:
+def _fixed_normalization(module: Any) -> Affine:
     factor = (module.running_var.double() + module.eps).rsqrt()
     factor = factor if module.weight is None else factor * module.weight.detach().double()
     offset = -module.running_mean.double() * factor

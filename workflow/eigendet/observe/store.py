@@ -63,10 +63,10 @@ class Record:
         """Fewer samples than channels."""
         return self.count < len(self.mean)
 
-    def moment(self, centred: bool) -> np.ndarray:
+    def moment(self, centered: bool) -> np.ndarray:
         """Covariance, or the raw second moment, (C, C)."""
         covariance: np.ndarray = self.scatter / max(self.count, 1)
-        return covariance if centred else covariance + np.outer(self.mean, self.mean)
+        return covariance if centered else covariance + np.outer(self.mean, self.mean)
 
     @property
     def accumulator(self) -> Covariance:
@@ -258,7 +258,7 @@ def describe(path: Path) -> Iterator[str]:
         for name, tap in taps:
             record = _record(tap, 0)
             note = "  fewer samples than channels" if record.undersampled else ""
-            variance = np.trace(record.moment(centred=True))
+            variance = np.trace(record.moment(centered=True))
             numbers = f"{len(record.mean):>8}  {record.count:>10}  {record.padding:<8}  {variance:<8.3g}"
             yield f"{name:<{width}}  {numbers}{note}".rstrip()
 

@@ -17,23 +17,23 @@ import pandas as pd
 from eigendet.config import UNIFORM, Experiment
 from eigendet.files import replacing
 
-# Okabe and Ito's colours, then some of Tol's, told apart by colour-blind readers, on white and on black.
+# Okabe and Ito's colors, then some of Tol's, told apart by color-blind readers, on white and on black.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 PALETTE += ["#AA4466", "#999933", "#7766CC", "#44AA99", "#BB8855"]
 FORMATS = ("svg", "png")
 STATIC_WIDTH = 520  # pixels, of a file; on the page figures are as wide as there is room
 
-Colours = dict[str, str]
+Colors = dict[str, str]
 
 
-def colours(experiment: Experiment) -> Colours:
-    """Arm -> colour: always the same for those that most experiments have."""
+def colors(experiment: Experiment) -> Colors:
+    """Arm -> color: always the same for those that most experiments have."""
     usual = ["scratch", "finetune", "derived"]
     others = [arm for arm in experiment.all_arms if arm not in usual]
     return dict(zip([*usual, *others], itertools.cycle(PALETTE), strict=False))
 
 
-def scores(runs: pd.DataFrame, cost: str, colours: Colours) -> alt.Chart:
+def scores(runs: pd.DataFrame, cost: str, colors: Colors) -> alt.Chart:
     """AP of every run against a cost of its backbone, `backbone_parameters` or `backbone_macs`."""
     several = runs.groupby(["backbone", "detector"]).ngroups > 1
     table = runs[["arm", "backbone", "detector", "seed", cost]].assign(AP=100 * runs["AP"])
@@ -49,7 +49,7 @@ def scores(runs: pd.DataFrame, cost: str, colours: Colours) -> alt.Chart:
         .encode(
             x=alt.X(f"{cost}:Q").title(title[cost]).axis(format="~s").scale(zero=True),
             y=alt.Y("AP:Q").title("box AP, percent").scale(zero=False, padding=12),
-            color=_arms(table["arm"], colours),
+            color=_arms(table["arm"], colors),
             tooltip=[
                 "arm:N",
                 "seed:N",
@@ -62,7 +62,7 @@ def scores(runs: pd.DataFrame, cost: str, colours: Colours) -> alt.Chart:
     )
 
 
-def widths(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.FacetChart:
+def widths(entry: dict[str, Any], colors: Colors) -> alt.LayerChart | alt.FacetChart:
     """Widths of every arm by group; of derived ones the interval before rounding as well, where there is one."""
     reference = entry["derived"][0]["reference"]
     rows = [{"arm": "reference", "group": group, "width": width} for group, width in reference.items()]
@@ -75,7 +75,7 @@ def widths(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.Face
     table = pd.DataFrame(rows).assign(reference=lambda table: table["group"].map(reference))
     base = _chart(table).encode(
         y=alt.Y("group:N").sort(list(reference)).title("channel group, after its first layer").axis(labelLimit=260),
-        color=_arms(table["arm"], {"reference": "#888888"} | colours),
+        color=_arms(table["arm"], {"reference": "#888888"} | colors),
         tooltip=["group:N", "arm:N", "width:Q", "reference:Q",
                  alt.Tooltip("low:Q").format(".1f"), alt.Tooltip("high:Q").format(".1f")],
     )  # fmt: skip
@@ -87,7 +87,7 @@ def widths(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.Face
     return alt.layer(before, spans, points).properties(height=24 * len(reference))
 
 
-def front(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.FacetChart:
+def front(entry: dict[str, Any], colors: Colors) -> alt.LayerChart | alt.FacetChart:
     """Parameters against MACs: a line for each value of the rule's option, with what every arm has."""
     table = entry["front"].rename(columns={"mac_share": "MACs", "parameter_share": "parameters_share"})
     table = table[["widths", "cap", "MACs", "parameters_share", "on_front"]]
@@ -111,7 +111,7 @@ def front(entry: dict[str, Any], colours: Colours) -> alt.LayerChart | alt.Facet
         .transform_filter("isValid(datum.arm)")
         .mark_point(shape="diamond", size=160, filled=True, opacity=1)
         .encode(
-            x=x, y=y, color=_arms(arms["arm"], colours),
+            x=x, y=y, color=_arms(arms["arm"], colors),
             tooltip=["arm:N", alt.Tooltip("MACs:Q").format(".3f"), alt.Tooltip("parameters_share:Q").format(".3f")],
         )
     )  # fmt: skip
@@ -125,7 +125,7 @@ def course(table: pd.DataFrame, title: str, diverging: bool = False) -> alt.Char
 
     Args:
         table: columns layer (in order of execution), step, value.
-        diverging: zero is the middle of the colours.
+        diverging: zero is the middle of the colors.
     """
     largest = float(table["value"].abs().max())
     scale = alt.Scale(scheme="blueorange", domain=[-largest, largest]) if diverging else alt.Scale(scheme="viridis")
@@ -166,7 +166,7 @@ def spread(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     return alt.layer(points, means).properties(height=18 * len(order))
 
 
-def spectra(table: pd.DataFrame, colours: Colours, logarithmic: bool = True) -> alt.Chart:
+def spectra(table: pd.DataFrame, colors: Colors, logarithmic: bool = True) -> alt.Chart:
     """Spectra of one layer, a line a run, the arms overlaid.
 
     Args:
@@ -179,7 +179,7 @@ def spectra(table: pd.DataFrame, colours: Colours, logarithmic: bool = True) -> 
         .encode(
             x=alt.X("x:Q").title("index / width"),
             y=alt.Y("value:Q").scale(scale).title("eigenvalue / largest").axis(format=".0e" if logarithmic else "~g"),
-            color=_arms(table["arm"], colours),
+            color=_arms(table["arm"], colors),
             detail="seed:N",
             tooltip=["arm:N", "seed:N", alt.Tooltip("x:Q").format(".3~g"), alt.Tooltip("value:Q").format(".3~e")],
         )
@@ -221,6 +221,6 @@ def _data(table: pd.DataFrame) -> alt.Data:
     return alt.Data(values=table.astype(object).where(table.notna(), None).to_dict("records"))
 
 
-def _arms(present: Sequence[str] | pd.Series, colours: Colours) -> alt.Color:
-    shown = [arm for arm in colours if arm in set(present)]
-    return alt.Color("arm:N").scale(domain=shown, range=[colours[arm] for arm in shown]).title(None)
+def _arms(present: Sequence[str] | pd.Series, colors: Colors) -> alt.Color:
+    shown = [arm for arm in colors if arm in set(present)]
+    return alt.Color("arm:N").scale(domain=shown, range=[colors[arm] for arm in shown]).title(None)

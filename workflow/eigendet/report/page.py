@@ -62,14 +62,14 @@ def _static(folder: Path, experiment: Experiment, quantity: str) -> Iterator[tup
     known = views.quantities()
     if quantity not in known:
         raise UserError(f"--quantity: {unknown('quantity', quantity, known)}")
-    colours, runs = figures.colours(experiment), results.summary(folder, experiment)
+    colors, runs = figures.colors(experiment), results.summary(folder, experiment)
     for cost in ("backbone_parameters", "backbone_macs"):
-        yield f"scores {cost}", figures.scores(runs, cost, colours)
+        yield f"scores {cost}", figures.scores(runs, cost, colors)
     for entry in results.widths(folder, experiment):
         network = f"{entry['detector']} {entry['backbone']}"
-        yield f"widths {network}", figures.widths(entry, colours)
+        yield f"widths {network}", figures.widths(entry, colors)
         if entry["front"] is not None and not entry["front"].empty:
-            yield f"front {network}", figures.front(entry, colours)
+            yield f"front {network}", figures.front(entry, colors)
     for backbone, detector in experiment.networks:
         network = f"{detector} {backbone}"
         tables = results.comparison(folder, backbone, detector)
@@ -84,7 +84,7 @@ def _static(folder: Path, experiment: Experiment, quantity: str) -> Iterator[tup
             yield f"course {quantity} {arm} {network}", figures.course(rows, f"{title}: {arm}")
         layer, spectra = views.last_spectra(folder, experiment, backbone, detector)
         if layer:
-            yield f"spectra {layer} {network}", figures.spectra(spectra, colours)
+            yield f"spectra {layer} {network}", figures.spectra(spectra, colors)
 
 
 def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
@@ -92,7 +92,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         loader=jinja2.PackageLoader("eigendet.report", "template"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
-    colours = figures.colours(experiment)
+    colors = figures.colors(experiment)
     widths = [
         entry | {"name": figures.file_name(entry["detector"], entry["backbone"]),
                  "settled": findings.settled(entry["derived"]), "bounds": BOUNDS}
@@ -104,15 +104,15 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     }
     compared = {network: tables for network, tables in compared.items() if tables}
     charts: dict[str, Any] = {
-        f"scores-{cost}": figures.scores(runs, f"backbone_{cost}", colours) for cost in ("parameters", "macs")
+        f"scores-{cost}": figures.scores(runs, f"backbone_{cost}", colors) for cost in ("parameters", "macs")
     }
     for network, tables in compared.items():
         if not tables["distances"].empty:
             charts[f"spread-{figures.file_name(network)}"] = figures.spread(views.spread(tables))
     for entry in widths:
-        charts[f"widths-{entry['name']}"] = figures.widths(entry, colours)
+        charts[f"widths-{entry['name']}"] = figures.widths(entry, colors)
         if entry["front"] is not None and not entry["front"].empty:
-            charts[f"front-{entry['name']}"] = figures.front(entry, colours)
+            charts[f"front-{entry['name']}"] = figures.front(entry, colors)
     spectra = {
         f"{detector} on {backbone}": packed
         for backbone, detector in experiment.networks
@@ -122,8 +122,8 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     shown = {name for course in courses.values() for arm in course["arms"].values() for name in arm["values"]}
     shown |= {name for course in courses.values() for name in course["between"]}
     example = pd.DataFrame({"layer": ["a"], "step": [0], "value": [1.0]})
-    line = pd.DataFrame({"arm": list(colours), "seed": 0, "x": 1.0, "value": 1.0})
-    observed = {arm: colours[arm] for arm in experiment.dumped}
+    line = pd.DataFrame({"arm": list(colors), "seed": 0, "x": 1.0, "value": 1.0})
+    observed = {arm: colors[arm] for arm in experiment.dumped}
     content = {
         "figures": {name: figures.specification(chart) for name, chart in charts.items()},
         "specs": {

@@ -33,11 +33,11 @@ def quantities() -> dict[str, dict[str, str]]:
     }
     places = {"own start": "its own start", "pre-trained": "the pre-trained backbone", "arms": "the other arm"}
     between_maps = {
-        "jensen_shannon": ("spectral distance", "Jensen-Shannon distance of the normalised spectra, 0 to 1."),
+        "jensen_shannon": ("spectral distance", "Jensen-Shannon distance of the normalized spectra, 0 to 1."),
         "overlap": ("overlap", "Mean squared cosine of the principal angles between the leading eigenvectors, 0 to 1."),
         "cka": (
             "CKA",
-            "Linear centred kernel alignment of the images' means (unbiased), 1: the same but for rotation.",
+            "Linear centered kernel alignment of the images' means (unbiased), 1: the same but for rotation.",
         ),
     }
     for relation, place in places.items():

@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 
-from eigendet.config.sections import CovarianceSettings, Optimisation
+from eigendet.config.sections import CovarianceSettings, Optimization
 from eigendet.networks import models
 from eigendet.networks.models import Definition
 from eigendet.runs import covariances, training
@@ -53,9 +53,9 @@ class Footprint:
                 channels = [tap.covariance.channels for tap in taps]
         return cls(snapshot, 4 * models.parameter_count(model), tuple(channels), settings)
 
-    def checkpoint(self, optimisation: Optimisation) -> int:
+    def checkpoint(self, optimization: Optimization) -> int:
         """What resuming needs: beside the weights, what the optimizer keeps of each."""
-        moments = 2 if optimisation.optimizer == "adamw" else int(optimisation.momentum > 0)
+        moments = 2 if optimization.optimizer == "adamw" else int(optimization.momentum > 0)
         return self.snapshot + moments * self.parameters
 
     def dump(self, snapshots: int, images: int) -> int:

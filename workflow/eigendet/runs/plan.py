@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
-from eigendet.config.sections import Optimisation
+from eigendet.config.sections import Optimization
 from eigendet.data.datasets import open_splits
 from eigendet.networks import models
 from eigendet.networks.models import Definition
@@ -185,7 +185,7 @@ def _training(experiment: Experiment, network: Network, rule: str, arm: str) -> 
     )
 
 
-def _training_disk(settings: Optimisation, files: Footprint) -> int:
+def _training_disk(settings: Optimization, files: Footprint) -> int:
     """The most that a run has: before its last snapshot, two checkpoints, of which one is about to go."""
     return (len(snapshot_steps(settings)) - 1) * files.snapshot + 2 * files.checkpoint(settings)
 

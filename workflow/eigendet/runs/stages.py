@@ -13,7 +13,7 @@ import torch
 
 from eigendet import __version__, plugins, processes
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
-from eigendet.config.sections import IMMATERIAL, Optimisation
+from eigendet.config.sections import IMMATERIAL, Optimization
 from eigendet.data.batches import classification_batches, detection_batches, evaluation_crop, stream_seed
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, unknown
@@ -170,7 +170,7 @@ def versions() -> dict[str, Any]:
     return {"eigendet": __version__, "revision": revision + "+" * bool(changed), "torch": torch.__version__}
 
 
-def _material(settings: Optimisation) -> dict[str, Any]:
+def _material(settings: Optimization) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=IMMATERIAL)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
-from eigendet.config.sections import BackboneChoice, Optimisation
+from eigendet.config.sections import BackboneChoice, Optimization
 from eigendet.data.batches import classification_batches, detection_batches
 from eigendet.data.datasets import open_splits
 from eigendet.networks import models
@@ -27,7 +27,7 @@ IMAGES = 4  # looked at
 PASSES = 3  # forward passes that a training step amounts to: for each product, the backward pass takes two
 COVARIANCE = 2  # and a dump: about as long again for the covariances
 
-Settings = TypeVar("Settings", bound=Optimisation)
+Settings = TypeVar("Settings", bound=Optimization)
 
 
 class Throughput(NamedTuple):
@@ -78,7 +78,7 @@ def _short(settings: Settings) -> Settings:
 
 
 def _trained(
-    model: torch.nn.Module, definition: Definition, task: training.Task, settings: Optimisation, device: torch.device
+    model: torch.nn.Module, definition: Definition, task: training.Task, settings: Optimization, device: torch.device
 ) -> float:
     with tempfile.TemporaryDirectory() as folder:
         training.fit(Path(folder), model, definition, task, _short(settings), 0, {}, device)

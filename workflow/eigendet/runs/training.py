@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eigendet import processes
-from eigendet.config.sections import Optimisation
+from eigendet.config.sections import Optimization
 from eigendet.data.batches import stream_seed
 from eigendet.errors import UserError
 from eigendet.files import read_json, write_json, write_text
@@ -69,7 +69,7 @@ def fit(
     model: nn.Module,
     definition: Definition,
     task: Task,
-    settings: Optimisation,
+    settings: Optimization,
     seed: int,
     identity: dict[str, Any],
     device: torch.device,
@@ -172,7 +172,7 @@ def snapshot_path(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step_{step:07d}.pt"
 
 
-def snapshot_steps(settings: Optimisation) -> list[int]:
+def snapshot_steps(settings: Optimization) -> list[int]:
     """Steps at which weights are kept, ascending: those configured, or 0, logarithmically spaced ones, and the last.
 
     The last step is always among them.
@@ -183,7 +183,7 @@ def snapshot_steps(settings: Optimisation) -> list[int]:
     return sorted({0, *(round(float(step)) for step in spaced), settings.steps})
 
 
-def learning_rate(settings: Optimisation, step: int) -> float:
+def learning_rate(settings: Optimization, step: int) -> float:
     """Learning rate of the update that follows `step` updates: linear warm-up, then cosine to 0 or steps of a tenth."""
     rate = settings.learning_rate
     if step < settings.warmup_steps:
@@ -269,8 +269,8 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-def _optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.Optimizer:
-    """SGD or AdamW; weight decay on matrices and kernels, not on biases and normalisation."""
+def _optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
+    """SGD or AdamW; weight decay on matrices and kernels, not on biases and normalization."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},

@@ -124,8 +124,8 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             notes.append(
                 f"{run.name} was observed on other images than {runs[0].name}, so it is compared with no other run."
             )
-        if run.table["centred"].iloc[0] != runs[0].table["centred"].iloc[0]:
-            notes.append(f"{run.name} has spectra of another moment (centred or raw), so it is compared with none.")
+        if run.table["centered"].iloc[0] != runs[0].table["centered"].iloc[0]:
+            notes.append(f"{run.name} has spectra of another moment (centered or raw), so it is compared with none.")
             same = [other for other in same if other is not run]
     taps = set.intersection(*({tap for _, tap in run.spectra} for run in same))
     for run in same:
@@ -248,7 +248,7 @@ def tests(runs: Sequence[Run], distances: pd.DataFrame, numbers: pd.DataFrame) -
 
 def _rows(common: dict[str, Any], taps: Sequence[Tap], test: significance.Test) -> pd.DataFrame:
     table = pd.DataFrame(taps, columns=TAP).assign(**common)
-    columns = ("between", "within", "statistic", "p", "corrected", "overall", "smallest", "relabellings")
+    columns = ("between", "within", "statistic", "p", "corrected", "overall", "smallest", "relabelings")
     return table.assign(**{column: getattr(test, column) for column in columns})
 
 

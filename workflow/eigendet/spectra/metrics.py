@@ -91,7 +91,7 @@ def power_law(values: np.ndarray) -> tuple[float, float]:
 def effective_samples(variance: float, means: np.ndarray) -> float:
     """How many independent samples would have a mean that varies as much as the mean over all images.
 
-    Neighbouring positions of an image are alike, so that n of them are worth fewer. The mean over N images varies by
+    Neighboring positions of an image are alike, so that n of them are worth fewer. The mean over N images varies by
     tr(B) / N, B being the unbiased covariance between the images' means; that over n independent samples by tr(Σ) / n.
     Both are equal for n = N tr(Σ) / tr(B): Kish's effective sample size, the number of samples over their design effect
     (Survey Sampling, 1965).

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RELABELLINGS = 10_000  # at most: all there are, or so many at random
+RELABELINGS = 10_000  # at most: all there are, or so many at random
 TIE = 1e-9  # shares of the squared distances that are nearer than this are equal but for rounding
 
 
@@ -30,7 +30,7 @@ class Test:
     p: np.ndarray  # (L,) of each layer alone
     corrected: np.ndarray  # (L,) for as many tests as there are layers: of any false finding at all
     overall: float  # p-value of all layers at once
-    relabellings: int  # compared, the observed labels among them; 0 without a test
+    relabelings: int  # compared, the observed labels among them; 0 without a test
     smallest: float  # p-value that can be had, see `smallest_p`
     between: np.ndarray  # (L,) root mean square distance of two runs of different arms
     within: np.ndarray  # (L,) the same of two runs of one arm; nan where all arms have one run
@@ -41,10 +41,10 @@ def test(distances: np.ndarray, labels: Sequence[object] | np.ndarray) -> Test:
 
     The statistic is the pseudo-F of PERMANOVA (Anderson 2001), with squared distances d² of R runs:
     F = (T - W) / (W / (R - 2)), T = Σ d² / R over all pairs, W = Σ d² / (runs of the arm) over pairs of one arm.
-    p-values are the share of relabellings, the observed labels included, with a statistic as large:
+    p-values are the share of relabelings, the observed labels included, with a statistic as large:
 
     - `corrected`: by the largest statistic of any layer, step-down (maxT: Westfall & Young 1993), with
-      the same relabellings in all layers, which keeps how these depend on one another.
+      the same relabelings in all layers, which keeps how these depend on one another.
     - `overall`: by the mean of F over layers. In simulations of layers that depend on one another it finds a difference
       in all of them as often as the mean of log F, or of log(T / W), and one in few of them far more often.
 
@@ -64,7 +64,7 @@ def test(distances: np.ndarray, labels: Sequence[object] | np.ndarray) -> Test:
     smallest, overall = smallest_p(labels), np.nan
     if np.isnan(smallest):
         return Test(statistic, p, corrected, overall, 0, smallest, between, within)
-    drawn = _relabellings(first)
+    drawn = _relabelings(first)
     known = np.isfinite(squares).all(1)
     if known.any():
         shares = _within_shares(squares[known], drawn)
@@ -85,7 +85,7 @@ def differences(values: np.ndarray, labels: Sequence[object] | np.ndarray) -> Te
 
 
 def smallest_p(labels: Sequence[object] | np.ndarray) -> float:
-    """The smallest p-value that so many runs can give: 1 / (distinct relabellings, or of those that are compared).
+    """The smallest p-value that so many runs can give: 1 / (distinct relabelings, or of those that are compared).
 
     Arms of 2, 3, 4 and 5 runs: 1/3, 1/10, 1/35 and 1/126. nan if an arm has one run, and so no spread.
 
@@ -95,7 +95,7 @@ def smallest_p(labels: Sequence[object] | np.ndarray) -> float:
     first = _first_arm(labels)
     if min(first.sum(), (~first).sum()) < 2:
         return float("nan")
-    return 1 / min(_distinct(first), RELABELLINGS)
+    return 1 / min(_distinct(first), RELABELINGS)
 
 
 def _first_arm(labels: Sequence[object] | np.ndarray) -> np.ndarray:
@@ -112,10 +112,10 @@ def _distinct(first: np.ndarray) -> int:
     return math.comb(len(first), size) // (2 if 2 * size == len(first) else 1)
 
 
-def _relabellings(first: np.ndarray) -> np.ndarray:
+def _relabelings(first: np.ndarray) -> np.ndarray:
     """(M, R), bool: who is of the first arm; the observed labels come first."""
-    if _distinct(first) > RELABELLINGS:
-        drawn = np.random.default_rng(0).permuted(np.tile(first, (RELABELLINGS - 1, 1)), axis=1)
+    if _distinct(first) > RELABELINGS:
+        drawn = np.random.default_rng(0).permuted(np.tile(first, (RELABELINGS - 1, 1)), axis=1)
         return np.vstack([first, drawn])
     # In lexicographic order the second half of equal parts mirrors the first.
     parts = itertools.islice(itertools.combinations(range(len(first)), int(first.sum())), _distinct(first))
@@ -126,7 +126,7 @@ def _relabellings(first: np.ndarray) -> np.ndarray:
 
 
 def _within_shares(squares: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """W / T of every layer and relabelling, (L, M), from squared distances (L, pairs); 1 where all runs are equal.
+    """W / T of every layer and relabeling, (L, M), from squared distances (L, pairs); 1 where all runs are equal.
 
     F falls as it rises, in all layers alike, and it is finite.
     """

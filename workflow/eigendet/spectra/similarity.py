@@ -65,7 +65,7 @@ def subspace_overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def cka(first: np.ndarray, second: np.ndarray) -> float:
-    """Linear centred kernel alignment of two maps over the same images (Kornblith et al. 2019).
+    """Linear centered kernel alignment of two maps over the same images (Kornblith et al. 2019).
 
     HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)) of their Gram matrices, with the unbiased estimator of HSIC (Song et al. 2012,
     eq. 5), as by Nguyen, Raghu & Kornblith (2021): the biased one nears 1 where there are fewer images than channels.
@@ -84,7 +84,7 @@ def cka(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def gram(features: np.ndarray) -> np.ndarray:
-    """What `cka_of_grams` needs of a map: its Gram matrix over N images, U-centred, of norm 1.
+    """What `cka_of_grams` needs of a map: its Gram matrix over N images, U-centered, of norm 1.
 
     Args:
         features: (N, C), a row an image.
@@ -97,7 +97,7 @@ def gram(features: np.ndarray) -> np.ndarray:
     if known.any():
         rows -= rows.mean(0)  # changes nothing but the rounding errors, where features are far from zero
     found = np.full((len(features), len(features)), np.nan)
-    found[np.ix_(known, known)] = _u_centred(rows @ rows.T)
+    found[np.ix_(known, known)] = _u_centered(rows @ rows.T)
     return found
 
 
@@ -106,13 +106,13 @@ def cka_of_grams(first: np.ndarray, second: np.ndarray) -> float:
     known = np.isfinite(np.diag(first)) & np.isfinite(np.diag(second))
     if not known.any():
         return float("nan")
-    if not known.all():  # centring anew undoes what the images left out had contributed
-        first, second = (_u_centred(one[np.ix_(known, known)]) for one in (first, second))
+    if not known.all():  # centering anew undoes what the images left out had contributed
+        first, second = (_u_centered(one[np.ix_(known, known)]) for one in (first, second))
     return float(np.vdot(first, second))
 
 
-def _u_centred(matrix: np.ndarray) -> np.ndarray:
-    """A symmetric (n, n) matrix U-centred (Székely & Rizzo 2014), divided by its Frobenius norm; nan without variance.
+def _u_centered(matrix: np.ndarray) -> np.ndarray:
+    """A symmetric (n, n) matrix U-centered (Székely & Rizzo 2014), divided by its Frobenius norm; nan without variance.
 
     Its projection onto matrices of which the diagonal and the sums of rows are zero. The inner product of two of them,
     over n (n - 3), is the unbiased estimator of HSIC.

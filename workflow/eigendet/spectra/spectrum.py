@@ -7,7 +7,7 @@ A run's folder of spectra holds
     similarity.h5         what comparisons with other maps need, at every snapshot: step_0000000/<module#call:point>/
         directions        float32 (C, k): eigenvectors of the k largest eigenvalues, see `leading`
         images            float32 (N, at most N or C): features of the N images, whose products with one another are
-                          those of the means over positions, centred; NaN for an image without samples
+                          those of the means over positions, centered; NaN for an image without samples
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ def leading(channels: int) -> int:
     return max(1, min(DIRECTIONS, channels // SHARE))
 
 
-def write(covariance_file: Path, folder: Path, centred: bool = True) -> None:
+def write(covariance_file: Path, folder: Path, centered: bool = True) -> None:
     """Write a run's folder of spectra, see above, from a dump.
 
     The tables have the run's columns (arm, backbone, detector, seed), the tap's (step, module, call, point, channels,
-    samples, effective_samples: see `metrics`, centred: of the covariance or of the raw second moment), index (0 is the
+    samples, effective_samples: see `metrics`, centered: of the covariance or of the raw second moment), index (0 is the
     largest) and value. Their `attrs` say what the run was: its experiment, the definition of its network, its probe
     images.
 
@@ -128,10 +128,10 @@ def write(covariance_file: Path, folder: Path, centred: bool = True) -> None:
         similarity.attrs["about"] = json.dumps(about | {"images": images}, sort_keys=True)
         before: store.Record | None = None
         for record in store.read(covariance_file):
-            tap = {column: run[column] for column in RUN_COLUMNS} | _tap(record, centred)
+            tap = {column: run[column] for column in RUN_COLUMNS} | _tap(record, centered)
             if not record.equals(before):
-                values, directions = eigen(record.moment(centred), leading(len(record.mean)))
-                without = [eigenvalues(rest.moment(centred)) for rest in record.leaving_one_out()]
+                values, directions = eigen(record.moment(centered), leading(len(record.mean)))
+                without = [eigenvalues(rest.moment(centered)) for rest in record.leaving_one_out()]
             before = record
             spectra.append(_rows(tap, values))
             jackknife += [_rows(tap | {"left_out": number}, rest) for number, rest in enumerate(without)]
@@ -148,7 +148,7 @@ def write(covariance_file: Path, folder: Path, centred: bool = True) -> None:
 
 
 def compact(means: np.ndarray) -> np.ndarray:
-    """Features (N, at most N or C) with the same inner products as the centred rows of (N, C)."""
+    """Features (N, at most N or C) with the same inner products as the centered rows of (N, C)."""
     known = np.isfinite(means).all(1)
     rows = means[known].astype(np.float64)
     rows -= rows.mean(0) if len(rows) else 0.0
@@ -159,10 +159,10 @@ def compact(means: np.ndarray) -> np.ndarray:
     return found
 
 
-def _tap(record: store.Record, centred: bool) -> dict[str, Any]:
+def _tap(record: store.Record, centered: bool) -> dict[str, Any]:
     effective = np.nan
     if record.image_means is not None:
-        effective = metrics.effective_samples(float(np.trace(record.moment(centred=True))), record.image_means)
+        effective = metrics.effective_samples(float(np.trace(record.moment(centered=True))), record.image_means)
         effective = float(np.minimum(effective, record.count))  # what varies within images more than between them
     return {
         "step": record.step,
@@ -172,7 +172,7 @@ def _tap(record: store.Record, centred: bool) -> dict[str, Any]:
         "channels": len(record.mean),
         "samples": record.count,
         "effective_samples": effective,
-        "centred": centred,
+        "centered": centered,
     }
 
 

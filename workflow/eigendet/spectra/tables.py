@@ -10,7 +10,7 @@ import pandas as pd
 from eigendet.errors import UserError
 
 RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]
-TAP_COLUMNS = ["step", "module", "call", "point", "channels", "samples", "effective_samples", "centred"]
+TAP_COLUMNS = ["step", "module", "call", "point", "channels", "samples", "effective_samples", "centered"]
 
 
 def read_table(file: Path) -> pd.DataFrame:

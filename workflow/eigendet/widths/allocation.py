@@ -107,7 +107,7 @@ class Budget:
             if needed > share * total:
                 raise UserError(
                     f"widths.{name} is {share:g}; the narrowest network that widths.round_to ({settings.round_to}), "
-                    f"widths.min_factor ({settings.min_factor:g}) and its normalisation allow has "
+                    f"widths.min_factor ({settings.min_factor:g}) and its normalization allow has "
                     f"{math.ceil(1e4 * needed / total) / 1e4:.4f} of the reference's, so give at least that."
                 )
         return cls(costs, caps, multiple, least, most)

@@ -106,11 +106,14 @@ def of_groups(spectra: pd.DataFrame, channels: Channels, settings: WidthSettings
     Raises:
         UserError: the spectra are of the other moment; a group has no tap at any point.
     """
-    if not (spectra["centred"] == settings.centred).any():
-        moments = ("covariance", "raw second moments")[:: 1 if settings.centred else -1]
+    if not (spectra["centered"] == settings.centered).any():
+        wanted, found = (
+            ("covariance", "raw second moments") if settings.centered else ("raw second moments", "covariance")
+        )
+        again = "" if settings.centered else " with --raw"
         raise UserError(
-            f"widths.centred is {str(settings.centred).lower()}, which means spectra of the {moments[0]}; these are of "
-            f"the {moments[1]}: run 'eigendet spectrum' again{'' if settings.centred else ' with --raw'}."
+            f"widths.centered is {str(settings.centered).lower()}, which means spectra of the {wanted}; these are of the "
+            f"{found}: run 'eigendet spectrum' again{again}."
         )
     by_seed = spectra.groupby("seed")["step"]
     step = by_seed.transform("min") if first else by_seed.transform("max")

@@ -43,7 +43,7 @@ def example(*, channels: PositiveInt = 32, blocks: Annotated[int, Field(ge=1, le
             )
 
         def forward(self, images: Tensor) -> dict[str, Tensor]:
-            # Images come normalised. Maps are named, finest first: strides 4, 8, 16 and 32.
+            # Images come normalized. Maps are named, finest first: strides 4, 8, 16 and 32.
             x = self.stem(images)
             maps = {}
             for number, stage in enumerate(self.stages):
