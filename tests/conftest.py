@@ -86,7 +86,7 @@ def minimal_experiment() -> dict[str, Any]:
     detection = {"plugin": "digit_scenes", "size": 64, "digits": 3}
     optimization = {"optimizer": "adamw", "learning_rate": 1e-3, "snapshots": 3, "log_every": 2, "checkpoint_every": 2}
     return {
-        "experiment": "minimal",
+        "name": "minimal",
         "device": "cpu",
         "seeds": [0],
         "data": {

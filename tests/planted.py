@@ -1,4 +1,4 @@
-"""Tables of spectra of a known rank, as `eigendet spectrum` writes them."""
+"""Tables of spectra of a known rank, as `eigendet spectra` writes them."""
 
 from __future__ import annotations
 

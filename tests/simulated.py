@@ -52,16 +52,16 @@ def simulate(
             random = np.random.default_rng([number, seed])
             taps = [(step, _taps(random, share, layers, channels, effect if number == 0 else 0.0))
                     for step, share in zip(steps, np.linspace(0, 1, len(steps)), strict=True)]  # fmt: skip
-            provenance = {"run": run, "experiment": experiment.experiment, "probe": {"split": "train"}}
-            store.write(folder / "covariance" / f"{path}.h5", taps, provenance, range(IMAGES))
-            spectrum.write(folder / "covariance" / f"{path}.h5", folder / "spectra" / path)
+            provenance = {"run": run, "experiment": experiment.name, "probe": {"split": "train"}}
+            store.write_covariances(folder / "covariance" / f"{path}.h5", taps, provenance, range(IMAGES))
+            spectrum.write_spectra(folder / "covariance" / f"{path}.h5", folder / "spectra" / path)
     return experiment
 
 
 def compare(folder: Path) -> list[str]:
     """Write the comparison of all runs."""
     spectra = sorted(path.parent for path in (folder / "spectra").rglob("eigenvalues.parquet"))
-    return comparison.write(spectra, folder / "comparison/tiny/rcnn", plugins.rules())
+    return comparison.write_comparison(spectra, folder / "comparison/tiny/rcnn", plugins.rules())
 
 
 def write_run(folder: Path, path: Path, run: dict[str, Any], steps: Sequence[int]) -> None:

@@ -84,10 +84,10 @@ def dump(path: Path, number: int) -> None:
     for part in range(PARTS):
         parts.append(path.with_suffix(f".part{part}.h5"))
         seen = names[part::PARTS]
-        store.write(parts[-1], [(STEPS[-1], taps(number, STEPS[-1], 1 / PARTS))], provenance, seen)
+        store.write_covariances(parts[-1], [(STEPS[-1], taps(number, STEPS[-1], 1 / PARTS))], provenance, seen)
     first, last = path.with_suffix(".first.h5"), path.with_suffix(".last.h5")
     store.merge(last, parts, range(len(parts)))
-    store.write(first, ((step, taps(number, step, 1.0)) for step in STEPS[:-1]), provenance, names)
+    store.write_covariances(first, ((step, taps(number, step, 1.0)) for step in STEPS[:-1]), provenance, names)
     store.join(path, [first, last])
     for temporary in (first, last, *parts):
         temporary.unlink()
@@ -117,12 +117,12 @@ def main() -> int:
                 dump(folder / f"{number}.h5", number)
                 size = max(size, (folder / f"{number}.h5").stat().st_size)
             times.append(
-                timed([("spectrum", f"{folder}/{n}.h5", "--output", f"{folder}/spectra/{n}") for n in pair], threads=1)
+                timed([("spectra", f"{folder}/{n}.h5", "--output", f"{folder}/spectra/{n}") for n in pair], threads=1)
             )
             for number in pair:
                 (folder / f"{number}.h5").unlink()
         spectra = [f"{folder}/spectra/{number}" for number in range(len(RUNS))]
-        compared = timed([("compare", *spectra, "--output", f"{folder}/comparison")], threads=2)
+        compared = timed([("comparison", *spectra, "--output", f"{folder}/comparison")], threads=2)
         kept = sum(file.stat().st_size for file in (folder / "spectra").rglob("*") if file.is_file())
     finally:
         shutil.rmtree(folder)

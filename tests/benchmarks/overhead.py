@@ -1,4 +1,4 @@
-"""What the demo took beside training, dumping and analysis: `make overhead` writes overhead.md beside this file.
+"""What the demo took beside training, observing and analysis: `make overhead` writes overhead.md beside this file.
 
 Times are from the benchmark files that Snakemake wrote in results/digits. A core's seconds that no job used count as
 overhead: the workflow's own start, and waiting for what others need first. So do the checks before any run. Everything
@@ -25,13 +25,13 @@ BENCHMARKS = Path("results/digits/benchmarks")
 NETWORKS = "eigendet.runs.stages, eigendet.runs.covariances, torchvision.models.detection"
 # Rules by what they are for, in the order of the workflow, with the modules that their jobs import.
 STAGES = {
-    "checks": {"data": "eigendet.data.datasets", "networks": NETWORKS},
-    "training": dict.fromkeys(("pretrain", "finetune", "scratch", "retrain"), NETWORKS + ", torch._dynamo"),
-    "dumping": {"dump_covariance": NETWORKS},
+    "checks": {"check_data": "eigendet.data.datasets", "check_network": NETWORKS},
+    "training": dict.fromkeys(("pretrain", "train"), NETWORKS + ", torch._dynamo"),
+    "observing": {"covariance": NETWORKS},
     "analysis": {
-        "spectrum": "eigendet.spectra.spectrum", "compare": "eigendet.spectra.comparison",
+        "spectra": "eigendet.spectra.spectrum", "comparison": "eigendet.spectra.comparison",
         "report": "eigendet.report.page",
-        **dict.fromkeys(("derive_widths", "pareto_front", "evaluate", "latency"), NETWORKS),
+        **dict.fromkeys(("widths", "front", "evaluate", "latency"), NETWORKS),
     },
 }  # fmt: skip
 RUNS = 3

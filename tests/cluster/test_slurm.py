@@ -40,7 +40,7 @@ def experiment() -> dict[str, Any]:
     values = minimal_experiment()
     values["arms"] = {"finetune": {}, "scratch": {}, "derived": {}}
     values["training"] |= {"steps": 200, "checkpoint_every": 1000}
-    values["covariance"] |= {"dump_shards": 2, "arms": ["scratch"]}
+    values["covariance"] |= {"shards": 2, "arms": ["scratch"]}
     return values
 
 
@@ -58,10 +58,12 @@ def queue(environment: dict[str, str], *columns: str) -> list[list[str]]:
     return [row.split("|") for row in answer.splitlines()]
 
 
-def requeue(environment: dict[str, str], rule: str, run: Path) -> str:
-    """Have the job of a rule started anew in the middle of its run; its number."""
+def requeue(environment: dict[str, str], arm: str, run: Path) -> str:
+    """Have the training of an arm started anew in the middle of its run; its number."""
     _until((run / "log.csv").exists, "no training has begun")
-    number = next(job for job, comment in queue(environment, "%i", "%k") if comment.startswith(f"rule_{rule}_"))
+    number = next(
+        job for job, comment in queue(environment, "%i", "%k") if comment.startswith(f"rule_train_wildcards_{arm}")
+    )
     subprocess.run(["scontrol", "requeue", number], env=environment, check=True)
     _until((run / "last.ckpt").exists, "no checkpoint was written")
     _until(lambda: [number, "PENDING"] in queue(environment, "%i", "%T"), f"job {number} is not waiting again")
@@ -86,7 +88,7 @@ def test_a_job_that_is_requeued_goes_on_to_the_weights_of_one_that_was_not(
         number = requeue(environment, "scratch", run)
         assert process.wait() == 0, output(tmp_path)
     assert f"has been submitted with SLURM jobid {number} " in output(tmp_path)
-    log = (tmp_path / "results/minimal/logs/scratch/tiny/rcnn/seed_0.log").read_text()
+    log = (tmp_path / "results/minimal/logs/train/scratch/tiny/rcnn/seed_0.log").read_text()
     assert "resuming from step" in log
     stages.train(config.parse(experiment()), "scratch", "tiny", "rcnn", 0, tmp_path / "here")
     first, second = (
@@ -131,17 +133,16 @@ def test_the_experiment_gives_the_same_on_slurm_although_a_job_is_requeued(
     for rule in (
         "check_data",
         "pretrain",
-        "finetune",
-        "dump_shard",
-        "merge_covariance",
-        "spectrum",
-        "retrain",
+        "train",
+        "covariance_shard",
+        "merge",
+        "spectra",
         "evaluate",
     ):
         assert f"rule_{rule}/" in said, f"{rule} was not run by Slurm"
-    for rule in ("derive_widths", "report"):
+    for rule in ("widths", "report"):
         assert f"localrule {rule}:" in said
-    log = (there / "results/minimal/logs/scratch/tiny/rcnn/seed_0.log").read_text()
+    log = (there / "results/minimal/logs/train/scratch/tiny/rcnn/seed_0.log").read_text()
     assert "resuming from step" in log
     same_results(here / "results/minimal", there / "results/minimal")
 
@@ -178,9 +179,9 @@ def tensors(content: Any) -> Any:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["scratch:slurm_partition=nosuch", "pretrain:gpu=1"], "invalid partition specified: nosuch"),
+        (["train:slurm_partition=nosuch", "pretrain:gpu=1"], "invalid partition specified: nosuch"),
         pytest.param(
-            ["scratch:gpu=1", "--config", "device=auto"],
+            ["train:gpu=1", "--config", "device=auto"],
             "the job asks for 1 GPUs, and torch finds 0 here",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine"),
         ),

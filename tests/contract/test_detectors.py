@@ -83,7 +83,7 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
         assert list(parts.feature_channels(models.backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
         settings = CovarianceSettings(points=["act", "fpn"])
         images = covariances.Images(data, [0], torch.device("cpu"))
-        found = {str(tap.key): tap for tap in covariances.tapped(model.eval(), settings, images)}
+        found = {str(tap.key): tap for tap in covariances.observed_taps(model.eval(), settings, images)}
         assert found["layer4.1.relu#1:act"].covariance.channels == widths["layer4.0.conv2"]
         assert sum(tap.key.point == "fpn" for tap in found.values()) == 5
         assert {tap.padding for tap in found.values()} == {"excluded"}
@@ -126,7 +126,7 @@ def test_heads_are_tapped_on_request_a_shared_one_for_each_level(name: str, valu
     data = open_splits(config.parse(values), "detection")["train"]
     settings = CovarianceSettings(points=["conv", "linear"], heads=True)
     images = covariances.Images(data, [0], torch.device("cpu"))
-    found = {str(tap.key): tap for tap in covariances.tapped(definition(name).build(), settings, images)}
+    found = {str(tap.key): tap for tap in covariances.observed_taps(definition(name).build(), settings, images)}
     shared = {"retinanet": "head.classification_head.conv.0.0"}.get(name, "rpn.head.conv.0.0")
     assert [key for key in found if key.startswith(f"{shared}#")] == [f"{shared}#{level}:conv" for level in range(5)]
     if name != "retinanet":

@@ -222,9 +222,9 @@ def test_default_boxes_are_those_of_ssd_on_a_canvas_of_the_images_size_and_the_s
 def test_heads_are_tapped_for_each_level() -> None:
     images = covariances.Images(Rectangles(64), [0], torch.device("cpu"))
     settings = CovarianceSettings(points=["norm", "conv"], heads=True)
-    found = {str(tap.key) for tap in covariances.tapped(definition("fcos").build(), settings, images)}
+    found = {str(tap.key) for tap in covariances.observed_taps(definition("fcos").build(), settings, images)}
     assert {f"head.classification_head.conv.1#{level}:norm" for level in range(5)} <= found
-    found = {str(tap.key) for tap in covariances.tapped(definition("ssd").build(), settings, images)}
+    found = {str(tap.key) for tap in covariances.observed_taps(definition("ssd").build(), settings, images)}
     assert {"backbone.extra.0.1.0#0:conv", "head.regression_head.module_list.4#0:conv"} <= found
 
 

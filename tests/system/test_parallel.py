@@ -78,9 +78,9 @@ def test_two_processes_learn_as_one_does(experiment: Callable[..., config.Experi
 def test_two_processes_dump_what_one_dumps(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:
     one = experiment(steps=2)
     stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "run")
-    covariances.dump(one, tmp_path / "run", tmp_path / "one.h5")
+    covariances.compute_covariance(one, tmp_path / "run", tmp_path / "one.h5")
     subprocess.run(
-        command(tmp_path, "dump", tmp_path / "run", "--devices", "2", "--output", tmp_path / "two.h5"), check=True
+        command(tmp_path, "covariance", tmp_path / "run", "--devices", "2", "--output", tmp_path / "two.h5"), check=True
     )
     assert store.images(tmp_path / "one.h5") == store.images(tmp_path / "two.h5")
     for alone, shared in zip(store.read(tmp_path / "one.h5"), store.read(tmp_path / "two.h5"), strict=True):

@@ -22,11 +22,11 @@ VERBS = [
     "train",
     "evaluate",
     "latency",
-    "dump",
+    "covariance",
     "inspect",
     "merge",
-    "spectrum",
-    "compare",
+    "spectra",
+    "comparison",
     "channels",
     "widths",
     "front",
@@ -100,14 +100,14 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
     for measured in json.loads((results / "latency.json").read_text())["runs"]:
         assert 0 < measured["backbone"]["median"] < measured["detector"]["median"]
         assert measured["detector"]["low"] <= measured["detector"]["median"] <= measured["detector"]["high"]
-    run("dump", "-c", configuration, results / "scratch", "-o", results / "c.h5")
+    run("covariance", "-c", configuration, results / "scratch", "-o", results / "c.h5")
     assert re.search(r"^layer4.1.relu#1:act +64 +12 +excluded ", run("inspect", results / "c.h5"), re.MULTILINE)
     for part in ("1/3", "3/3"):
-        run("dump", "-c", configuration, results / "scratch", "--shard", part, "-o", results / f"{part[0]}.h5")
+        run("covariance", "-c", configuration, results / "scratch", "--shard", part, "-o", results / f"{part[0]}.h5")
     merged = run("merge", results / "1.h5", results / "3.h5", "-o", results / "two.h5")
     assert "2 of the 3 probe images: shards are missing" in merged
-    run("spectrum", results / "c.h5", "-o", results / "spectra")
-    run("compare", results / "spectra", "-o", results / "comparison")
+    run("spectra", results / "c.h5", "-o", results / "spectra")
+    run("comparison", results / "spectra", "-o", results / "comparison")
     assert not pd.read_parquet(results / "comparison/metrics.parquet").empty
     derived = results / "widths/derived.json"
     assert "of the parameters" in run("widths", "-c", configuration, "derived", results / "spectra", "-o", derived)
@@ -127,8 +127,9 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         (["train", "-c", "no.yaml", "-o", "x"], "Path 'no.yaml' does not exist"),
         (["train", "-o", "x", "--backbone", "vgg"], "unknown entry of backbones 'vgg'"),
         (["evaluate", "README.md", "-o", "x"], "README.md/run.json: cannot be read"),
-        (["dump", "plugins", "-o", "x"], "plugins/run.json: cannot be read"),
-        (["spectrum", "README.md", "-o", "x"], "README.md: not HDF5, or truncated"),
+        (["dump", "plugins", "-o", "x"], "'dump' is called 'covariance' now: eigendet covariance --help"),
+        (["covariance", "plugins", "-o", "x"], "plugins/run.json: cannot be read"),
+        (["spectra", "README.md", "-o", "x"], "README.md: not HDF5, or truncated"),
         (["widths", "derived", "plugins", "-o", "x"], "plugins/eigenvalues.parquet: no such file"),
         (
             ["widths", "derived", "-o", "x"],
@@ -136,7 +137,7 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         ),
         (["widths", "scratch", "-o", "x"], "unknown arm with widths of its own 'scratch'. Known: derived, profile"),
         (["report", "plugins"], "plugins/config.yaml: cannot be read"),
-        (["dump", "plugins", "-o", "x", "--shard", "9/8"], "--shard: got '9/8'; expected K/N with K from 1 to N"),
+        (["covariance", "plugins", "-o", "x", "--shard", "9/8"], "--shard: got '9/8'; expected K/N with K from 1 to N"),
         (["channels", "resnet19"], "unknown entry of backbones 'resnet19'"),
         (["evaluate", "README.md", "-o", "/proc/x.json"], "README.md/run.json: cannot be read"),
     ],

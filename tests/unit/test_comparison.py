@@ -133,8 +133,8 @@ def rewritten(folder: Path, path: str, **changes: object) -> None:
 
     kept = {step: records for step, records in snapshots.items() if step not in changes.get("without", ())}  # type: ignore[operator]
     taps = [(step, [tap(n, record) for n, record in enumerate(records)]) for step, records in kept.items()]
-    store.write(file, taps, provenance, range(12))
-    spectrum.write(file, folder / "spectra" / path)
+    store.write_covariances(file, taps, provenance, range(12))
+    spectrum.write_spectra(file, folder / "spectra" / path)
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
@@ -185,16 +185,16 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     simulate(tmp_path, seeds=(0,))
     first = tmp_path / "spectra/finetune/tiny/rcnn/seed_0"
     with pytest.raises(UserError, match=r"seed_0: finetune seed 0 is given twice"):
-        comparison.write([first, first], tmp_path / "out", {})
-    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectrum' writes it"):
-        comparison.write([tmp_path / "nowhere"], tmp_path / "out", {})
+        comparison.write_comparison([first, first], tmp_path / "out", {})
+    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectra' writes it"):
+        comparison.write_comparison([tmp_path / "nowhere"], tmp_path / "out", {})
     run = {"arm": "scratch", "backbone": "tiny", "detector": "other", "seed": 0}
     rewritten(tmp_path, "scratch/tiny/rcnn/seed_0", run=run)
     with pytest.raises(UserError, match=r"of the detector 'other'; .* is of 'rcnn'"):
-        comparison.write([first, tmp_path / "spectra/scratch/tiny/rcnn/seed_0"], tmp_path / "out", {})
+        comparison.write_comparison([first, tmp_path / "spectra/scratch/tiny/rcnn/seed_0"], tmp_path / "out", {})
     (first / "eigenvalues.parquet").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"no spectra of this 'eigendet spectrum'"):
-        comparison.write([first], tmp_path / "out", {})
+    with pytest.raises(UserError, match=r"no spectra of this 'eigendet spectra'"):
+        comparison.write_comparison([first], tmp_path / "out", {})
     with pytest.raises(UserError, match=r"holds no spectra of this experiment"):
         config_only = tmp_path / "empty"
         config_only.mkdir()

@@ -26,7 +26,7 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     ("key", "value", "message"),
     [
         ("training.stepz", 5, "training.stepz: unknown key; did you mean 'steps'? accepted here: steps, batch_size"),
-        ("trainin", {}, "trainin: unknown key; did you mean 'training'? accepted here: experiment"),
+        ("trainin", {}, "trainin: unknown key; did you mean 'training'? accepted here: name"),
         ("training.steps", "many", "training.steps: got 'many'; input should be a valid integer"),
         ("training.steps", 0, "training.steps: got 0; input should be greater than 0"),
         ("training.steps", True, "training.steps: got True; expected a number"),
@@ -37,7 +37,7 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("training.max_size", 32, "training: min_size is 64; it must not exceed max_size, 32"),
         ("arms", {"scratc": {}}, "arms: unknown arm 'scratc'. Did you mean 'scratch'?"),
         ("arms", {"scratch": {"widths": "a.json"}}, "arms.scratch.widths is given; this arm has widths of its own"),
-        ("arms", {"scratch": {}, "mine": {"widths": 3}}, "arms.mine.widths: got 3; expected a file of widths"),
+        ("arms", {"scratch": {}, "mine": {"widths": 3}}, "arms.mine.widths: got 3; input should be a valid string"),
         ("arms", {"scratch": {}, "mine": {"widths": ""}}, "arms.mine.widths: got ''; expected a file of widths"),
         ("widths.macs", float("inf"), "widths.macs: got inf; input should be a finite number"),
         ("arms", {"scratch": {}, "profile": {}}, "arms.profile is compared with derived, which is not in arms"),
@@ -51,7 +51,7 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             ["relu"],
             "covariance.points.0: got 'relu'; input should be 'conv', 'linear', 'norm', 'act'",
         ),
-        ("covariance.arms", ["finetune"], "widths.arm is 'scratch', whose covariance is not dumped"),
+        ("covariance.arms", ["finetune"], "widths.arm is 'scratch', whose covariance is not observed"),
         ("covariance.arms", ["scrach"], "covariance.arms: unknown arm 'scrach'. Did you mean 'scratch'?"),
         ("widths.macs", None, "widths: macs, parameters and activations are all null; give at least one cap"),
         ("widths", {"min_factor": 2.0, "max_factor": 1.5}, "min_factor is 2.0; it must not exceed max_factor, 1.5"),
@@ -60,7 +60,10 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("widths.round_to", -1, "widths.round_to: got -1; input should be greater than 0"),
         ("widths.rule", 3, "widths.rule: got 3; expected a mapping with keys such as plugin"),
         ("data.classification", None, "which needs the sections data.classification and pretraining"),
-        ("experiment", "a/b", "experiment: got 'a/b'"),
+        ("name", "a/b", "name: got 'a/b'"),
+        ("experiment", "digits", "experiment: is called 'name' now"),
+        ("widths.centred", True, "widths.centred: is called 'widths.centered' now"),
+        ("covariance.dump_shards", 2, "covariance.dump_shards: is called 'covariance.shards' now"),
         ("detectors", {}, "detectors: got {}"),
     ],
 )
@@ -77,7 +80,7 @@ def test_each_round_starts_from_the_spectra_of_the_round_before(values: dict[str
     values |= {"rounds": 3, "arms": {"scratch": {}, "derived": {"steps": 9}, "profile": {}, "permuted": {}}}
     experiment = config.parse(values)
     assert experiment.all_arms == ["scratch", "derived", "derived_2", "derived_3", "profile", "permuted"]
-    assert experiment.dumped == ["scratch", "derived", "derived_2"]
+    assert experiment.observed == ["scratch", "derived", "derived_2"]
     sources = [experiment.spectra_for(arm) for arm in experiment.all_arms]
     assert sources == [None, "scratch", "derived", "derived_2", None, "derived_2"]
     assert experiment.training_of("derived_3").steps == 9
@@ -126,7 +129,7 @@ def test_the_written_configuration_reads_back_to_the_same(values: dict[str, Any]
 @pytest.mark.parametrize("file", sorted((ROOT / "workflow/experiments").glob("*.yaml")), ids=lambda file: file.name)
 def test_the_shipped_experiments_are_valid(file: Path) -> None:
     base = file.with_name(file.name.replace("_full", ""))
-    assert config.load([base, file]).experiment == file.stem
+    assert config.load([base, file]).name == file.stem
 
 
 def test_the_schema_file_is_up_to_date() -> None:

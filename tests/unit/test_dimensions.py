@@ -113,7 +113,7 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
         read(row(network, arm="finetune"), row(network, arm="finetune", seed=1))
     with pytest.raises(UserError, match="0: tables of no arm; expected some of the arm scratch"):
         read(good[:0])
-    with pytest.raises(UserError, match=r"no table of this 'eigendet spectrum' \(.*value.*\); run it again"):
+    with pytest.raises(UserError, match=r"no table of this 'eigendet spectra' \(.*value.*\); run it again"):
         read(good.drop(columns="value"))
     other = row(network)
     other.attrs = good.attrs | {"experiment": "bccd"}
@@ -126,12 +126,12 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
         read(row(replace(network, detector={"plugin": "retinanet"})))
     other = row(network)
     other.attrs = {}
-    with pytest.raises(UserError, match=r"no table of this 'eigendet spectrum' \('definition'\); run it again"):
+    with pytest.raises(UserError, match=r"no table of this 'eigendet spectra' \('definition'\); run it again"):
         read(other)
     (tmp_path / "0/eigenvalues.parquet").write_text("no")
-    with pytest.raises(UserError, match="no table of this 'eigendet spectrum'"):
+    with pytest.raises(UserError, match="no table of this 'eigendet spectra'"):
         dimensions.read("minimal", network, "scratch", [tmp_path / "0"], "eigenvalues")
-    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectrum' writes it"):
+    with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectra' writes it"):
         dimensions.read("minimal", network, "scratch", [tmp_path / "nowhere"], "eigenvalues")
 
 
@@ -145,7 +145,7 @@ def test_a_jackknife_may_be_empty_but_not_of_another_arm(values: dict[str, Any],
     with pytest.raises(UserError, match="tables of finetune; expected some of the arm scratch"):
         dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")
     row(network).to_parquet(tmp_path / "jackknife.parquet")  # without the column of what was left out
-    with pytest.raises(UserError, match="no table of this 'eigendet spectrum'"):
+    with pytest.raises(UserError, match="no table of this 'eigendet spectra'"):
         dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")
     with pytest.raises(UserError, match="SPECTRA: none given; expected folders of the arm scratch"):
         dimensions.read("minimal", network, "scratch", [], "eigenvalues")

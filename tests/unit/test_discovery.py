@@ -159,13 +159,13 @@ def test_what_new_writes_keeps_the_contract(folder: Path, kind: discovery.Kind) 
 
 
 def test_check_says_which_promise_is_broken(folder: Path) -> None:
-    plugin_commands.write("rule", "mine", folder)
+    plugin_commands.write_example("rule", "mine", folder)
     file = folder / "mine.py"
     file.write_text(file.read_text().replace("share * values.mean()", "share"))
     code, output = listed("check", "mine")
     assert code == 1 and "  yes  a dimension is between one and all channels" in output
     assert "  no   units do not matter: rule plugin 'mine' (plugins/mine.py:14): gives [0.0, " in output
-    plugin_commands.write("rule", "other", folder)
+    plugin_commands.write_example("rule", "other", folder)
     file = folder / "other.py"
     file.write_text(file.read_text().replace("    return ", "    return 1 / 0 + "))
     assert "ZeroDivisionError" in listed("check", "other")[1]

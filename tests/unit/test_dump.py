@@ -23,10 +23,10 @@ def run(values: dict[str, Any], tmp_path: Path) -> tuple[config.Experiment, Path
 
 
 def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], tmp_path: Path) -> None:
-    covariances.dump(*run, tmp_path / "whole.h5")
+    covariances.compute_covariance(*run, tmp_path / "whole.h5")
     shards = [tmp_path / f"{number}.h5" for number in (1, 2, 3)]
     for number, shard in enumerate(shards, start=1):
-        covariances.dump(*run, shard, (number, 3))
+        covariances.compute_covariance(*run, shard, (number, 3))
     store.merge(tmp_path / "merged.h5", shards)
     assert store.images(tmp_path / "merged.h5") == store.images(tmp_path / "whole.h5")
     assert store.provenance(tmp_path / "merged.h5") == store.provenance(tmp_path / "whole.h5")
@@ -47,14 +47,14 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
     with pytest.raises(UserError, match=r"saw image '\d+', which .* saw too"):
         store.merge(tmp_path / "twice.h5", [shards[0], tmp_path / "whole.h5"])
     with pytest.raises(UserError, match="shard 7/9 of 5 probe images is empty"):
-        covariances.dump(*run, tmp_path / "empty.h5", (7, 9))
+        covariances.compute_covariance(*run, tmp_path / "empty.h5", (7, 9))
 
 
 def test_a_dump_that_was_stopped_goes_on_with_the_next_snapshot(
     run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    covariances.dump(*run, tmp_path / "whole.h5")
-    covariances.dump(*run, tmp_path / "again.h5")
+    covariances.compute_covariance(*run, tmp_path / "whole.h5")
+    covariances.compute_covariance(*run, tmp_path / "again.h5")
     assert (tmp_path / "whole.h5").read_bytes() == (tmp_path / "again.h5").read_bytes()
     read: list[int] = []
 
@@ -66,9 +66,9 @@ def test_a_dump_that_was_stopped_goes_on_with_the_next_snapshot(
 
     monkeypatch.setattr(covariances, "read_snapshot", failing)
     with pytest.raises(KeyboardInterrupt):
-        covariances.dump(*run, tmp_path / "stopped.h5")
+        covariances.compute_covariance(*run, tmp_path / "stopped.h5")
     assert not (tmp_path / "stopped.h5").exists()
-    covariances.dump(*run, tmp_path / "stopped.h5")
+    covariances.compute_covariance(*run, tmp_path / "stopped.h5")
     assert read == [0, 1, 4, 4]
     assert (tmp_path / "stopped.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not (tmp_path / "stopped.h5.parts").exists()
@@ -81,11 +81,11 @@ def test_parts_of_other_settings_are_not_reused(
     with monkeypatch.context() as patch:
         patch.setattr(store, "join", lambda path, parts: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            covariances.dump(*run, tmp_path / "c.h5")
+            covariances.compute_covariance(*run, tmp_path / "c.h5")
     assert len(list(parts.iterdir())) == 3
     (parts / "step_0000001.h5").write_bytes(b"cut")
     changed = config.parse(run[0].model_dump() | {"covariance": {"images": 4}})
-    covariances.dump(changed, run[1], tmp_path / "c.h5")
+    covariances.compute_covariance(changed, run[1], tmp_path / "c.h5")
     assert len(store.images(tmp_path / "c.h5") or []) == 4
     assert {record.key.point for record in store.read(tmp_path / "c.h5")} == {"act"}
 
@@ -100,5 +100,5 @@ def test_a_run_that_diverged_is_named_with_tap_and_image(
 
     monkeypatch.setattr(covariances, "read_snapshot", spoilt)
     with pytest.raises(UserError, match=r"layer2.0.relu#0:act: NaN, .* in forward pass 0"):
-        covariances.dump(*run, tmp_path / "c.h5")
+        covariances.compute_covariance(*run, tmp_path / "c.h5")
     assert not (tmp_path / "c.h5").exists()

@@ -39,7 +39,7 @@ def test_a_memory_limit_makes_several_passes_with_the_same_result(model: nn.Modu
     limited = list(covariances(model, batches, POINTS, memory=3 * 8 * 512**2))
     assert batches.passes > 3
     assert model.training
-    store.write(tmp_path / "c.h5", [(0, limited)], {})
+    store.write_covariances(tmp_path / "c.h5", [(0, limited)], {})
     assert [record.key for record in store.read(tmp_path / "c.h5")] == list(whole)
     for tap in limited:
         assert torch.equal(tap.covariance.scatter, whole[tap.key].covariance.scatter), tap.key

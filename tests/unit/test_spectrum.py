@@ -117,15 +117,15 @@ def test_a_broken_rule_costs_its_own_metric_alone(
     covariance.update(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
     taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
-    store.write(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
-    spectrum.write(tmp_path / "c.h5", tmp_path)
+    store.write_covariances(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
+    spectrum.write_spectra(tmp_path / "c.h5", tmp_path)
     found = metric_tables.table(pd.read_parquet(tmp_path / "eigenvalues.parquet"), plugins.rules())
     assert set(found["metric"]) >= {*RULES, "trace"} and "broken" not in set(found["metric"])
     assert "rule broken: fails for 4 eigenvalues" in caplog.text
     assert "rule plugin 'odd'" in caplog.text and "division by zero" in caplog.text
-    store.write(tmp_path / "own.h5", [(0, taps)], {"model": "Mine"})
-    with pytest.raises(UserError, match=r"own.h5: names no run; expected a file written by 'eigendet dump'"):
-        spectrum.write(tmp_path / "own.h5", tmp_path)
+    store.write_covariances(tmp_path / "own.h5", [(0, taps)], {"model": "Mine"})
+    with pytest.raises(UserError, match=r"own.h5: names no run; expected a file written by 'eigendet covariance'"):
+        spectrum.write_spectra(tmp_path / "own.h5", tmp_path)
 
 
 def planted(*spectra: list[float]) -> pd.DataFrame:
@@ -196,8 +196,8 @@ def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centered: bool, tmp_p
     images = samples.reshape(5, 100, 4).mean(1)
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
     taps = [Tap(TapKey("m", 1, "act"), 0, "none", covariance, images)]
-    store.write(tmp_path / "c.h5", [(7, taps)], {"run": run}, images=range(5))
-    spectrum.write(tmp_path / "c.h5", tmp_path, centered)
+    store.write_covariances(tmp_path / "c.h5", [(7, taps)], {"run": run}, images=range(5))
+    spectrum.write_spectra(tmp_path / "c.h5", tmp_path, centered)
     eigenvalues = pd.read_parquet(tmp_path / "eigenvalues.parquet")
     assert pd.read_parquet(tmp_path / "jackknife.parquet").empty
     assert list(eigenvalues) == [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
@@ -252,9 +252,9 @@ def test_each_part_of_the_images_is_left_out_in_turn(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.h5")
         run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
         taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
-        store.write(paths[-1], [(5, taps)], {"run": run, "experiment": "x"}, [number])
+        store.write_covariances(paths[-1], [(5, taps)], {"run": run, "experiment": "x"}, [number])
     store.merge(tmp_path / "all.h5", paths, range(len(paths)))
-    spectrum.write(tmp_path / "all.h5", tmp_path)
+    spectrum.write_spectra(tmp_path / "all.h5", tmp_path)
     jackknife = pd.read_parquet(tmp_path / "jackknife.parquet")
     assert jackknife.attrs["experiment"] == "x"
     for left_out in range(3):
@@ -374,10 +374,10 @@ def test_one_tensor_under_two_names_is_decomposed_once(tmp_path: Path, monkeypat
     names = [("a.relu", first), ("a", first), ("b", other)]
     taps = [Tap(TapKey(name, 0, "act"), n, "none", covariance) for n, (name, covariance) in enumerate(names)]
     run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
-    store.write(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
+    store.write_covariances(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
     solve, calls = spectrum.eigen, []
     monkeypatch.setattr(spectrum, "eigen", lambda *arguments: calls.append(1) or solve(*arguments))  # type: ignore[func-returns-value]
-    spectrum.write(tmp_path / "c.h5", tmp_path)
+    spectrum.write_spectra(tmp_path / "c.h5", tmp_path)
     values = (
         pd.read_parquet(tmp_path / "eigenvalues.parquet").query("index == 0").set_index(["module", "step"])["value"]
     )

@@ -28,7 +28,7 @@ def snapshots(seed: int = 0, steps: tuple[int, ...] = (0, 10, 2)) -> Iterator[tu
 
 
 def test_what_is_written_reads_back_steps_ascending_taps_in_order_of_execution(tmp_path: Path) -> None:
-    store.write(tmp_path / "c.h5", snapshots(), {"run": {"arm": "scratch"}})
+    store.write_covariances(tmp_path / "c.h5", snapshots(), {"run": {"arm": "scratch"}})
     records = list(store.read(tmp_path / "c.h5"))
     assert [(record.step, str(record.key)) for record in records] == [
         (step, key) for step in (0, 2, 10) for key in ("z.relu#1:act", "a.conv#0:conv")
@@ -46,15 +46,15 @@ def test_what_is_written_reads_back_steps_ascending_taps_in_order_of_execution(t
 
 def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     for name in ("a.h5", "b.h5"):
-        store.write(tmp_path / name, snapshots(), {"b": 1, "a": 2})
+        store.write_covariances(tmp_path / name, snapshots(), {"b": 1, "a": 2})
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 @pytest.mark.parametrize("options", [{"single": True}, {"compress": True}, {"single": True, "compress": True}])
 def test_single_precision_and_compression_read_back(tmp_path: Path, options: dict[str, bool]) -> None:
-    store.write(tmp_path / "full.h5", snapshots(), {})
+    store.write_covariances(tmp_path / "full.h5", snapshots(), {})
     for name in ("a.h5", "b.h5"):
-        store.write(tmp_path / name, snapshots(), {}, **options)  # type: ignore[arg-type]
+        store.write_covariances(tmp_path / name, snapshots(), {}, **options)  # type: ignore[arg-type]
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     for full, record in zip(store.read(tmp_path / "full.h5"), store.read(tmp_path / "a.h5"), strict=True):
         tolerance = 2e-7 if "single" in options else 0
@@ -65,7 +65,7 @@ def shards(folder: Path, count: int = 3) -> list[Path]:
     paths = [folder / f"{number}.h5" for number in range(count)]
     for number, path in enumerate(paths):
         images = range(10 * number, 10 * number + 2)
-        store.write(path, snapshots(number), {"run": 1, store.CODE: {"revision": number}}, list(images))
+        store.write_covariances(path, snapshots(number), {"run": 1, store.CODE: {"revision": number}}, list(images))
     return paths
 
 
@@ -93,10 +93,10 @@ def test_merging_refuses_what_does_not_belong_together_and_names_it(tmp_path: Pa
     first, second, _ = shards(tmp_path)
     target = tmp_path / "all.h5"
     other = {"run": 2, store.CODE: {}}
-    store.write(tmp_path / "other.h5", snapshots(), other, [7])
-    store.write(tmp_path / "fewer.h5", snapshots(steps=(0, 2)), {"run": 1, store.CODE: {}}, [7])
-    store.write(tmp_path / "single.h5", snapshots(), {"run": 1, store.CODE: {}}, [7], single=True)
-    store.write(tmp_path / "silent.h5", snapshots(), {"run": 1, store.CODE: {}})
+    store.write_covariances(tmp_path / "other.h5", snapshots(), other, [7])
+    store.write_covariances(tmp_path / "fewer.h5", snapshots(steps=(0, 2)), {"run": 1, store.CODE: {}}, [7])
+    store.write_covariances(tmp_path / "single.h5", snapshots(), {"run": 1, store.CODE: {}}, [7], single=True)
+    store.write_covariances(tmp_path / "silent.h5", snapshots(), {"run": 1, store.CODE: {}})
     for parts, message in [
         ([first, first], "saw image '0', which .*0.h5 saw too; each may be merged once"),
         ([first, second, tmp_path / "other.h5"], "of another experiment than .*: run is 2, not 1"),
@@ -112,19 +112,19 @@ def test_merging_refuses_what_does_not_belong_together_and_names_it(tmp_path: Pa
 
 def test_an_image_recorded_twice_and_moments_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image '3' would be recorded twice"):
-        store.write(tmp_path / "c.h5", snapshots(), {}, [1, 3, 3])
+        store.write_covariances(tmp_path / "c.h5", snapshots(), {}, [1, 3, 3])
     broken = Tap(
         TapKey("m", 0, "act"), 0, "none", Covariance.from_moments(2, torch.zeros(1), torch.full((1, 1), torch.nan))
     )
     with pytest.raises(UserError, match="m#0:act: its moments hold NaN or infinity"):
-        store.write(tmp_path / "c.h5", [(0, [broken])], {})
+        store.write_covariances(tmp_path / "c.h5", [(0, [broken])], {})
     assert not list(tmp_path.iterdir())
 
 
 def test_fewer_samples_than_channels_are_flagged(tmp_path: Path) -> None:
     few = Covariance(4)
     few.update(torch.eye(4)[:3])
-    store.write(tmp_path / "c.h5", [(0, [Tap(TapKey("fc", 0, "linear"), 0, "none", few)])], {})
+    store.write_covariances(tmp_path / "c.h5", [(0, [Tap(TapKey("fc", 0, "linear"), 0, "none", few)])], {})
     (record,) = store.read(tmp_path / "c.h5")
     assert record.undersampled
     assert "fc#0:linear         4           3  none      0.667     fewer samples than channels" in list(
@@ -135,7 +135,7 @@ def test_fewer_samples_than_channels_are_flagged(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_file_and_no_half_one(tmp_path: Path) -> None:
     """The limit on the size of a file stands in for the disk: the same failed write, without privileges."""
     path = tmp_path / "c.h5"
-    store.write(path, snapshots(), {})
+    store.write_covariances(path, snapshots(), {})
     before = path.read_bytes()
     code = f"""
 import resource, signal, torch
@@ -147,7 +147,7 @@ from eigendet.observe.keys import TapKey
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
-    store.write(Path({str(path)!r}), [(0, [Tap(TapKey("m", 0, "act"), 0, "none", Covariance(512))])], {{}})
+    store.write_covariances(Path({str(path)!r}), [(0, [Tap(TapKey("m", 0, "act"), 0, "none", Covariance(512))])], {{}})
 except UserError as error:
     print("refused:", error)
 """
@@ -159,7 +159,7 @@ except UserError as error:
 
 def test_a_process_killed_while_writing_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
-    store.write(path, snapshots(), {})
+    store.write_covariances(path, snapshots(), {})
     before = path.read_bytes()
     code = f"""
 import os, signal
@@ -168,17 +168,17 @@ from eigendet.observe import store
 def taps():
     os.kill(os.getpid(), signal.SIGKILL)
     yield 0, []
-store.write(Path({str(path)!r}), taps(), {{}})
+store.write_covariances(Path({str(path)!r}), taps(), {{}})
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     assert path.read_bytes() == before
-    store.write(path, snapshots(1), {})
+    store.write_covariances(path, snapshots(1), {})
     assert list(store.read(path))
 
 
 def test_a_failure_while_writing_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
-    store.write(path, snapshots(), {})
+    store.write_covariances(path, snapshots(), {})
     before = path.read_bytes()
 
     def failing() -> Iterator[tuple[int, list[Tap]]]:
@@ -186,14 +186,14 @@ def test_a_failure_while_writing_leaves_the_earlier_file(tmp_path: Path) -> None
         raise RuntimeError("no space left")
 
     with pytest.raises(RuntimeError):
-        store.write(path, failing(), {})
+        store.write_covariances(path, failing(), {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_missing_truncated_foreign_and_other_versions_are_refused_by_name(tmp_path: Path) -> None:
     good = tmp_path / "good.h5"
-    store.write(good, snapshots(), {})
+    store.write_covariances(good, snapshots(), {})
     (tmp_path / "cut.h5").write_bytes(good.read_bytes()[:2000])
     (tmp_path / "text.h5").write_text("no HDF5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
@@ -205,7 +205,7 @@ def test_missing_truncated_foreign_and_other_versions_are_refused_by_name(tmp_pa
         ("cut.h5", "not HDF5, or truncated"),
         ("text.h5", "not HDF5, or truncated"),
         ("foreign.h5", "format 'None'"),
-        ("old.h5", "version 1; expected a file written by 'eigendet dump'"),
+        ("old.h5", "version 1; expected a file written by 'eigendet covariance'"),
     ]:
         with pytest.raises(UserError, match=message) as error:
             list(store.read(tmp_path / name))

@@ -18,8 +18,8 @@ from eigendet.runs import network_check
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    plugin_commands.write("detector", "mine", tmp_path / "plugins")
-    plugin_commands.write("backbone", "net", tmp_path / "plugins")
+    plugin_commands.write_example("detector", "mine", tmp_path / "plugins")
+    plugin_commands.write_example("backbone", "net", tmp_path / "plugins")
     return tmp_path / "plugins"
 
 

@@ -65,7 +65,7 @@ def _configuration() -> dict[str, Any]:
 
 
 def _make(made: Finished) -> None:
-    plugin_commands.write("detector", "my_rcnn", made.folder / "plugins")
+    plugin_commands.write_example("detector", "my_rcnn", made.folder / "plugins")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.folder)
         _, widths = definitions.definition_for_widths(

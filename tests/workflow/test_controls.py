@@ -67,12 +67,12 @@ def test_a_changed_file_of_widths_redoes_its_arm_alone(copied: Finished) -> None
     before = (folder / "mine.json").read_text()
     (folder / "mine.json").write_text(before.replace('"rpn.head.conv.0.0": 20', '"rpn.head.conv.0.0": 24'))
     found = planned(folder, configuration)
-    assert (found["derive_widths"], found["retrain"], found["evaluate"]) == (1, 2, 2)  # of two seeds
+    assert (found["widths"], found["train"], found["evaluate"]) == (1, 2, 2)  # of two seeds
     broken = json.loads(before)
     broken["widths"]["rpn.head.conv.0.0"] = -4
     (folder / "mine.json").write_text(json.dumps(broken))
     assert snakemake(folder, configuration).returncode != 0
-    log = (copied.results / "logs/derive_widths/tiny/rcnn/mine.log").read_text()
+    log = (copied.results / "logs/widths/tiny/rcnn/mine.log").read_text()
     assert "mine.json: channel group 'rpn.head.conv.0.0': width -4; expected a positive integer" in log
     assert "Traceback" not in log
 

@@ -19,7 +19,7 @@ OTHER_ARMS: dict[str, dict[str, Any]] = {
 }
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "minimal": {},
-    "shards": {"covariance": {"images": 4, "dump_shards": 3}, "seeds": [0, 1]},
+    "shards": {"covariance": {"images": 4, "shards": 3}, "seeds": [0, 1]},
     "controls": {"arms": OTHER_ARMS, "rounds": 2, "covariance": {"images": 3}},
     "no widths": {"arms": {"finetune": {}, "scratch": {}}},
     "other weights": {"backbones": {"a": {"plugin": "resnet", "pretrained": "w.pt"}, "b": {"plugin": "resnet"}}},
@@ -61,7 +61,7 @@ def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
     values = minimal_experiment() | {"arms": {"finetune": {}, "scratch": {}, "derived": {}}}
     values["backbones"]["tiny"] |= {"width": 0.5, "norm_groups": 8}
     values["training"] |= {"steps": 30, "checkpoint_every": 1, "snapshots": 8}
-    values["covariance"] = {"images": 6, "points": ["conv", "act"], "dump_shards": 2}
+    values["covariance"] = {"images": 6, "points": ["conv", "act"], "shards": 2}
     experiment = config.parse(values)
     found = plan.stages(experiment, tmp_path)
     done, highest = threading.Event(), [0]

@@ -23,9 +23,9 @@ from tests.conftest import ROOT, minimal_experiment
 from tests.workflow.conftest import ARMS, Finished
 from tests.workflow.running import command, contents, planned, said, snakemake
 
-WIDTHS_AND_AFTER = {"derive_widths", "pareto_front", "retrain", "evaluate", "latency", "report"}
+WIDTHS_AND_AFTER = {"widths", "front", "train", "evaluate", "latency", "report"}
 # In a second round of widths, spectra are of a network with the widths of the first.
-SECOND_ROUND = {"dump_covariance", "spectrum", "compare"}
+SECOND_ROUND = {"covariance", "spectra", "comparison"}
 
 
 def test_everything_from_data_to_report_is_there(finished: Finished) -> None:
@@ -116,28 +116,30 @@ def test_a_second_run_finds_nothing_to_do(copied: Finished) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "rules"),
+    ("change", "rules", "trained"),
     [
-        ({"training": minimal_experiment()["training"] | {"workers": 1, "log_every": 1}}, set()),
-        ({"widths": {"round_to": 4, "heads": True, "rule": "energy"}}, SECOND_ROUND | WIDTHS_AND_AFTER),
+        ({"training": minimal_experiment()["training"] | {"workers": 1, "log_every": 1}}, set(), 0),
+        ({"widths": {"round_to": 4, "heads": True, "rule": "energy"}}, SECOND_ROUND | WIDTHS_AND_AFTER, 8),
         (
             {"arms": {arm: {"steps": 5} if arm == "finetune" else {} for arm in ("finetune", "scratch", "derived")}},
-            {"finetune", "dump_covariance", "spectrum", "compare", "evaluate", "latency", "report"},
+            {"train", "covariance", "spectra", "comparison", "evaluate", "latency", "report"},
+            2,
         ),
     ],
     ids=["nothing that matters", "the rule", "the length of one arm"],
 )
 def test_a_change_of_settings_redoes_what_depends_on_it(
-    copied: Finished, change: dict[str, Any], rules: set[str]
+    copied: Finished, change: dict[str, Any], rules: set[str], trained: int
 ) -> None:
-    assert planned(copied.folder, copied.configuration | change).keys() - {"all"} == rules
+    found = planned(copied.folder, copied.configuration | change)
+    assert found.keys() - {"all"} == rules and found.get("train", 0) == trained  # runs, of two seeds
 
 
 def test_other_probe_images_redo_every_spectrum(copied: Finished) -> None:
     change = {"covariance": copied.configuration["covariance"] | {"images": 2}}
     found = planned(copied.folder, copied.configuration | change)
-    assert found["dump_covariance"] == found["spectrum"] == 6
-    assert found.keys() - {"all"} == {"dump_covariance", "spectrum", "compare"} | WIDTHS_AND_AFTER
+    assert found["covariance"] == found["spectra"] == 6
+    assert found.keys() - {"all"} == SECOND_ROUND | WIDTHS_AND_AFTER
 
 
 def test_a_wrong_configuration_is_one_message_and_touches_nothing(copied: Finished) -> None:
@@ -192,7 +194,7 @@ def test_bad_data_is_found_before_anything_is_trained(
 def test_a_killed_workflow_goes_on_from_the_checkpoint_to_a_dump_in_shards(tmp_path: Path) -> None:
     configuration = minimal_experiment()
     configuration["training"] |= {"steps": 60, "checkpoint_every": 5, "snapshots": 2}
-    configuration["covariance"] |= {"images": 4, "dump_shards": 2}
+    configuration["covariance"] |= {"images": 4, "shards": 2}
     place = "scratch/tiny/rcnn/seed_0"
     run, target = tmp_path / "results/minimal/runs" / place, f"results/minimal/covariance/{place}.h5"
     with (tmp_path / "output").open("w") as output:
@@ -213,7 +215,7 @@ def test_a_killed_workflow_goes_on_from_the_checkpoint_to_a_dump_in_shards(tmp_p
     assert snakemake(tmp_path, configuration, "--unlock").returncode == 0
     result = snakemake(tmp_path, configuration, target)
     assert result.returncode == 0, said(result)
-    assert "resuming from step" in (tmp_path / "results/minimal/logs" / f"{place}.log").read_text()
+    assert "resuming from step" in (tmp_path / "results/minimal/logs/train" / f"{place}.log").read_text()
     assert not (run / "last.ckpt").exists()
     with h5py.File(tmp_path / target) as file:
         assert len(file["images"]) == 4 and list(file) == ["images", "step_0000000", "step_0000060"]
@@ -226,5 +228,5 @@ def test_the_shipped_experiments_can_be_planned(name: str, tmp_path: Path) -> No
     full = file.with_name(f"{name}_full.yaml")
     for files in [[file]] + ([[file, full]] if full.exists() else []):
         found = planned(tmp_path, {}, "--configfile", *map(str, files))
-        assert found.keys() >= {"pretrain", "scratch", "finetune", "retrain", "report"}
+        assert found.keys() >= {"pretrain", "train", "report"}
     assert not (tmp_path / "results").exists()

@@ -233,7 +233,7 @@ class DetectorContract(NetworkContract):
     def test_its_layers_are_tapped(self) -> None:
         images = covariances.Images(Rectangles(self.side), [0], CPU)
         settings = CovarianceSettings(points=["conv"])
-        taps = list(covariances.tapped(self.build(), settings, images))
+        taps = list(covariances.observed_taps(self.build(), settings, images))
         self.require(bool(taps), "no convolution of its backbone ran as a module, so nothing can be tapped.")
 
     def task(self, model: nn.Module | None = None) -> training.Task:

@@ -1,14 +1,16 @@
 # Covariances, their spectra, and widths from these.
-rule dump_covariance:
+rule covariance:
     input:
-        run=f"<results>/runs/{RUN}/run.json",
-        data=check("detection", EXPERIMENT.covariance.split),
+        run=f"<results>/{layout.RUN_RECORD}",
+        data=dependencies.checked_data(
+            EXPERIMENT, "detection", EXPERIMENT.covariance.split
+        ),
     output:
-        f"<results>/covariance/{RUN}.h5",
+        f"<results>/{layout.COVARIANCE}",
     log:
-        f"<logs>/dump_covariance/{RUN}.log",
+        f"<logs>/covariance/{layout.RUN}.log",
     benchmark:
-        f"<benchmarks>/dump_covariance/{RUN}.tsv"
+        f"<benchmarks>/covariance/{layout.RUN}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     resources:
@@ -18,138 +20,126 @@ rule dump_covariance:
         config=CONFIG,
         folder=subpath(input.run, parent=True),
         shard="1/1",
-        settings=dump_settings,
+        settings=of(dependencies.covariance_settings),
     shell:
-        "eigendet dump {params.folder} --config {params.config} --shard {params.shard}"
+        "eigendet covariance {params.folder} --config {params.config} --shard {params.shard}"
         " --devices {resources.gpu} --nodes {resources.nodes} --output {output} > {log} 2>&1"
 
 
-use rule dump_covariance as dump_shard with:
+use rule covariance as covariance_shard with:
     output:
-        temp(f"<results>/covariance/{RUN}.{{shard}}_of_{{shards}}.h5"),
+        temp(f"<results>/{layout.COVARIANCE_SHARD}"),
     log:
-        f"<logs>/dump_covariance/{RUN}.{{shard}}_of_{{shards}}.log",
+        f"<logs>/covariance_shard/{layout.RUN}.{{shard}}_of_{{shards}}.log",
     benchmark:
-        f"<benchmarks>/dump_covariance/{RUN}.{{shard}}_of_{{shards}}.tsv"
+        f"<benchmarks>/covariance_shard/{layout.RUN}.{{shard}}_of_{{shards}}.tsv"
     params:
         config=CONFIG,
         folder=subpath(input.run, parent=True),
         shard="{shard}/{shards}",
-        settings=dump_settings,
+        settings=of(dependencies.covariance_settings),
 
 
-rule merge_covariance:
+rule merge:
     input:
-        covariance_shards,
+        of(dependencies.covariance_shards),
     output:
-        f"<results>/covariance/{RUN}.h5",
+        f"<results>/{layout.COVARIANCE}",
     log:
-        f"<logs>/merge_covariance/{RUN}.log",
+        f"<logs>/merge/{layout.RUN}.log",
     benchmark:
-        f"<benchmarks>/merge_covariance/{RUN}.tsv"
+        f"<benchmarks>/merge/{layout.RUN}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     shell:
         "eigendet merge {input} --output {output} > {log} 2>&1"
 
 
-# One job dumps a whole run, or several do a part of it each.
-if EXPERIMENT.covariance.dump_shards > 1:
+# One job observes a whole run, or several a part of it each.
+if EXPERIMENT.covariance.shards > 1:
 
-    ruleorder: merge_covariance > dump_covariance
+    ruleorder: merge > covariance
 
 else:
 
-    ruleorder: dump_covariance > merge_covariance
+    ruleorder: covariance > merge
 
 
-rule spectrum:
+rule spectra:
     input:
-        f"<results>/covariance/{RUN}.h5",
+        f"<results>/{layout.COVARIANCE}",
     output:
-        eigenvalues=f"<results>/spectra/{RUN}/eigenvalues.parquet",
-        jackknife=f"<results>/spectra/{RUN}/jackknife.parquet",
-        similarity=f"<results>/spectra/{RUN}/similarity.h5",
+        eigenvalues=f"<results>/{layout.EIGENVALUES}",
+        jackknife=f"<results>/{layout.JACKKNIFE}",
+        similarity=f"<results>/{layout.SIMILARITY}",
     log:
-        f"<logs>/spectrum/{RUN}.log",
+        f"<logs>/spectra/{layout.RUN}.log",
     benchmark:
-        f"<benchmarks>/spectrum/{RUN}.tsv"
+        f"<benchmarks>/spectra/{layout.RUN}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     params:
         folder=subpath(output.eigenvalues, parent=True),
         raw="" if EXPERIMENT.widths.centered else "--raw",
     shell:
-        "eigendet spectrum {input} {params.raw} --output {params.folder} > {log} 2>&1"
+        "eigendet spectra {input} {params.raw} --output {params.folder} > {log} 2>&1"
 
 
 # Spectra as numbers, and all arms and seeds against one another.
-rule compare:
+rule comparison:
     input:
-        observed_spectra,
-        all_rule_plugins,
+        of(dependencies.comparison_inputs),
     output:
-        expand(
-            "<results>/comparison/{{backbone}}/{{detector}}/{table}",
-            table=[
-                "metrics.parquet",
-                "distances.parquet",
-                "tests.parquet",
-                "notes.json",
-            ],
-        ),
+        [f"<results>/{file}" for file in layout.COMPARISON_FILES],
     log:
-        "<logs>/compare/{backbone}/{detector}.log",
+        f"<logs>/comparison/{layout.NETWORK}.log",
     benchmark:
-        "<benchmarks>/compare/{backbone}/{detector}.tsv"
+        f"<benchmarks>/comparison/{layout.NETWORK}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     params:
-        folders=observed,
+        folders=of(dependencies.observed_spectra),
         folder=subpath(output[0], parent=True),
-        plugins=plugin_folders(),
+        plugins=dependencies.plugin_options(EXPERIMENT),
     shell:
-        "eigendet compare {params.folders} {params.plugins} --output {params.folder} > {log} 2>&1"
+        "eigendet comparison {params.folders} {params.plugins} --output {params.folder} > {log} 2>&1"
 
 
-rule derive_widths:
+rule widths:
     input:
-        unpack(width_inputs),
+        of(dependencies.width_inputs),
     output:
-        "<results>/widths/{backbone}/{detector}/{arm}.json",
+        f"<results>/{layout.WIDTHS}",
     log:
-        "<logs>/derive_widths/{backbone}/{detector}/{arm}.log",
+        f"<logs>/widths/{layout.NETWORK}/{{arm}}.log",
     benchmark:
-        "<benchmarks>/derive_widths/{backbone}/{detector}/{arm}.tsv"
+        f"<benchmarks>/widths/{layout.NETWORK}/{{arm}}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     params:
         config=CONFIG,
-        sources=width_sources,
-        settings=width_settings,
+        sources=of(dependencies.width_sources),
+        settings=of(dependencies.width_settings),
     shell:
         "eigendet widths {wildcards.arm} {params.sources} --config {params.config}"
         " --backbone {wildcards.backbone} --detector {wildcards.detector} --output {output} > {log} 2>&1"
 
 
-rule pareto_front:
+rule front:
     input:
-        lambda wildcards: [
-            f"{folder}/eigenvalues.parquet" for folder in spectra(wildcards)
-        ],
-        plugins.files("rule", [EXPERIMENT.widths.rule]),
+        of(dependencies.front_inputs),
     output:
-        "<results>/widths/{backbone}/{detector}/front.csv",
+        f"<results>/{layout.FRONT}",
     log:
-        "<logs>/pareto_front/{backbone}/{detector}.log",
+        f"<logs>/front/{layout.NETWORK}.log",
     benchmark:
-        "<benchmarks>/pareto_front/{backbone}/{detector}.tsv"
+        f"<benchmarks>/front/{layout.NETWORK}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     params:
         config=CONFIG,
-        folders=spectra,
-        settings=width_settings,
+        folders=of(dependencies.width_spectra),
+        settings=of(dependencies.width_settings),
     shell:
         "eigendet front {params.folders} --config {params.config} --backbone {wildcards.backbone}"
         " --detector {wildcards.detector} --output {output} > {log} 2>&1"

@@ -1,13 +1,13 @@
 # Every image is decoded and every annotation checked before anything is trained.
 rule check_data:
     input:
-        checked_files,
+        of(dependencies.data_files),
     output:
-        "<results>/data/{task}_{split}_{digest}.json",
+        f"<results>/{layout.DATA}",
     log:
-        "<logs>/data/{task}_{split}_{digest}.log",
+        "<logs>/check_data/{task}_{split}_{digest}.log",
     benchmark:
-        "<benchmarks>/data/{task}_{split}_{digest}.tsv"
+        "<benchmarks>/check_data/{task}_{split}_{digest}.tsv"
     priority: 1  # before any training, also of what does not need this very data
     conda:
         "../../envs/eigendet.yaml"
@@ -20,20 +20,20 @@ rule check_data:
 # Every network is built, trained for a step and made to detect, so that a plugin's mistake stops no run half way.
 rule check_network:
     input:
-        data=check("detection", "train"),
-        plugins=detector_plugins,
+        data=dependencies.checked_data(EXPERIMENT, "detection", "train"),
+        plugins=of(dependencies.network_files),
     output:
-        "<results>/networks/{backbone}/{detector}.json",
+        f"<results>/{layout.NETWORK_CHECK}",
     log:
-        "<logs>/networks/{backbone}/{detector}.log",
+        f"<logs>/check_network/{layout.NETWORK}.log",
     benchmark:
-        "<benchmarks>/networks/{backbone}/{detector}.tsv"
+        f"<benchmarks>/check_network/{layout.NETWORK}.tsv"
     priority: 1
     conda:
         "../../envs/eigendet.yaml"
     params:
         config=CONFIG,
-        settings=network_settings,
+        settings=of(dependencies.network_settings),
     shell:
         "eigendet check-network --config {params.config} --backbone {wildcards.backbone}"
         " --detector {wildcards.detector} --output {output} > {log} 2>&1"

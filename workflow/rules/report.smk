@@ -1,14 +1,14 @@
 # Scores of every run, and the page.
 rule evaluate:
     input:
-        run=f"<results>/runs/{RUN}/run.json",
-        data=check("detection", "val"),
+        run=f"<results>/{layout.RUN_RECORD}",
+        data=dependencies.checked_data(EXPERIMENT, "detection", "val"),
     output:
-        f"<results>/evaluation/{RUN}.json",
+        f"<results>/{layout.EVALUATION}",
     log:
-        f"<logs>/evaluate/{RUN}.log",
+        f"<logs>/evaluate/{layout.RUN}.log",
     benchmark:
-        f"<benchmarks>/evaluate/{RUN}.tsv"
+        f"<benchmarks>/evaluate/{layout.RUN}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     resources:
@@ -23,14 +23,14 @@ rule evaluate:
 # All arms in turns in one job that has the machine to itself: times are to be compared.
 rule latency:
     input:
-        first_seed_records,
-        data=check("detection", "val"),
+        of(dependencies.latency_records),
+        data=dependencies.checked_data(EXPERIMENT, "detection", "val"),
     output:
-        "<results>/latency/{backbone}/{detector}.json",
+        f"<results>/{layout.LATENCY}",
     log:
-        "<logs>/latency/{backbone}/{detector}.log",
+        f"<logs>/latency/{layout.NETWORK}.log",
     benchmark:
-        "<benchmarks>/latency/{backbone}/{detector}.tsv"
+        f"<benchmarks>/latency/{layout.NETWORK}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     threads: all_cores
@@ -38,35 +38,27 @@ rule latency:
         gpu=gpus(),
     params:
         config=CONFIG,
-        folders=first_seed_runs,
+        folders=of(dependencies.latency_runs),
     shell:
         "eigendet latency {params.folders} --config {params.config} --devices {resources.gpu} --output {output} > {log} 2>&1"
 
 
 rule report:
     input:
-        scores=expand("<results>/evaluation/{run}.json", run=runs(EXPERIMENT.all_arms)),
-        data=[check("detection", split) for split in ("train", "val")],
-        comparisons=networks("<results>/comparison/{backbone}/{detector}/notes.json"),
-        latency=networks("<results>/latency/{backbone}/{detector}.json"),
-        fronts=(
-            networks("<results>/widths/{backbone}/{detector}/front.csv")
-            if EXPERIMENT.derived
-            else []
-        ),
+        dependencies.report_inputs(EXPERIMENT),
     output:
         page=report(
-            "<results>/report.html",
+            f"<results>/{layout.PAGE}",
             caption="../report/page.rst",
             category="Page",
         ),
         summary=report(
-            "<results>/summary.csv",
+            f"<results>/{layout.SUMMARY}",
             caption="../report/summary.rst",
             category="Tables",
         ),
         figures=report(
-            directory("<results>/figures"),
+            directory(f"<results>/{layout.FIGURES}"),
             patterns=["{figure}.svg"],
             caption="../report/figures.rst",
             category="Figures",

@@ -1,12 +1,12 @@
 # Pre-training, then detectors: fine-tuned, from scratch, and from scratch with other widths.
-# Snapshots and last.ckpt are no declared outputs: Snakemake would delete them when it restarts a job.
+# Snapshots and last.ckpt are not declared as outputs: Snakemake would delete them when it restarts a job.
 rule pretrain:
     input:
-        data=pretrain_data,
-        plugin=backbone_plugin,
+        data=of(dependencies.pretrain_inputs),
+        plugin=of(dependencies.backbone_files),
     output:
-        weights="<results>/pretrained/{backbone}/backbone.pt",
-        run="<results>/pretrained/{backbone}/run.json",
+        weights=f"<results>/{layout.PRETRAINED_WEIGHTS}",
+        run=f"<results>/{layout.PRETRAINED_RECORD}",
     log:
         "<logs>/pretrain/{backbone}.log",
     benchmark:
@@ -20,24 +20,22 @@ rule pretrain:
     params:
         config=CONFIG,
         folder=subpath(output.run, parent=True),
-        settings=pretrain_settings,
+        settings=of(dependencies.pretrain_settings),
     shell:
         "eigendet pretrain --config {params.config} --backbone {wildcards.backbone}"
         " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} > {log} 2>&1"
 
 
-rule scratch:
+rule train:
     input:
-        network="<results>/networks/{backbone}/{detector}.json",
-        data=check("detection", "train"),
-        plugin=detector_plugins,
+        unpack(of(dependencies.train_inputs)),
     output:
-        run="<results>/runs/scratch/{backbone}/{detector}/seed_{seed}/run.json",
-        losses="<results>/runs/scratch/{backbone}/{detector}/seed_{seed}/log.csv",
+        run=f"<results>/{layout.RUN_RECORD}",
+        losses=f"<results>/{layout.RUN_LOG}",
     log:
-        "<logs>/scratch/{backbone}/{detector}/seed_{seed}.log",
+        f"<logs>/train/{layout.RUN}.log",
     benchmark:
-        "<benchmarks>/scratch/{backbone}/{detector}/seed_{seed}.tsv"
+        f"<benchmarks>/train/{layout.RUN}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     threads: 1 + EXPERIMENT.training.workers
@@ -47,51 +45,9 @@ rule scratch:
     params:
         config=CONFIG,
         folder=subpath(output.run, parent=True),
-        start="--arm scratch",
-        settings=training_settings("scratch"),
+        start=of(dependencies.train_options),
+        settings=of(dependencies.train_settings),
     shell:
         "eigendet train --config {params.config} {params.start} --backbone {wildcards.backbone}"
         " --detector {wildcards.detector} --seed {wildcards.seed}"
         " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} > {log} 2>&1"
-
-
-use rule scratch as finetune with:
-    input:
-        network="<results>/networks/{backbone}/{detector}.json",
-        data=check("detection", "train"),
-        plugin=detector_plugins,
-        init="<results>/pretrained/{backbone}/backbone.pt",
-    output:
-        run="<results>/runs/finetune/{backbone}/{detector}/seed_{seed}/run.json",
-        losses="<results>/runs/finetune/{backbone}/{detector}/seed_{seed}/log.csv",
-    log:
-        "<logs>/finetune/{backbone}/{detector}/seed_{seed}.log",
-    benchmark:
-        "<benchmarks>/finetune/{backbone}/{detector}/seed_{seed}.tsv"
-    params:
-        config=CONFIG,
-        folder=subpath(output.run, parent=True),
-        start=f"--arm finetune --init {RESULTS}/pretrained/{{backbone}}/backbone.pt",
-        settings=training_settings("finetune"),
-
-
-use rule scratch as retrain with:
-    input:
-        network="<results>/networks/{backbone}/{detector}.json",
-        data=check("detection", "train"),
-        plugin=detector_plugins,
-        widths="<results>/widths/{backbone}/{detector}/{arm}.json",
-    output:
-        run="<results>/runs/{arm}/{backbone}/{detector}/seed_{seed}/run.json",
-        losses="<results>/runs/{arm}/{backbone}/{detector}/seed_{seed}/log.csv",
-    log:
-        "<logs>/retrain/{arm}/{backbone}/{detector}/seed_{seed}.log",
-    benchmark:
-        "<benchmarks>/retrain/{arm}/{backbone}/{detector}/seed_{seed}.tsv"
-    wildcard_constraints:
-        arm="|".join([*EXPERIMENT.derived, *EXPERIMENT.controls]) or "none",
-    params:
-        config=CONFIG,
-        folder=subpath(output.run, parent=True),
-        start=f"--arm {{arm}} --widths {RESULTS}/widths/{{backbone}}/{{detector}}/{{arm}}.json",
-        settings=training_settings(None),

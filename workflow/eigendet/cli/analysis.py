@@ -51,14 +51,14 @@ def merge(covariances: tuple[Path, ...], output: Path) -> None:
 @click.argument("covariance", type=EXISTING)
 @click.option("--raw", is_flag=True, help="Of the raw second moments, for `widths.centered: false`.")
 @output_option("Folder for eigenvalues.parquet, jackknife.parquet and similarity.h5.")
-def spectrum(covariance: Path, raw: bool, output: Path) -> None:
-    """Eigenvalues and leading eigenvectors of a dump.
+def spectra(covariance: Path, raw: bool, output: Path) -> None:
+    """Write the eigenvalues and leading eigenvectors of covariances.
 
-    COVARIANCE is a file that `eigendet dump` wrote.
+    COVARIANCE is a file that `eigendet covariance` wrote.
     """
     from eigendet.spectra import spectrum as stage
 
-    stage.write(covariance, output, centered=not raw)
+    stage.write_spectra(covariance, output, centered=not raw)
 
 
 @click.command()
@@ -71,16 +71,16 @@ def spectrum(covariance: Path, raw: bool, output: Path) -> None:
     help="Further folder of plugins, for width rules of your own; may be given several times.",
 )
 @output_option("Folder for metrics.parquet, distances.parquet, tests.parquet and notes.json.")
-def compare(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Path) -> None:
+def comparison(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Path) -> None:
     """Measure spectra, and compare those of several runs: by arm, by seed, and along training.
 
-    SPECTRA are folders that `eigendet spectrum` wrote, of one detector over one backbone.
+    SPECTRA are folders that `eigendet spectra` wrote, of one detector over one backbone.
     """
     from eigendet import plugins
     from eigendet.spectra import comparison, metric_tables
 
     discovery.search(folders)
-    for note in comparison.write(spectra, output, plugins.rules(taken=metric_tables.OWN)):
+    for note in comparison.write_comparison(spectra, output, plugins.rules(taken=metric_tables.OWN)):
         click.echo(note)
 
 
@@ -123,7 +123,7 @@ def widths(
 ) -> None:
     """Derive the widths of a network from spectra, or those of a control.
 
-    ARM is a key of `arms`. SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm from which
+    ARM is a key of `arms`. SPECTRA are folders that `eigendet spectra` wrote, one for each seed, of the arm from which
     the widths are read (for `derived`, `untrained` and `permuted`).
     """
     from eigendet import files
@@ -156,7 +156,7 @@ def front(
 ) -> None:
     """Compare parameters and operations over the width rule's option, at several budgets.
 
-    SPECTRA are folders that `eigendet spectrum` wrote, one for each seed, of the arm that `widths.arm` names.
+    SPECTRA are folders that `eigendet spectra` wrote, one for each seed, of the arm that `widths.arm` names.
     """
     from eigendet import files
     from eigendet.widths import front as stage
@@ -208,7 +208,7 @@ def tensorboard(results: Path, output: Path) -> None:
     from eigendet.report import events
 
     _search_as(results)
-    click.echo(events.write(results, output))
+    click.echo(events.write_events(results, output))
 
 
 def _search_as(results: Path) -> None:
@@ -228,4 +228,4 @@ def _network(experiment: Experiment, backbone: str | None, detector: str | None)
     return definitions.definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
 
 
-COMMANDS = (inspect, merge, spectrum, compare, channels, widths, front, report, figures, tensorboard)
+COMMANDS = (inspect, merge, spectra, comparison, channels, widths, front, report, figures, tensorboard)

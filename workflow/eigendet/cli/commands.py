@@ -29,11 +29,20 @@ from eigendet.errors import UserError
 # Imports of torch, and of pydantic, stand inside the commands, so that help and errors come at once.
 
 
+# Commands by their names in version 0.1.
+RENAMED = {"dump": "covariance", "spectrum": "spectra", "compare": "comparison"}
+
+
 class Main(click.Group):
     """Lists commands in the order of the stages, not of the alphabet; a `UserError` is one message, not a traceback."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        if args and args[0] in RENAMED:
+            context.fail(f"'{args[0]}' is called '{RENAMED[args[0]]}' now: eigendet {RENAMED[args[0]]} --help")
+        return super().resolve_command(context, args)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -51,8 +60,8 @@ class Main(click.Group):
 def main() -> None:
     """What pre-training changes inside an object detector, and how wide each layer must be.
 
-    The stages in order: pretrain, train, evaluate, dump, spectrum, widths, report. `snakemake` runs them all for an
-    experiment; each can also be run by hand, from a configuration file such as config.yaml.
+    The stages in order: pretrain, train, evaluate, covariance, spectra, comparison, widths, report. `snakemake` runs
+    them all for an experiment; each can also be run by hand, from a configuration file such as config.yaml.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
 
@@ -111,11 +120,13 @@ def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int
 
     if rate is not None and measure:
         raise UserError("--images-per-second and --measure: give one of them.")
+    from eigendet.config.layout import results_folder
+
     experiment = read_experiment(configs)
     rates: Any = partial(throughput.inferred, rate, experiment) if rate else None
     if measure:
         rates = partial(throughput.measured, experiment)
-    found = stage.stages(experiment, Path("results", experiment.experiment), rates)
+    found = stage.stages(experiment, Path(results_folder(experiment)), rates)
     for line in stage.lines(found, jobs, throughput.device_name(experiment) if measure else "device"):
         click.echo(line)
     if rates is None:
@@ -235,8 +246,8 @@ def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], devices: int, out
 @devices_option
 @nodes_option
 @output_option("HDF5 file for the covariances.")
-def dump(configs: tuple[Path, ...], run: Path, shard: str, devices: int, nodes: int, output: Path) -> None:
-    """Dump the covariance of every chosen feature map, at every snapshot of a run.
+def covariance(configs: tuple[Path, ...], run: Path, shard: str, devices: int, nodes: int, output: Path) -> None:
+    """Compute the covariance of every chosen feature map, at every snapshot of a run.
 
     RUN is the folder of a complete run of a detector. Stopped at any moment, the same command goes on with the
     snapshot that it was at.
@@ -245,7 +256,7 @@ def dump(configs: tuple[Path, ...], run: Path, shard: str, devices: int, nodes: 
     from eigendet.runs import parallel
 
     experiment = read_experiment(configs)
-    work = partial(stage.dump, experiment, run, output, _shard(shard))
+    work = partial(stage.compute_covariance, experiment, run, output, _shard(shard))
     parallel.run(work, experiment.device, devices, nodes)
 
 

@@ -99,7 +99,7 @@ def _plain(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def write(kind: Kind, name: str, folder: Path) -> list[Path]:
+def write_example(kind: Kind, name: str, folder: Path) -> list[Path]:
     """A working example of a plugin, and its test.
 
     Raises:
@@ -200,7 +200,7 @@ def show_command(name: str) -> None:
 )
 def new_command(kind: Kind, name: str, folder: Path) -> None:
     """Write a working, commented example of a plugin, and its test."""
-    for path in write(kind, name, folder):
+    for path in write_example(kind, name, folder):
         click.echo(path)
     if folder.resolve() not in discovery.folders():
         click.echo(f"To use it, name its folder in the configuration: plugins: [{folder}]")

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from eigendet.config.sections import (
+    Arm,
     BackboneChoice,
     CovarianceSettings,
     Data,
@@ -47,21 +48,23 @@ ARMS = {
     "untrained": "control: widths derived from the spectra before training",
     "permuted": "control: widths derived with the spectra of other layers, at random",
 }
+# Keys by their names in version 0.1.
+RENAMED = {"experiment": "name", "covariance.dump_shards": "covariance.shards", "widths.centred": "widths.centered"}
 WITH_REFERENCE_WIDTHS = ("finetune", "scratch")
 UNIFORM = "uniform scaling"  # the rule, in a table of the front, of widths that all have one factor
 AFTER_DERIVED = ("uniform_parameters", "uniform_macs", "profile", "permuted")
 
 
 class Experiment(Section):
-    experiment: Name = Field(description="results go to results/<experiment>/")
+    name: Name = Field(description="of the experiment; results go to results/<name>/")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once with each")
     plugins: list[str] = Field([], description="further folders with files of plugins, beside `plugins/`")
     data: Data
     backbones: dict[Name, BackboneChoice] = Field(min_length=1)
     detectors: dict[Name, PluginChoice] = Field(min_length=1)
-    arms: dict[Name, dict[str, Any]] = Field(
-        {arm: {} for arm in ("finetune", "scratch", "derived", "uniform_parameters", "profile")},
+    arms: dict[Name, Arm] = Field(
+        {arm: Arm() for arm in ("finetune", "scratch", "derived", "uniform_parameters", "profile")},
         min_length=1,
         description="which arms to run, and what each changes in `training`: " + ", ".join(ARMS) + "; or an arm of any "
         "other name with `widths`, a file of widths",
@@ -77,13 +80,11 @@ class Experiment(Section):
     def training_of(self, arm: str) -> DetectorTraining:
         """`training` with the changes of one arm.
 
-        Of an arm whose covariance is not dumped, only the last snapshot is kept: nothing would read the others.
+        Of an arm whose covariance is not observed, only the last snapshot is kept: nothing would read the others.
         """
-        changes = self.arms.get("derived" if arm in self.derived else arm, {})
-        usual = self.training.model_dump() | ({} if arm in self.dumped else {"snapshots": []})
-        return DetectorTraining.model_validate(
-            usual | {key: value for key, value in changes.items() if key != "widths"}
-        )
+        changes = self.arms.get("derived" if arm in self.derived else arm, Arm()).training
+        usual = self.training.model_dump() | ({} if arm in self.observed else {"snapshots": []})
+        return DetectorTraining.model_validate(usual | changes)
 
     @property
     def networks(self) -> list[tuple[str, str]]:
@@ -106,8 +107,8 @@ class Experiment(Section):
         return [run for arm in self.arms for run in (self.derived if arm == "derived" else [arm])]
 
     @property
-    def dumped(self) -> list[str]:
-        """The arms whose covariance is dumped: those asked for, and those from which a next round starts."""
+    def observed(self) -> list[str]:
+        """The arms whose covariance is observed: those asked for, and those from which a next round starts."""
         return [arm for arm in self.all_arms if arm in self.covariance.arms or arm in self.derived[:-1]]
 
     def spectra_for(self, arm: str) -> str | None:
@@ -121,12 +122,12 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _arms_have_widths(self) -> Self:
-        for arm, changes in self.arms.items():
-            if arm in ARMS and "widths" in changes:
+        for arm, section in self.arms.items():
+            if arm in ARMS and section.widths is not None:
                 raise ValueError(f"arms.{arm}.widths is given; this arm has widths of its own, so choose another name")
-            if not changes.get("widths", arm in ARMS) or not isinstance(changes.get("widths", ""), str):
-                if "widths" in changes:
-                    raise ValueError(f"arms.{arm}.widths: got {changes['widths']!r}; expected a file of widths")
+            if section.widths == "":
+                raise ValueError(f"arms.{arm}.widths: got ''; expected a file of widths")
+            if arm not in ARMS and section.widths is None:
                 raise ValueError(
                     f"arms: {unknown('arm', arm, ARMS)} An arm of another name needs `widths`, a file of widths"
                 )
@@ -138,7 +139,7 @@ class Experiment(Section):
             raise ValueError(f"rounds is {self.rounds}; derived, which is repeated, is not in arms; add it")
         if "untrained" in self.arms:
             kept = self.training_of("scratch").snapshots
-            if "scratch" not in self.dumped or (isinstance(kept, list) and 0 not in kept):
+            if "scratch" not in self.observed or (isinstance(kept, list) and 0 not in kept):
                 raise ValueError(
                     "arms.untrained takes its widths from step 0 of scratch; add scratch to arms and covariance.arms, "
                     "and 0 to training.snapshots"
@@ -159,11 +160,11 @@ class Experiment(Section):
         for arm in self.covariance.arms:
             if arm not in ARMS and arm not in self.all_arms:
                 raise ValueError(f"covariance.arms: {unknown('arm', arm, self.all_arms)}")
-        if not self.dumped:
+        if not self.observed:
             raise ValueError(f"covariance.arms is {self.covariance.arms}; none of these is in arms, {list(self.arms)}")
-        if "derived" in self.arms and self.widths.arm not in self.dumped:
+        if "derived" in self.arms and self.widths.arm not in self.observed:
             raise ValueError(
-                f"widths.arm is '{self.widths.arm}', whose covariance is not dumped; add it to arms and "
+                f"widths.arm is '{self.widths.arm}', whose covariance is not observed; add it to arms and "
                 "covariance.arms, or leave the arm derived out"
             )
         if "derived" in self.arms or "untrained" in self.arms:
@@ -240,7 +241,9 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
     lines = []
     for fault in error.errors():
         key = ".".join([prefix] * bool(prefix) + [str(part) for part in fault["loc"]])
-        if fault["type"] == "extra_forbidden":
+        if key in RENAMED:
+            lines.append(f"{key}: is called '{RENAMED[key]}' now")
+        elif fault["type"] == "extra_forbidden":
             accepted = _keys_at(model, fault["loc"][:-1])
             near = difflib.get_close_matches(str(fault["loc"][-1]), accepted, n=1)
             hint = f"did you mean '{near[0]}'? " if near else ""

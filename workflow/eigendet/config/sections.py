@@ -13,8 +13,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidatorFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -99,7 +101,7 @@ class Optimization(Section):
     snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
         8,
         description="how many (first, then spaced logarithmically, then last), or the steps themselves, to which the "
-        "last is added; of an arm whose covariance is not dumped, the last alone, unless the arm says otherwise",
+        "last is added; of an arm whose covariance is not observed, the last alone, unless the arm says otherwise",
     )
     log_every: PositiveInt = Field(20, description="steps between rows of the log")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints for resuming")
@@ -147,6 +149,21 @@ class DetectorTraining(Optimization):
         return self
 
 
+class Arm(Section):
+    """What sets an arm apart: every key but `widths` changes one of `training`."""
+
+    model_config = ConfigDict(extra="allow")
+    widths: str | None = Field(None, description="file of widths, of an arm with a name of the user's own")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in plain(self).items() if key != "widths" or value is not None}
+
+
 def _in_order(key: str, interval: tuple[float, float]) -> None:
     if interval[0] > interval[1]:
         raise ValueError(f"{key} is {list(interval)}; the lower end comes first")
@@ -171,16 +188,16 @@ class CovarianceSettings(Section):
         description="parts of the probe set that are each left out in turn, for intervals of what is read from the "
         "last snapshot; they are stored too; null: no intervals",
     )
-    dump_shards: PositiveInt = Field(
-        1, description="jobs among which the images of each dump are divided; what they write is merged"
+    shards: PositiveInt = Field(
+        1, description="jobs among which the images of each run are divided; what they write is merged"
     )
     single: bool = Field(False, description="scatter stored in float32: half the disk")
     compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")
 
     @model_validator(mode="after")
     def _images_for_every_shard(self) -> Self:
-        if self.dump_shards > self.images:
-            raise ValueError(f"dump_shards is {self.dump_shards}; it must not exceed images, {self.images}")
+        if self.shards > self.images:
+            raise ValueError(f"shards is {self.shards}; it must not exceed images, {self.images}")
         return self
 
 

@@ -92,7 +92,7 @@ class Record:
         return np.array_equal(self.mean, other.mean) and np.array_equal(self.scatter, other.scatter)
 
 
-def write(
+def write_covariances(
     path: Path,
     snapshots: Iterable[tuple[int, Iterable[Tap]]],
     provenance: Mapping[str, Any],
@@ -386,7 +386,7 @@ def _difference(first: Any, second: Any, where: str = "") -> str:
 
 
 def _open(path: Path) -> h5py.File:
-    wanted = f"expected a file written by 'eigendet dump' (format '{FORMAT}', version {VERSION})"
+    wanted = f"expected a file written by 'eigendet covariance' (format '{FORMAT}', version {VERSION})"
     if not path.is_file():
         raise UserError(f"{path}: no such file; {wanted}.")
     try:

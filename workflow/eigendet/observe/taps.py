@@ -142,7 +142,7 @@ class Taps(Mapping[TapKey, Covariance]):
         from eigendet.observe import store
 
         provenance = {"model": self._model, "precision": PRECISION}
-        store.write(Path(path), [(0, self.taps())], provenance, images, single=single, compress=compress)
+        store.write_covariances(Path(path), [(0, self.taps())], provenance, images, single=single, compress=compress)
 
     def image_sizes(self, sizes: Sequence[Sequence[int]], canvas: Sequence[int]) -> None:
         """Say, before a pass, how large the images are, (height, width) each, in a batch padded to `canvas`.

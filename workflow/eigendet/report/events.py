@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 
 from eigendet import config as configuration
+from eigendet.config import layout
 from eigendet.errors import UserError
 from eigendet.observe.keys import TapKey
 from eigendet.report import results
 
 
-def write(folder: Path, output: Path) -> str:
+def write_events(folder: Path, output: Path) -> str:
     """Write event files, one folder a run, from what an experiment's folder holds; returns a line that says what.
 
     Raises:
@@ -24,18 +25,17 @@ def write(folder: Path, output: Path) -> str:
     except ImportError:
         raise UserError("the package tensorboard is not installed; 'pip install tensorboard' brings it.") from None
     _clear(output)
-    experiment = configuration.load([folder / "config.yaml"])
+    experiment = configuration.load([folder / layout.CONFIGURATION])
     metrics = {network: results.comparison(folder, *network).get("metrics") for network in experiment.networks}
     written = 0
-    for path in results.run_paths(experiment, experiment.all_arms):
-        arm, backbone, detector, seed = path.parts
-        log = folder / "runs" / path / "log.csv"
+    for run in layout.runs(experiment, experiment.all_arms):
+        log = layout.path(folder, layout.RUN_LOG, **run._asdict())
         scalars = _losses(log) if log.is_file() else []
-        numbers = metrics[backbone, detector]
+        numbers = metrics[run.backbone, run.detector]
         if numbers is not None:
-            scalars += _metrics(numbers[(numbers["arm"] == arm) & ("seed_" + numbers["seed"].astype(str) == seed)])
+            scalars += _metrics(numbers[(numbers["arm"] == run.arm) & (numbers["seed"] == run.seed)])
         if scalars:
-            with SummaryWriter(str(output / path)) as writer:
+            with SummaryWriter(str(output / str(run))) as writer:
                 for name, value, step in scalars:
                     writer.add_scalar(name, value, step)
             written += 1

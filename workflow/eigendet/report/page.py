@@ -15,7 +15,7 @@ import pandas as pd
 import vl_convert
 
 from eigendet import config as configuration
-from eigendet.config import ARMS, Experiment
+from eigendet.config import ARMS, Experiment, layout
 from eigendet.errors import UserError, unknown
 from eigendet.files import read_json, write_text
 from eigendet.report import figures, findings, results, views
@@ -34,12 +34,12 @@ BOUNDS = {
 
 def write_page(folder: Path) -> str:
     """Write `summary.csv`, `report.html` and `figures/` in an experiment's folder; returns a line that says where."""
-    experiment = configuration.load([folder / "config.yaml"])
+    experiment = configuration.load([folder / layout.CONFIGURATION])
     runs = results.summary(folder, experiment)
-    write_text(folder / "summary.csv", runs.to_csv(index=False))
+    write_text(folder / layout.SUMMARY, runs.to_csv(index=False))
     page = _page(folder, experiment, runs)
-    write_text(folder / "report.html", page)
-    write_figures(folder, folder / "figures")
+    write_text(folder / layout.PAGE, page)
+    write_figures(folder, folder / layout.FIGURES)
     return f"{folder / 'report.html'}: {len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB"
 
 
@@ -50,7 +50,7 @@ def write_figures(folder: Path, output: Path, suffix: str = "svg", quantity: str
         suffix: svg or png.
         quantity: what the heat maps over training show, a metric or a measure of `quantities`.
     """
-    experiment = configuration.load([folder / "config.yaml"])
+    experiment = configuration.load([folder / layout.CONFIGURATION])
     written = []
     for name, chart in _static(folder, experiment, quantity):
         written.append(output / f"{figures.file_name(name)}.{suffix}")
@@ -123,7 +123,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
     shown |= {name for course in courses.values() for name in course["between"]}
     example = pd.DataFrame({"layer": ["a"], "step": [0], "value": [1.0]})
     line = pd.DataFrame({"arm": list(colors), "seed": 0, "x": 1.0, "value": 1.0})
-    observed = {arm: colors[arm] for arm in experiment.dumped}
+    observed = {arm: colors[arm] for arm in experiment.observed}
     content = {
         "figures": {name: figures.specification(chart) for name, chart in charts.items()},
         "specs": {
@@ -140,7 +140,7 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         "levels": {"decades": views.DECADES, "largest": views.LEVELS},
     }
     first = runs.iloc[0]
-    path = Path(first["arm"]) / first["backbone"] / first["detector"] / f"seed_{first['seed']}"
+    record = layout.path(folder, layout.RUN_RECORD, **first[list(layout.Run._fields)])
     return environment.get_template("page.html.j2").render(
         experiment=experiment,
         arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
@@ -163,9 +163,9 @@ def _page(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> str:
         pretrained=[
             read_json(file, "a record")
             for name in experiment.backbones
-            if (file := folder / "pretrained" / name / "run.json").is_file()
+            if (file := layout.path(folder, layout.PRETRAINED_RECORD, backbone=name)).is_file()
         ],
-        record=read_json(folder / "runs" / path / "run.json", "the record of a run"),
+        record=read_json(record, "the record of a run"),
         configuration=configuration.dump_yaml(experiment),
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         content=_script_json(content),
@@ -196,7 +196,7 @@ def _text(arm: str, experiment: Experiment) -> str:
         return ARMS[arm]
     if arm in experiment.derived:
         return f"as derived, from the spectra of {experiment.spectra_for(arm)}"
-    return f"with the widths of {experiment.arms[arm]['widths']}"
+    return f"with the widths of {experiment.arms[arm].widths}"
 
 
 def _data(folder: Path, experiment: Experiment) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _data(folder: Path, experiment: Experiment) -> dict[str, Any]:
     found = {}
     for task, splits in (("classification", experiment.data.classification), ("detection", experiment.data.detection)):
         for split in ("train", "val") if splits else ():
-            file = folder / "data" / f"{task}_{split}_{getattr(splits, split).digest}.json"
+            file = folder / layout.data_check(experiment, task, split)
             if file.is_file():
                 found[f"{task} {split}"] = read_json(file, "a summary")
     return found
@@ -226,8 +226,8 @@ def _settings(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> list[
     rows = []
     for run in runs.to_dict("records"):
         training = experiment.training_of(run["arm"])
-        path = Path(run["arm"]) / run["backbone"] / run["detector"] / f"seed_{run['seed']}" / "run.json"
-        record = read_json(folder / "runs" / path, "the record of a run")
+        named = {name: run[name] for name in layout.Run._fields}
+        record = read_json(layout.path(folder, layout.RUN_RECORD, **named), "the record of a run")
         rows.append(
             run | {"steps": training.steps, "batch_size": training.batch_size, "learning_rate": training.learning_rate,
                    "snapshots": len(record["snapshots"]), "revision": record["revision"], "torch": record["torch"]}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from eigendet import config as configuration
-from eigendet.config import Experiment
+from eigendet.config import Experiment, layout
+from eigendet.config.layout import Run
 from eigendet.errors import UserError
 from eigendet.files import read_json
 from eigendet.spectra.tables import joined, read_table
@@ -37,11 +36,11 @@ def read_spectra(folder: Path | str) -> Spectra:
         UserError: there are no spectra in the folder.
     """
     folder = Path(folder)
-    experiment = configuration.load([folder / "config.yaml"])
-    files = [folder / "spectra" / path / "eigenvalues.parquet" for path in run_paths(experiment, experiment.dumped)]
+    experiment = configuration.load([folder / layout.CONFIGURATION])
+    files = [folder / path for path in layout.run_paths(experiment, layout.EIGENVALUES, experiment.observed)]
     found = [read_table(file) for file in files if file.is_file()]
     if not found:
-        raise UserError(f"{folder / 'spectra'}: holds no spectra of this experiment; run 'eigendet spectrum' first.")
+        raise UserError(f"{folder / 'spectra'}: holds no spectra of this experiment; run 'eigendet spectra' first.")
     comparisons = [comparison(folder, *network) for network in experiment.networks]
     tables = {name: [tables[name] for tables in comparisons if name in tables] for name in COMPARISONS}
     return Spectra(*(joined(tables_of_kind) for tables_of_kind in [found, *tables.values()]))
@@ -49,18 +48,11 @@ def read_spectra(folder: Path | str) -> Spectra:
 
 def comparison(folder: Path, backbone: str, detector: str) -> dict[str, Any]:
     """Tables of the comparison of a network's runs, and its notes; nothing if it was not made."""
-    place = folder / "comparison" / backbone / detector
+    place = layout.path(folder, layout.COMPARISON, backbone=backbone, detector=detector)
     if not (place / "notes.json").is_file():
         return {}
     tables: dict[str, Any] = {name: read_table(place / f"{name}.parquet") for name in COMPARISONS}
     return tables | {"notes": read_json(place / "notes.json", "notes")}
-
-
-def run_paths(experiment: Experiment, arms: Sequence[str]) -> Iterator[Path]:
-    """Paths of an experiment's runs below `runs/`, `evaluation/` and `spectra/`; others are from earlier settings."""
-    for backbone, detector in experiment.networks:
-        for arm, seed in itertools.product(arms, experiment.seeds):
-            yield Path(arm) / backbone / detector / f"seed_{seed}"
 
 
 def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
@@ -70,17 +62,17 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
         UserError: no run has been evaluated.
     """
     rows = []
-    for path in run_paths(experiment, experiment.all_arms):
-        file = folder / "evaluation" / f"{path}.json"
+    for run in layout.runs(experiment, experiment.all_arms):
+        file = layout.path(folder, layout.EVALUATION, **run._asdict())
         if not file.is_file():
             continue
         scores = read_json(file, "an evaluation")
-        record = read_json(folder / "runs" / path / "run.json", "the record of a run")
+        record = read_json(layout.path(folder, layout.RUN_RECORD, **run._asdict()), "the record of a run")
         row = {**scores["run"]}
         for kind, prefix in (("boxes", ""), ("masks", "mask_")):
             row |= {prefix + name: value for name, value in scores.get(kind, {}).items()}
         row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
-        rows.append(row | _latency(folder, path))
+        rows.append(row | _latency(folder, run))
     if not rows:
         raise UserError(
             f"{folder / 'evaluation'}: holds no evaluation of this experiment; run 'eigendet evaluate' first."
@@ -90,12 +82,11 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
 
 
-def _latency(folder: Path, run: Path) -> dict[str, float]:
+def _latency(folder: Path, run: Run) -> dict[str, float]:
     """Milliseconds for an image, of an arm's first seed: its other seeds have the same network."""
-    arm, backbone, detector, _ = run.parts
-    file = folder / "latency" / backbone / f"{detector}.json"
+    file = layout.path(folder, layout.LATENCY, backbone=run.backbone, detector=run.detector)
     for entry in read_json(file, "latencies")["runs"] if file.is_file() else ():
-        if entry["arm"] == arm:
+        if entry["arm"] == run.arm:
             return {f"{part}_ms": entry[part]["median"] for part in ("detector", "backbone")}
     return {}
 
@@ -125,12 +116,13 @@ def widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
     """Contents of the widths files, a dict for each backbone and detector: of every arm, and the front."""
     found = []
     for backbone, detector in experiment.networks:
-        place = folder / "widths" / backbone / detector
-        files = [place / f"{arm}.json" for arm in experiment.all_arms]
+        network = {"backbone": backbone, "detector": detector}
+        files = [layout.path(folder, layout.WIDTHS, arm=arm, **network) for arm in experiment.all_arms]
         contents = {file.stem: read_json(file, "widths") for file in files if file.is_file()}
         derived = [contents[arm] for arm in experiment.derived if arm in contents]
         if derived:
-            front = pd.read_csv(place / "front.csv") if (place / "front.csv").is_file() else None
+            front_file = layout.path(folder, layout.FRONT, **network)
+            front = pd.read_csv(front_file) if front_file.is_file() else None
             found.append(
                 {"backbone": backbone, "detector": detector, "files": contents, "derived": derived, "front": front}
             )
@@ -140,14 +132,15 @@ def widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
 def missing(folder: Path, experiment: Experiment) -> list[str]:
     """What the experiment asks for and its folder does not hold yet, in sentences."""
     sentences = []
-    for stage, arms, name in (
-        ("evaluated", experiment.all_arms, "evaluation/{}.json"),
-        ("observed", experiment.dumped, "spectra/{}/eigenvalues.parquet"),
+    for stage, arms, pattern in (
+        ("evaluated", experiment.all_arms, layout.EVALUATION),
+        ("observed", experiment.observed, layout.EIGENVALUES),
     ):
-        absent = [path for path in run_paths(experiment, arms) if not (folder / name.format(path)).is_file()]
+        runs = layout.runs(experiment, arms)
+        absent = [run for run in runs if not layout.path(folder, pattern, **run._asdict()).is_file()]
         if absent:
             sentences.append(f"Not {stage} yet, and so not on this page: {', '.join(map(str, absent))}.")
     for backbone, detector in experiment.networks:
-        if experiment.dumped and not (folder / "comparison" / backbone / detector / "notes.json").is_file():
+        if experiment.observed and not comparison(folder, backbone, detector):
             sentences.append(f"The spectra of {detector} on {backbone} have not been compared yet.")
     return sentences

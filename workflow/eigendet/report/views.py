@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from eigendet import plugins
-from eigendet.config import Experiment
+from eigendet.config import Experiment, layout
 from eigendet.observe.keys import TapKey
-from eigendet.report import results
 from eigendet.spectra import metric_tables
 from eigendet.spectra.comparison import TAP
 from eigendet.spectra.tables import joined, read_table
@@ -123,9 +122,9 @@ def _rounded(grid: np.ndarray) -> list[list[float | None]]:
 
 
 def eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: str) -> Iterator[pd.DataFrame]:
-    for path in results.run_paths(experiment, experiment.dumped):
-        file = folder / "spectra" / path / "eigenvalues.parquet"
-        if path.parts[1:3] == (backbone, detector) and file.is_file():
+    for run in layout.runs(experiment, experiment.observed):
+        file = layout.path(folder, layout.EIGENVALUES, **run._asdict())
+        if (run.backbone, run.detector) == (backbone, detector) and file.is_file():
             yield read_table(file)
 
 

@@ -42,7 +42,7 @@ from eigendet.runs.training import snapshot_path
 logger = logging.getLogger(__name__)
 
 
-def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, int] = (1, 1)) -> None:
+def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, int] = (1, 1)) -> None:
     """Write the covariance of every tap at every snapshot of the run in `folder` to `output`.
 
     Args:
@@ -62,7 +62,7 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
     provenance: dict[str, Any] = {
         "run": record["run"],
         "definition": record["definition"],
-        "experiment": experiment.experiment,
+        "experiment": experiment.name,
         "settings": value_digest(experiment.model_dump(mode="json")),
         "probe": {"split": settings.split, "images": len(probe), "data": dataset.digest},
         "points": list(settings.points),
@@ -92,8 +92,8 @@ def dump(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, i
                 continue
             # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
             first = None if piece.seen[0] == probe[0] else Images(dataset, probe, device)[0]
-            taps = tapped(model, settings, Images(dataset, piece.seen, device), first)
-            store.write(
+            taps = observed_taps(model, settings, Images(dataset, piece.seen, device), first)
+            store.write_covariances(
                 piece.path, [(step, taps)], provenance, piece.seen, single=settings.single, compress=settings.compress
             )
         processes.wait()
@@ -119,7 +119,7 @@ class Piece(NamedTuple):
     seen: list[int]
 
 
-def tapped(
+def observed_taps(
     model: nn.Module, settings: CovarianceSettings, images: Sequence[list[Tensor]], first: list[Tensor] | None = None
 ) -> Iterator[Tap]:
     """The taps of a detector over images; `first` is the one from which shifts are taken, see `covariances`."""

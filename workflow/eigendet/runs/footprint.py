@@ -49,7 +49,7 @@ class Footprint:
             snapshot = training.snapshot_path(Path(name), 0).stat().st_size
             channels = []
             if definition.detector is not None:
-                taps = covariances.tapped(model, settings, [[torch.rand(3, *definition.size)]])
+                taps = covariances.observed_taps(model, settings, [[torch.rand(3, *definition.size)]])
                 channels = [tap.covariance.channels for tap in taps]
         return cls(snapshot, 4 * models.parameter_count(model), tuple(channels), settings)
 
@@ -58,12 +58,12 @@ class Footprint:
         moments = 2 if optimization.optimizer == "adamw" else int(optimization.momentum > 0)
         return self.snapshot + moments * self.parameters
 
-    def dump(self, snapshots: int, images: int) -> int:
+    def covariance(self, snapshots: int, images: int) -> int:
         """A file of covariances of so many images, with those of parts of them at the last snapshot."""
         parts = self._arrays(3, self.parts * (4 * self._triangles + 8 * sum(self.channels)))
         return snapshots * self._covariances(images) + parts * bool(self.parts)
 
-    def dumping(self, file: int) -> int:
+    def unfinished_covariance(self, file: int) -> int:
         """Beside a file while it is written: all snapshots by themselves, and before that the parts of the last."""
         return max(file, self.parts * self._covariances(0))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
+from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.sections import Optimization
 from eigendet.data.datasets import open_splits
 from eigendet.networks import models
@@ -93,25 +93,19 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
         _network(experiment, folder, *network, detection["train"].classes, classifiers, rates)
         for network in experiment.networks
     ]
-    trained = {
-        "scratch": [arm for arm in experiment.all_arms if arm == "scratch"],
-        "finetune": [arm for arm in experiment.all_arms if arm == "finetune"],
-        "retrain": [arm for arm in experiment.all_arms if arm not in WITH_REFERENCE_WIDTHS],
-    }
+    resized = [arm for arm in experiment.all_arms if arm not in WITH_REFERENCE_WIDTHS]
     every, networks_ = len(experiment.seeds), len(planned)
     yield Stage("check_data", 2 + 2 * bool(classifiers))
     yield Stage("check_network", networks_)
-    if trained["finetune"]:
+    if "finetune" in experiment.all_arms:
         for name in experiment.backbones:
             yield _pretraining(experiment, classifiers.get(name), planned)
-    for rule in ("scratch", "finetune"):
-        yield from (_training(experiment, network, rule, arm) for network in planned for arm in trained[rule])
+    yield from (_training(experiment, network, arm) for network in planned for arm in experiment.all_arms)
     for network in planned:
-        yield from (stage for arm in experiment.dumped for stage in _observation(experiment, network, arm))
-    yield Stage("compare", networks_, disk=networks_ * TABLES)
-    yield Stage("derive_widths", networks_ * len(trained["retrain"]))
-    yield Stage("pareto_front", networks_ * bool(experiment.derived))
-    yield from (_training(experiment, network, "retrain", arm) for network in planned for arm in trained["retrain"])
+        yield from (stage for arm in experiment.observed for stage in _observation(experiment, network, arm))
+    yield Stage("comparison", networks_, disk=networks_ * TABLES)
+    yield Stage("widths", networks_ * len(resized))
+    yield Stage("front", networks_ * bool(experiment.derived))
     for network in planned:
         images = every * len(experiment.all_arms) * len(detection["val"])
         seconds = network.rate and images / network.rate.looking
@@ -143,8 +137,9 @@ def _network(
     usual = replace(definition, size=network_check.small(experiment.training))
     files = dict.fromkeys(experiment.all_arms, Footprint.of(usual, experiment.covariance))
     for arm in experiment.all_arms:
-        named = experiment.arms.get(arm, {}).get("widths")
-        widths = Path(named) if named else folder / "widths" / backbone / detector / f"{arm}.json"
+        own = experiment.arms[arm].widths if arm in experiment.arms else None
+        network = {"backbone": backbone, "detector": detector}
+        widths = Path(own) if own else layout.path(folder, layout.WIDTHS, arm=arm, **network)
         if widths.is_file():
             changed = replace(usual, widths=models.read_widths(widths, usual))
             files[arm] = Footprint.of(changed, experiment.covariance)
@@ -170,12 +165,12 @@ def _pretraining(experiment: Experiment, classifier: Definition | None, planned:
     )
 
 
-def _training(experiment: Experiment, network: Network, rule: str, arm: str) -> Stage:
-    """Of all seeds."""
+def _training(experiment: Experiment, network: Network, arm: str) -> Stage:
+    """Return the runs of an arm, of all seeds."""
     settings, files, seeds = experiment.training_of(arm), network.arms[arm], len(experiment.seeds)
     images = seeds * settings.steps * settings.batch_size
     return Stage(
-        rule,
+        "train",
         seeds,
         seeds * settings.steps,
         images,
@@ -194,15 +189,17 @@ def _observation(experiment: Experiment, network: Network, arm: str) -> Iterator
     """Dumps of an arm, of all seeds, and their spectra."""
     settings, files, seeds = experiment.covariance, network.arms[arm], len(experiment.seeds)
     snapshots = len(snapshot_steps(experiment.training_of(arm)))
-    images, shards = snapshots * settings.images, settings.dump_shards
-    whole, part = (files.dump(snapshots, settings.images // count) for count in (1, shards))
-    seconds = network.rate and seeds * images / network.rate.dumping
+    images, shards = snapshots * settings.images, settings.shards
+    whole, part = (files.covariance(snapshots, settings.images // count) for count in (1, shards))
+    seconds = network.rate and seeds * images / network.rate.observing
     if shards == 1:
-        yield Stage("dump_covariance", seeds, 0, seeds * images, seeds * whole, whole + files.dumping(whole), seconds)
+        meanwhile = whole + files.unfinished_covariance(whole)
+        yield Stage("covariance", seeds, 0, seeds * images, seeds * whole, meanwhile, seconds)
     else:
-        yield Stage("dump_shard", seeds * shards, 0, seeds * images, 0, part + files.dumping(part), seconds)
-        yield Stage("merge_covariance", seeds, disk=seeds * whole, meanwhile=whole + shards * part)
-    yield Stage("spectrum", seeds, disk=seeds * files.spectra(snapshots))
+        meanwhile = part + files.unfinished_covariance(part)
+        yield Stage("covariance_shard", seeds * shards, 0, seeds * images, 0, meanwhile, seconds)
+        yield Stage("merge", seeds, disk=seeds * whole, meanwhile=whole + shards * part)
+    yield Stage("spectra", seeds, disk=seeds * files.spectra(snapshots))
 
 
 def lines(found: Sequence[Stage], jobs: int, unit: str) -> Iterator[str]:

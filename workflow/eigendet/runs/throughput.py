@@ -35,7 +35,7 @@ class Throughput(NamedTuple):
 
     training: float
     looking: float
-    dumping: float
+    observing: float
     pretraining: float | None
 
 
@@ -64,7 +64,7 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
                 model(image)
 
     def observe() -> None:
-        list(covariances.tapped(model, experiment.covariance, shown))
+        list(covariances.observed_taps(model, experiment.covariance, shown))
 
     seconds = []
     for call in (look, observe):

@@ -58,7 +58,7 @@ class Run:
         return f"{self.arm} seed {self.seed}"
 
 
-def write(folders: Sequence[Path], output: Path, rules: Mapping[str, Rule]) -> list[str]:
+def write_comparison(folders: Sequence[Path], output: Path, rules: Mapping[str, Rule]) -> list[str]:
     """Compare the runs whose folders of spectra these are; returns the notes.
 
     Args:
@@ -93,11 +93,11 @@ def write(folders: Sequence[Path], output: Path, rules: Mapping[str, Rule]) -> l
 
 
 def read(folder: Path) -> Run:
-    """The spectra in a folder that `eigendet spectrum` wrote."""
+    """The spectra in a folder that `eigendet spectra` wrote."""
     eigenvalues, similarity_file = folder / "eigenvalues.parquet", folder / "similarity.h5"
     for file in (eigenvalues, similarity_file):
         if not file.exists():
-            raise UserError(f"{file}: no such file; 'eigendet spectrum' writes it.")
+            raise UserError(f"{file}: no such file; 'eigendet spectra' writes it.")
     try:
         table = pd.read_parquet(eigenvalues)
         with h5py.File(similarity_file) as similarities:
@@ -110,7 +110,7 @@ def read(folder: Path) -> Run:
         }
     except (OSError, ValueError, KeyError, IndexError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: no spectra of this 'eigendet spectrum' ({reason}); run it again.") from None
+        raise UserError(f"{folder}: no spectra of this 'eigendet spectra' ({reason}); run it again.") from None
     return Run(arm, seed, folder, table, spectra, about)
 
 

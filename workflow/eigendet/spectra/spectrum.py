@@ -106,7 +106,7 @@ def leading(channels: int) -> int:
     return max(1, min(DIRECTIONS, channels // SHARE))
 
 
-def write(covariance_file: Path, folder: Path, centered: bool = True) -> None:
+def write_spectra(covariance_file: Path, folder: Path, centered: bool = True) -> None:
     """Write a run's folder of spectra, see above, from a dump.
 
     The tables have the run's columns (arm, backbone, detector, seed), the tap's (step, module, call, point, channels,
@@ -119,7 +119,7 @@ def write(covariance_file: Path, folder: Path, centered: bool = True) -> None:
     """
     provenance = store.provenance(covariance_file)
     if "run" not in provenance:
-        raise UserError(f"{covariance_file}: names no run; expected a file written by 'eigendet dump'.")
+        raise UserError(f"{covariance_file}: names no run; expected a file written by 'eigendet covariance'.")
     run, images = provenance["run"], store.images(covariance_file)
     about = {name: provenance.get(name) for name in ("experiment", "definition", "probe")}
     spectra: list[pd.DataFrame] = []

@@ -41,12 +41,13 @@ def control(
     channels, reference = network.reference(network.size[0])
 
     def shown(of: str, first: bool = False) -> GroupSpectra:
-        spectra = dimensions.read(experiment.experiment, network, of, folders, "eigenvalues")
+        spectra = dimensions.read(experiment.name, network, of, folders, "eigenvalues")
         return dimensions.of_groups(spectra, channels, settings, first)
 
     more: dict[str, Any] = {}
-    if "widths" in experiment.arms[arm]:
-        file = Path(experiment.arms[arm]["widths"])
+    own = experiment.arms[arm].widths
+    if own is not None:
+        file = Path(own)
         widths, more["rule"] = models.read_widths(file, network), f"as {file} says"
     elif arm == "reference":
         widths, more["rule"] = reference, "the reference's"

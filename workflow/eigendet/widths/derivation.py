@@ -25,13 +25,13 @@ def derive(experiment: Experiment, network: Definition, folders: Sequence[Path],
 
     Args:
         network: without widths.
-        folders: of the tables that `eigendet spectrum` wrote, of every seed.
+        folders: of the tables that `eigendet spectra` wrote, of every seed.
 
     Raises:
         UserError: the tables are of another arm, backbone or experiment, or lack a group; the budget cannot be met.
     """
     settings = experiment.widths
-    spectra = dimensions.read(experiment.experiment, network, arm, folders, "eigenvalues")
+    spectra = dimensions.read(experiment.name, network, arm, folders, "eigenvalues")
     channels, reference = network.reference(network.size[0])
     shown = dimensions.of_groups(spectra, channels, settings)
     budget = Budget.of(channels, reference, settings)
@@ -49,7 +49,7 @@ def derive(experiment: Experiment, network: Definition, folders: Sequence[Path],
         "spectra": {str(folder): file_digest(folder / "eigenvalues.parquet") for folder in folders},
         "image": list(network.size),
     }
-    left_out = dimensions.read(experiment.experiment, network, arm, folders, "jackknife")
+    left_out = dimensions.read(experiment.name, network, arm, folders, "jackknife")
     if dimensions.complete(left_out, spectra):
         content |= intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
     return content

@@ -59,7 +59,7 @@ class GroupSpectra:
 
 
 def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path], table: str) -> pd.DataFrame:
-    """A table of `eigendet spectrum`, `eigenvalues` or `jackknife`, of every run of one arm, by folders.
+    """A table of `eigendet spectra`, `eigenvalues` or `jackknife`, of every run of one arm, by folders.
 
     Raises:
         UserError: a table is missing, or of another experiment, backbone or detector; there is none of the arm, or two
@@ -77,10 +77,10 @@ def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path]
             part[columns]
             definition = Definition.of(part.attrs["definition"])
         except FileNotFoundError:
-            raise UserError(f"{file}: no such file; 'eigendet spectrum' writes it.") from None
+            raise UserError(f"{file}: no such file; 'eigendet spectra' writes it.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{file}: no table of this 'eigendet spectrum' ({reason}); run it again.") from None
+            raise UserError(f"{file}: no table of this 'eigendet spectra' ({reason}); run it again.") from None
         found = part.attrs.get("experiment")
         if found != experiment:
             raise UserError(f"{file}: of the experiment '{found}'; this one is '{experiment}'.")
@@ -107,13 +107,11 @@ def of_groups(spectra: pd.DataFrame, channels: Channels, settings: WidthSettings
         UserError: the spectra are of the other moment; a group has no tap at any point.
     """
     if not (spectra["centered"] == settings.centered).any():
-        wanted, found = (
-            ("covariance", "raw second moments") if settings.centered else ("raw second moments", "covariance")
-        )
-        again = "" if settings.centered else " with --raw"
+        moments = "the covariance", "the raw second moments"
+        asked, read = moments if settings.centered else reversed(moments)
         raise UserError(
-            f"widths.centered is {str(settings.centered).lower()}, which means spectra of the {wanted}; these are of the "
-            f"{found}: run 'eigendet spectrum' again{again}."
+            f"widths.centered is {str(settings.centered).lower()}, which means spectra of {asked}; these are of "
+            f"{read}: run 'eigendet spectra' again{'' if settings.centered else ' with --raw'}."
         )
     by_seed = spectra.groupby("seed")["step"]
     step = by_seed.transform("min") if first else by_seed.transform("max")

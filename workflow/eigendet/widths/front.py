@@ -30,7 +30,7 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
     takes no part in the front. What accuracy each row has, only training can tell.
     """
     settings = experiment.widths
-    spectra = dimensions.read(experiment.experiment, network, experiment.widths.arm, folders, "eigenvalues")
+    spectra = dimensions.read(experiment.name, network, experiment.widths.arm, folders, "eigenvalues")
     channels, reference = network.reference(network.size[0])
     shown = dimensions.of_groups(spectra, channels, settings)
     rules = plugins.variants("rule", settings.rule) if settings.allocation == "proportional" else [settings.rule]

@@ -1,0 +1,103 @@
+"""Own every path below results/EXPERIMENT: what each stage leaves, and where.
+
+Patterns are relative to the experiment's folder, with Snakemake's wildcards in braces, which `path` fills in. A run is
+named by a `Run`: its arm, backbone, detector and seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from eigendet.config.experiment import AFTER_DERIVED, Experiment
+
+NETWORK = "{backbone}/{detector}"
+RUN = "{arm}/{backbone}/{detector}/seed_{seed}"
+
+CONFIGURATION = "config.yaml"
+LOGS, BENCHMARKS = "logs", "benchmarks"
+DATA = "data/{task}_{split}_{digest}.json"
+NETWORK_CHECK = f"networks/{NETWORK}.json"
+PRETRAINED = "pretrained/{backbone}"
+PRETRAINED_RECORD, PRETRAINED_WEIGHTS = f"{PRETRAINED}/run.json", f"{PRETRAINED}/backbone.pt"
+RUNS = f"runs/{RUN}"
+RUN_RECORD, RUN_LOG = f"{RUNS}/run.json", f"{RUNS}/log.csv"
+COVARIANCE = f"covariance/{RUN}.h5"
+COVARIANCE_SHARD = f"covariance/{RUN}.{{shard}}_of_{{shards}}.h5"
+SPECTRA = f"spectra/{RUN}"
+EIGENVALUES, JACKKNIFE = f"{SPECTRA}/eigenvalues.parquet", f"{SPECTRA}/jackknife.parquet"
+SIMILARITY = f"{SPECTRA}/similarity.h5"
+COMPARISON = f"comparison/{NETWORK}"
+COMPARISON_FILES = tuple(
+    f"{COMPARISON}/{name}" for name in ("metrics.parquet", "distances.parquet", "tests.parquet", "notes.json")
+)
+COMPARISON_NOTES = f"{COMPARISON}/notes.json"
+WIDTHS = f"widths/{NETWORK}/{{arm}}.json"
+FRONT = f"widths/{NETWORK}/front.csv"
+EVALUATION = f"evaluation/{RUN}.json"
+LATENCY = f"latency/{NETWORK}.json"
+SUMMARY, PAGE, FIGURES = "summary.csv", "report.html", "figures"
+
+
+class Run(NamedTuple):
+    """A run's name. As text it is its path below `runs/`, `spectra/` and `evaluation/`."""
+
+    arm: str
+    backbone: str
+    detector: str
+    seed: int
+
+    def __str__(self) -> str:
+        return RUN.format(**self._asdict())
+
+
+def path(folder: Path | str, pattern: str, **wildcards: object) -> Path:
+    """Return the path of a pattern below an experiment's folder.
+
+    >>> path("results/digits", EVALUATION, **Run("scratch", "resnet18", "faster_rcnn", 0)._asdict()).as_posix()
+    'results/digits/evaluation/scratch/resnet18/faster_rcnn/seed_0.json'
+    """
+    return Path(folder, pattern.format(**wildcards))
+
+
+def results_folder(experiment: Experiment) -> str:
+    """Return the folder of an experiment's results, relative to the working directory."""
+    return f"results/{experiment.name}"
+
+
+def runs(experiment: Experiment, arms: Iterable[str]) -> Iterator[Run]:
+    """Yield the runs of these arms, network by network; whatever else a folder holds is from earlier settings."""
+    for backbone, detector in experiment.networks:
+        for arm, seed in itertools.product(arms, experiment.seeds):
+            yield Run(arm, backbone, detector, seed)
+
+
+def run_paths(experiment: Experiment, pattern: str, arms: Iterable[str]) -> list[str]:
+    """Return a pattern's path for every run of these arms, below the experiment's folder."""
+    return [pattern.format(**run._asdict()) for run in runs(experiment, arms)]
+
+
+def network_paths(experiment: Experiment, pattern: str) -> list[str]:
+    """Return a pattern's path for every network, below the experiment's folder."""
+    return [pattern.format(backbone=backbone, detector=detector) for backbone, detector in experiment.networks]
+
+
+def data_check(experiment: Experiment, task: str, split: str) -> str:
+    """Return the path of a data set's summary; its name changes with the data set's settings."""
+    choice = getattr(getattr(experiment.data, task), split)
+    return DATA.format(task=task, split=split, digest=choice.digest)
+
+
+def spectra_for(experiment: Experiment, arm: str, backbone: str, detector: str) -> list[str]:
+    """Return the folders of the spectra that an arm's widths are read from, one for each seed; none for a control."""
+    source = experiment.spectra_for(arm)
+    seeds = experiment.seeds if source else []
+    return [SPECTRA.format(arm=source, backbone=backbone, detector=detector, seed=seed) for seed in seeds]
+
+
+def derived_for(experiment: Experiment, arm: str, backbone: str, detector: str) -> list[str]:
+    """Return the file of the derived widths that a control is compared with, if it is with any."""
+    compared = arm in AFTER_DERIVED
+    return [WIDTHS.format(arm=experiment.derived[-1], backbone=backbone, detector=detector)] if compared else []
