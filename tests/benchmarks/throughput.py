@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from eigendet.config.sections import DetectorTraining, PluginChoice
+from eigendet.config.sections import BackboneChoice, DetectorTraining, PluginChoice
 from eigendet.data.batches import detection_batches
 from eigendet.data.samples import Rectangles
 from eigendet.networks.models import Definition
@@ -36,7 +36,7 @@ from eigendet.runs import training
 ROUNDS, STEPS, WARM_UP = 12, 10, 2
 SIDE = 192  # pixels
 CPU = torch.device("cpu")
-BACKBONE = {"plugin": "resnet", "depth": 18, "norm": "group"}
+BACKBONE = BackboneChoice(plugin="resnet", depth=18, norm="group")
 SETTINGS = DetectorTraining(
     steps=STEPS, batch_size=2, learning_rate=1e-4, min_size=SIDE, max_size=SIDE, snapshots=2, log_every=STEPS
 )
@@ -100,7 +100,7 @@ CONTENDERS: dict[str, tuple[dict[str, Any], Loop]] = {
 def measure(detector: dict[str, Any], own: Loop) -> dict[str, list[float]]:
     """Milliseconds a step of every counted step, through the library and by the framework's own loop."""
     data = Rectangles(SIDE)
-    definition = Definition(BACKBONE, data.classes, (SIDE, SIDE), PluginChoice(**detector).model_dump())
+    definition = Definition(BACKBONE, data.classes, (SIDE, SIDE), PluginChoice(**detector))
     torch.manual_seed(0)
     model = definition.build()
     batches = list(detection_batches(data, SETTINGS, 0, 0, bool(getattr(model, "learns_masks", False))))

@@ -28,7 +28,7 @@ class Narrow(BackboneContract):
 
     def definition(self) -> Definition:
         definition = super().definition()
-        return replace(definition, backbone=definition.backbone | {"width": 0.25})
+        return replace(definition, backbone=definition.backbone.model_copy(update={"width": 0.25}))
 
 
 class TestResNet(Narrow):

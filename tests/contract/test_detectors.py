@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels, config
-from eigendet.config.sections import BackboneChoice, CovarianceSettings
+from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.data import batches
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
@@ -35,7 +35,8 @@ LOSSES = {
 
 def definition(name: str, widths: dict[str, int] | None = None, **backbone: Any) -> Definition:
     choice = {"plugin": "resnet", "depth": 18, "width": 0.125, "norm": "group", "norm_groups": 4} | backbone
-    return Definition(choice, [str(d) for d in range(10)], (64, 64), {"plugin": name} | OPTIONS[name], widths)
+    detector = PluginChoice(plugin=name, **OPTIONS[name])
+    return Definition(BackboneChoice(**choice), [str(d) for d in range(10)], (64, 64), detector, widths)
 
 
 class TestFasterRCNN(DetectorContract):
@@ -77,7 +78,7 @@ def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, nor
 def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, Any]) -> None:
     experiment = config.parse(values)
     data = open_splits(experiment, "detection")["train"]
-    groups = models.reference(BackboneChoice(**definition(name).backbone))[1]
+    groups = models.reference(definition(name).backbone)[1]
     for widths in (dict.fromkeys(groups, 4), {group: width + 12 for group, width in groups.items()}):
         model = definition(name, widths).build()
         assert list(parts.feature_channels(models.backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
@@ -93,7 +94,7 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
 def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
     reference = replace(definition(name), heads=True)
     groups, usual = reference.reference(64)
-    backbone, _ = models.reference(BackboneChoice(**reference.backbone))
+    backbone, _ = models.reference(reference.backbone)
     own = usual.keys() - backbone.widths.keys()
     assert {f"backbone.fpn.inner_blocks.{2 if name == 'retinanet' else 3}.0"} <= own
     assert not own & {"roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits"}
@@ -136,8 +137,7 @@ def test_heads_are_tapped_on_request_a_shared_one_for_each_level(name: str, valu
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_anchor_sizes_that_do_not_match_the_levels_are_refused(name: str) -> None:
-    wrong = definition(name)
-    assert wrong.detector is not None
-    wrong.detector["anchor_sizes"] = [8, 16]
+    detector = PluginChoice(plugin=name, **OPTIONS[name] | {"anchor_sizes": [8, 16]})
+    wrong = replace(definition(name), detector=detector)
     with pytest.raises(UserError, match=r"anchor_sizes is \[8, 16\]; this pyramid has 5 levels, so expected 5 sizes"):
         wrong.build()

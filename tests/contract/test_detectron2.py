@@ -69,8 +69,8 @@ class TestFasterRCNNOverItsOwnResNet(DetectorContract):
 
 
 def definition(over: dict[str, Any] | None = None, **options: Any) -> Definition:
-    detector = PluginChoice(plugin="detectron2", **SMALL | options).model_dump()
-    backbone = BackboneChoice(**over or DetectorContract.backbone).model_dump()
+    detector = PluginChoice(plugin="detectron2", **SMALL | options)
+    backbone = BackboneChoice(**over or DetectorContract.backbone)
     return Definition(backbone, ["red", "green", "blue"], (64, 64), detector)
 
 
@@ -144,11 +144,8 @@ def test_its_yaml_configurations_can_be_named(name: str, tmp_path: Path) -> None
             "  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_CONV: 1, NUM_FC: 1, FC_DIM: 48, POOLER_RESOLUTION: 7}\n"
         )
         name = str(tmp_path / "mine.yaml")
-    plain = definition(model=name)
-    assert plain.detector is not None
-    for option in SMALL:
-        plain.detector.pop(option)
-    model: Any = plain.build()
+    plain = PluginChoice(plugin="detectron2", model=name)
+    model: Any = replace(definition(), detector=plain).build()
     if name.endswith("mine.yaml"):
         assert model.regions == {"model.roi_heads": 77}
         assert {module.out_features for module in model.modules() if isinstance(module, torch.nn.Linear)} == {48, 4, 12}
@@ -207,14 +204,13 @@ def test_torchvisions_weights_give_torchvisions_features_in_its_resnet() -> None
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_the_same_weights_have_the_same_spectra_under_both_frameworks(size: tuple[int, int]) -> None:
     """Of every tap in the backbone, that is of what the pyramid reads, on images of several shapes."""
-    backbone = BackboneChoice(plugin="resnet", depth=18, width=0.25, norm="batch", norm_groups=8).model_dump()
+    backbone = BackboneChoice(plugin="resnet", depth=18, width=0.25, norm="batch", norm_groups=8)
     choices = {
         "detectron2": {"plugin": "detectron2"} | SMALL,
         "torchvision": {"plugin": "faster_rcnn"} | SMALL,
     }
     built = {
-        name: Definition(backbone, ["a", "b"], size, PluginChoice(**choice).model_dump()).build()
-        for name, choice in choices.items()
+        name: Definition(backbone, ["a", "b"], size, PluginChoice(**choice)).build() for name, choice in choices.items()
     }
     weights = copy.deepcopy(models.backbone_of(built["detectron2"]).state_dict())
     models.backbone_of(built["torchvision"]).load_state_dict(weights)

@@ -44,8 +44,8 @@ class Pixels(nn.Module):
 
 
 def definition(**options: Any) -> Definition:
-    backbone = BackboneChoice(**DetectorContract.backbone).model_dump()
-    detector = PluginChoice(plugin="detr", **OPTIONS | options).model_dump()
+    backbone = BackboneChoice(**DetectorContract.backbone)
+    detector = PluginChoice(plugin="detr", **OPTIONS | options)
     return Definition(backbone, [str(label) for label in range(10)], (64, 64), detector)
 
 
@@ -138,7 +138,7 @@ def test_an_image_gives_the_same_alone_and_padded_beside_a_larger_one() -> None:
 def test_what_lies_between_tokens_is_resized_at_the_predicted_cost_and_tokens_are_kept() -> None:
     reference = replace(definition(), heads=True)
     groups, usual = reference.reference(64)
-    backbone, _ = models.reference(BackboneChoice(**reference.backbone))
+    backbone, _ = models.reference(reference.backbone)
     feed_forward = {f"{NETWORK}.{part}.layers.{n}.mlp.fc1" for part in ("encoder", "decoder") for n in (0, 1)}
     boxes = {f"network.bbox_predictor.layers.{n}" for n in (0, 1)}
     assert usual.keys() - backbone.widths.keys() == feed_forward | boxes

@@ -79,8 +79,8 @@ class TestSSDLite(DetectorContract):
 
 
 def definition(name: str, **options: Any) -> Definition:
-    detector = PluginChoice(plugin=name, **OPTIONS[name] | options).model_dump()
-    backbone = BackboneChoice(**DetectorContract.backbone).model_dump()
+    detector = PluginChoice(plugin=name, **OPTIONS[name] | options)
+    backbone = BackboneChoice(**DetectorContract.backbone)
     return Definition(backbone, [str(label) for label in range(10)], (64, 64), detector)
 
 

@@ -119,11 +119,11 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
     other.attrs = good.attrs | {"experiment": "bccd"}
     with pytest.raises(UserError, match=r"0/eigenvalues.parquet: of the experiment 'bccd'; this one is 'minimal'"):
         read(other)
-    other = row(replace(network, backbone=network.backbone | {"depth": 50}))
+    other = row(replace(network, backbone=network.backbone.model_copy(update={"depth": 50})))
     with pytest.raises(UserError, match=r"of the backbone .*'depth': 50.*; this one is .*'depth': 18"):
         read(other)
     with pytest.raises(UserError, match=r"of the detector .*'retinanet'.*; this one is .*'faster_rcnn'"):
-        read(row(replace(network, detector={"plugin": "retinanet"})))
+        read(row(replace(network, detector=PluginChoice(plugin="retinanet"))))
     other = row(network)
     other.attrs = {}
     with pytest.raises(UserError, match=r"no table of this 'eigendet spectra' \('definition'\); run it again"):

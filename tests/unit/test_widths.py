@@ -13,7 +13,7 @@ import scipy.stats
 
 from eigendet import config
 from eigendet.config import Experiment
-from eigendet.config.sections import WidthSettings
+from eigendet.config.sections import BackboneChoice, WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.networks.models import Definition
@@ -22,7 +22,7 @@ from eigendet.widths import derivation, dimensions
 from eigendet.widths.allocation import Budget, marginal, proportional, targets
 from tests.planted import planted, written
 
-NETWORK = Definition({"plugin": "resnet", "depth": 18, "norm_groups": 8}, [], (64, 64))
+NETWORK = Definition(BackboneChoice(plugin="resnet", depth=18, norm_groups=8), [], (64, 64))
 
 
 def test_the_rule_is_named_only_where_it_counts() -> None:
@@ -92,7 +92,7 @@ def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experime
     assert found["dimensions"] == between
     assert found["widths"] == proportional(budget, between)
     assert found["reference"] == reference
-    assert found["backbone"] == {key: value for key, value in network.backbone.items() if key != "pretrained"}
+    assert found["backbone"] == network.backbone.model_dump(mode="json", exclude={"pretrained"})
     assert found["multiples"] == dict.fromkeys(reference, 16)
     assert found["bound"] == budget.binding(found["widths"], targets(budget, between))
     assert found["macs"] == {"reference": traced.macs(reference), "result": traced.macs(found["widths"])}

@@ -159,7 +159,7 @@ class BackboneContract(NetworkContract):
     kind = "backbone"
 
     def definition(self) -> Definition:
-        return Definition(self.choice.model_dump(), COLORS, (self.side, self.side))
+        return Definition(BackboneChoice(**self.choice.model_dump()), COLORS, (self.side, self.side))
 
     def step(self, model: nn.Module) -> None:
         losses = training.classification_losses(model.train(), next(iter(self.task().batches(0))), CPU)
@@ -199,8 +199,7 @@ class DetectorContract(NetworkContract):
     }
 
     def definition(self) -> Definition:
-        backbone = BackboneChoice(**self.backbone).model_dump()
-        return Definition(backbone, COLORS, (self.side, self.side), self.choice.model_dump())
+        return Definition(BackboneChoice(**self.backbone), COLORS, (self.side, self.side), self.choice)
 
     def resizable(self) -> Definition:
         return replace(self.definition(), heads=True)

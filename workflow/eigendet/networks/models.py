@@ -6,11 +6,11 @@ beside the weights in every snapshot, so that a snapshot alone can be evaluated 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,52 +28,77 @@ WIDTH_MULTIPLE = 8  # of a backbone's width factor
 
 @dataclass(frozen=True)
 class Definition:
-    """A classifier (`detector` is None) or a detector. `size`: (crop, crop), or (shorter, longest side) in pixels."""
+    """All that it takes to build a classifier (`detector` is None) or a detector.
 
-    backbone: dict[str, Any]  # a BackboneChoice, in plain values
+    Attributes:
+        classes: names, of the labels 0, 1, … of a classifier, and 1, 2, … of a detector.
+        size: (crop, crop) of a classifier's images, (shorter, longest side) of a detector's, in pixels.
+        widths: channels of every group; None: those of the reference.
+        heads: whether widths are of the whole detector, or of its backbone alone.
+    """
+
+    backbone: BackboneChoice
     classes: list[str]
     size: tuple[int, int]
-    detector: dict[str, Any] | None = None  # a PluginChoice, in plain values
-    widths: Widths | None = None  # None: the reference's
-    heads: bool = False  # whether widths are of the whole detector, or of its backbone
+    detector: PluginChoice | None = None
+    widths: Widths | None = None
+    heads: bool = False
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self) | {"size": list(self.size)}
+        """Return the definition in values that JSON has."""
+        return {
+            "backbone": self.backbone.model_dump(mode="json"),
+            "classes": self.classes,
+            "size": list(self.size),
+            "detector": self.detector and self.detector.model_dump(mode="json"),
+            "widths": self.widths,
+            "heads": self.heads,
+        }
 
     @classmethod
-    def of(cls, value: dict[str, Any]) -> Definition:
-        return cls(**value | {"size": tuple(value["size"])})
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """Return the definition that `plain` was made from."""
+        return cls(
+            BackboneChoice(**plain["backbone"]),
+            plain["classes"],
+            (plain["size"][0], plain["size"][1]),
+            PluginChoice(**plain["detector"]) if plain["detector"] else None,
+            plain["widths"],
+            plain["heads"],
+        )
 
     def build(self) -> nn.Module:
-        """The network with new weights, from torch's global random state."""
+        """Build the network, with new weights drawn from torch's global random state."""
         if self.heads and self.widths is not None:
-            traced, _ = self.reference()
-            return channels.rebuild(partial(self._at_full_width, self.size), traced, self.widths)
-        backbone = build_backbone(BackboneChoice(**self.backbone), self.widths)
+            groups, _ = self.reference()
+            return channels.rebuild(partial(self._at_full_width, self.size), groups, self.widths)
+        backbone = build_backbone(self.backbone, self.widths)
         if self.detector is None:
             return Classifier(backbone, len(self.classes))
         return self._detector(backbone, self.size)
 
     def reference(self, side: int = channels.SIDE) -> tuple[Channels, Widths]:
-        """Channel groups of the backbone, or of the whole detector, and the reference's width of each.
+        """Return the channel groups of the backbone, or of the whole detector, and the reference's width of each.
 
         Groups of the backbone have the same names in both. Costs are for one image of side x side pixels.
         """
-        backbone, usual = reference(BackboneChoice(**self.backbone), (side, side))
-        if not self.heads:
-            return backbone, usual
-        traced = _traced_detector(json.dumps(self.plain() | {"widths": None}, sort_keys=True), side)
-        return traced, traced.widths | {group: usual[group] for group in traced.widths if group in usual}
+        backbone, widths = reference(self.backbone, (side, side))
+        if not self.heads or self.detector is None:
+            return backbone, widths
+        whole = _traced_detector(self.backbone, self.detector, tuple(self.classes), self.size, side)
+        return whole, whole.widths | {group: widths[group] for group in whole.widths if group in widths}
 
     def identity(self) -> dict[str, Any]:
-        """What makes the groups what they are: plugin and options of the backbone, perhaps of the detector."""
-        backbone = {key: value for key, value in self.backbone.items() if key != "pretrained"}
-        return {"backbone": backbone} | ({"detector": self.detector} if self.heads else {})
+        """Return what makes the groups what they are: plugin and options of the backbone, perhaps of the detector."""
+        backbone = self.backbone.model_dump(mode="json", exclude={"pretrained"})
+        if not self.heads or self.detector is None:
+            return {"backbone": backbone}
+        return {"backbone": backbone, "detector": self.detector.model_dump(mode="json")}
 
     def _detector(self, backbone: nn.Module, size: tuple[int, int]) -> nn.Module:
-        choice = PluginChoice(**self.detector or {})
-        detector = plugins.bind("detector", choice)(backbone, len(self.classes), size)
-        plugin = plugins.find("detector", choice.plugin)
+        assert self.detector is not None
+        detector: nn.Module = plugins.bind("detector", self.detector)(backbone, len(self.classes), size)
+        plugin = plugins.find("detector", self.detector.plugin)
         checks.check_network(detector, plugin)
         path = next((path for path, module in detector.named_modules() if module is backbone), None)
         if path is None:
@@ -82,8 +107,8 @@ class Definition:
         return detector
 
     def _at_full_width(self, size: tuple[int, int]) -> nn.Module:
-        """The detector over a backbone without its width factor, as it is traced."""
-        return self._detector(_plain_backbone(BackboneChoice(**self.backbone)), size)
+        """Build the detector over a backbone without its width factor, as it is traced."""
+        return self._detector(_plain_backbone(self.backbone), size)
 
 
 class Classifier(nn.Module):
@@ -111,22 +136,29 @@ class Classifier(nn.Module):
 def reference(
     choice: BackboneChoice, size: tuple[int, int] = (channels.SIDE, channels.SIDE)
 ) -> tuple[Channels, Widths]:
-    """Channel groups of a backbone with costs at `size`, and the reference's width of each, width factor included."""
-    traced = _traced_backbone(choice.model_dump_json(), str(plugins.find("backbone", choice.plugin)), size)
+    """Return the channel groups of a backbone with costs at `size`, and the reference's width of each.
+
+    The reference has the choice's width factor.
+    """
+    groups = _traced_backbone(choice, str(plugins.find("backbone", choice.plugin)), size)
     if choice.width == 1:
-        return traced, traced.widths
-    return traced, scaled(traced.widths, choice.width, traced.rounded_to(WIDTH_MULTIPLE))
+        return groups, groups.widths
+    return groups, scaled(groups.widths, choice.width, groups.rounded_to(WIDTH_MULTIPLE))
 
 
 @lru_cache
-def _traced_backbone(choice: str, origin: str, size: tuple[int, int]) -> Channels:
-    return channels.trace(partial(_plain_backbone, BackboneChoice.model_validate_json(choice)), size)
+def _traced_backbone(choice: BackboneChoice, origin: str, size: tuple[int, int]) -> Channels:
+    """Trace a backbone; `origin` is here so that another plugin of that name is another backbone."""
+    return channels.trace(partial(_plain_backbone, choice), size)
 
 
 @lru_cache
-def _traced_detector(definition: str, side: int) -> Channels:
-    """Channel groups of a detector; those of its backbone are named as in the backbone alone."""
-    build = partial(Definition.of(json.loads(definition))._at_full_width, (side, side))
+def _traced_detector(
+    backbone: BackboneChoice, detector: PluginChoice, classes: tuple[str, ...], size: tuple[int, int], side: int
+) -> Channels:
+    """Trace a detector; the groups of its backbone are named as in the backbone alone."""
+    definition = Definition(backbone, list(classes), size, detector, heads=True)
+    build = partial(definition._at_full_width, (side, side))
     with torch.random.fork_rng(devices=[]):
         model = build()
     return channels.trace(build, (side, side), getattr(model, "regions", {})).renamed(f"{model.backbone_path}.")
@@ -137,8 +169,8 @@ def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.
     if choice.width == 1 and changed is None:
         backbone = _plain_backbone(choice)
     else:
-        traced, usual = reference(choice)
-        backbone = channels.rebuild(partial(_plain_backbone, choice), traced, usual if changed is None else changed)
+        groups, widths = reference(choice)
+        backbone = channels.rebuild(partial(_plain_backbone, choice), groups, widths if changed is None else changed)
     plugin = plugins.find("backbone", choice.plugin)
     with plugins.failures_named(plugin):
         checks.check_features(parts.features_of_blank(backbone), plugin)

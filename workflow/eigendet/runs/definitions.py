@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from eigendet.config import Experiment
-from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.networks import models
@@ -25,7 +24,7 @@ def choose(choices: dict[str, Any], name: str, key: str) -> Any:
 def costs_of(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
     """Parameters, and multiply-accumulates for a square image of the shorter side: the backbone's, perhaps all."""
     side = definition.size[0]
-    backbone, usual = models.reference(BackboneChoice(**definition.backbone), (side, side))
+    backbone, usual = models.reference(definition.backbone, (side, side))
     found = {
         "parameters": models.parameter_count(model),
         "backbone_parameters": models.parameter_count(models.backbone_of(model)),
@@ -42,10 +41,10 @@ def definition_of(
 ) -> Definition:
     """A detector over a backbone, by their keys in the experiment, with the reference's widths."""
     return Definition(
-        _plain(choose(experiment.backbones, backbone, "backbones")),
+        choose(experiment.backbones, backbone, "backbones"),
         classes,
         size,
-        _plain(choose(experiment.detectors, detector, "detectors")),
+        choose(experiment.detectors, detector, "detectors"),
         heads=experiment.widths.heads,
     )
 
@@ -66,9 +65,4 @@ def classifier_of(experiment: Experiment, backbone: str, classes: list[str]) -> 
     if experiment.pretraining is None:
         raise UserError("pretraining: missing; it is needed to pre-train a backbone.")
     crop = experiment.pretraining.image_size
-    return Definition(_plain(choose(experiment.backbones, backbone, "backbones")), classes, (crop, crop))
-
-
-def _plain(choice: PluginChoice) -> dict[str, Any]:
-    plain: dict[str, Any] = choice.model_dump(mode="json")
-    return plain
+    return Definition(choose(experiment.backbones, backbone, "backbones"), classes, (crop, crop))

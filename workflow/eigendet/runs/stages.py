@@ -41,7 +41,7 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
     assert settings is not None  # or there would be no definition
     identity = {
         "pretraining": _material(settings),
-        "backbone": definition.backbone,
+        "backbone": definition.backbone.model_dump(mode="json"),
         "plugins": plugins.versions(backbone=choice),
         "data": data["train"].digest,
     }
@@ -101,8 +101,8 @@ def train(
     identity = {
         "training": _material(settings),
         "seed": seed,
-        "backbone": {key: value for key, value in definition.backbone.items() if key != "pretrained"},
-        "detector": definition.detector,
+        "backbone": definition.backbone.model_dump(mode="json", exclude={"pretrained"}),
+        "detector": experiment.detectors[detector].model_dump(mode="json"),
         "plugins": plugins.versions(backbone=experiment.backbones[backbone], detector=experiment.detectors[detector]),
         "widths": definition.widths,
         "init": file_digest(init) if init else None,

@@ -14,7 +14,7 @@ import torch
 
 from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
-from eigendet.config.sections import BackboneChoice, Optimization
+from eigendet.config.sections import Optimization
 from eigendet.data.batches import classification_batches, detection_batches
 from eigendet.data.datasets import open_splits
 from eigendet.networks import models
@@ -90,7 +90,7 @@ def inferred(rate: float, experiment: Experiment, detector: Definition, classifi
     """From that of training a detector, by multiply-accumulates."""
     pretraining = None
     if classifier is not None:
-        backbone, usual = models.reference(BackboneChoice(**classifier.backbone), classifier.size)
+        backbone, usual = models.reference(classifier.backbone, classifier.size)
         area = math.prod(detector.size)
         whole, widths = replace(detector, heads=True).reference()
         pretraining = rate * area / SIDE**2 * whole.macs(widths) / backbone.macs(usual)
