@@ -56,6 +56,8 @@ AFTER_DERIVED = ("uniform_parameters", "uniform_macs", "profile", "permuted")
 
 
 class Experiment(Section):
+    """One experiment, validated."""
+
     name: Name = Field(description="of the experiment; results go to results/<name>/")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once with each")
@@ -78,9 +80,9 @@ class Experiment(Section):
     widths: WidthSettings = WidthSettings()
 
     def training_of(self, arm: str) -> DetectorTraining:
-        """`training` with the changes of one arm.
+        """Return `training` with the changes of one arm.
 
-        Of an arm whose covariance is not observed, only the last snapshot is kept: nothing would read the others.
+        An arm that is not observed keeps its last snapshot alone: nothing would read the others.
         """
         changes = self.arms.get("derived" if arm in self.derived else arm, Arm()).training
         usual = self.training.model_dump() | ({} if arm in self.observed else {"snapshots": []})
@@ -93,7 +95,7 @@ class Experiment(Section):
 
     @property
     def derived(self) -> list[str]:
-        """The arms with derived widths, one a round: derived, derived_2, …"""
+        """The arms with derived widths, one a round: derived, derived_2 and so on."""
         return ["derived", *(f"derived_{n}" for n in range(2, self.rounds + 1))] if "derived" in self.arms else []
 
     @property
@@ -112,7 +114,7 @@ class Experiment(Section):
         return [arm for arm in self.all_arms if arm in self.covariance.arms or arm in self.derived[:-1]]
 
     def spectra_for(self, arm: str) -> str | None:
-        """The arm whose spectra an arm's widths are read from, if any."""
+        """Return the arm whose spectra an arm's widths are read from, if any."""
         if arm in self.derived:
             position = self.derived.index(arm)
             return self.derived[position - 1] if position else self.widths.arm
@@ -211,7 +213,7 @@ def parse(values: Mapping[str, Any], source: str = "configuration") -> Experimen
 
 
 def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> BaseModel:
-    """Options of a plugin, checked and completed by `model`; `where` is the key they stand under."""
+    """Check and complete the options of a plugin by `model`; `where` is the key they stand under."""
     try:
         return model.model_validate(options)
     except ValidationError as error:
@@ -219,12 +221,12 @@ def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: 
 
 
 def schema_text() -> str:
-    """JSON schema of an experiment, for editors: `workflow/schemas/experiment.schema.json`."""
+    """Return the JSON schema of an experiment, for editors: `workflow/schemas/experiment.schema.json`."""
     return json.dumps(Experiment.model_json_schema(), indent=2) + "\n"
 
 
 def dump_yaml(experiment: Experiment) -> str:
-    """The experiment with every default written out, readable by `load`."""
+    """Return the experiment as YAML that `load` reads, with every default written out."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 
@@ -237,10 +239,11 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line for each fault: the key, the value, what would be accepted."""
+    """Return a line for each fault: the key, the value, what would be accepted."""
     lines = []
     for fault in error.errors():
-        key = ".".join([prefix] * bool(prefix) + [str(part) for part in fault["loc"]])
+        location = [str(part) for part in fault["loc"]]
+        key = ".".join([prefix, *location] if prefix else location)
         if key in RENAMED:
             lines.append(f"{key}: is called '{RENAMED[key]}' now")
         elif fault["type"] == "extra_forbidden":
@@ -251,7 +254,7 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
         elif fault["type"] == "missing":
             lines.append(f"{key}: missing; a value is required")
         elif fault["type"] == "value_error":
-            lines.append(": ".join([key] * bool(key) + [str(fault["ctx"]["error"])]))
+            lines.append(f"{key}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"]))
         elif fault["type"] == "model_type":
             accepted = _keys_at(model, fault["loc"])
             lines.append(f"{key}: got {fault['input']!r}; expected a mapping with keys such as {', '.join(accepted)}")
@@ -261,7 +264,7 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the section that `location` leads to."""
+    """Return the names of the fields of the section that `location` leads to."""
     current: Any = model
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel):

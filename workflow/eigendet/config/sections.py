@@ -31,7 +31,7 @@ IMMATERIAL = {"workers", "log_every", "checkpoint_every"}
 
 
 class Section(BaseModel):
-    """Keys with values of which none is taken for another kind: to pydantic, true would be the number 1."""
+    """Keys with values, none of which is taken for one of another kind: to pydantic, true would be the number 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -52,6 +52,7 @@ class PluginChoice(Section):
 
     @property
     def options(self) -> dict[str, Any]:
+        """Every key beside the plugin's name and those of its kind."""
         return dict(self.model_extra or {})
 
     @property
@@ -61,6 +62,8 @@ class PluginChoice(Section):
 
 
 class BackboneChoice(PluginChoice):
+    """A backbone plugin, with what every backbone has."""
+
     width: PositiveFloat = Field(1.0, description="factor on every width of the network, to multiples of 8")
     pretrained: str = Field(
         "workflow",
@@ -71,11 +74,15 @@ class BackboneChoice(PluginChoice):
 
 
 class Splits(Section):
+    """The data sets of a task."""
+
     train: PluginChoice
     val: PluginChoice
 
 
 class Data(Section):
+    """The data sets of an experiment."""
+
     classification: Splits | None = Field(None, description="for pre-training; not needed with other weights")
     detection: Splits
 
@@ -121,6 +128,8 @@ class Optimization(Section):
 
 
 class Pretraining(Optimization):
+    """How a backbone is trained as a classifier."""
+
     snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
         [], description="as of `training`; the last, from which detectors start, is always kept"
     )
@@ -136,6 +145,8 @@ class Pretraining(Optimization):
 
 
 class DetectorTraining(Optimization):
+    """How a detector is trained."""
+
     min_size: PositiveInt = Field(800, description="shorter side after resizing, pixels")
     max_size: PositiveInt = Field(1333, description="longest side allowed, pixels")
     scale_jitter: tuple[PositiveFloat, PositiveFloat] = Field((0.8, 1.25), description="range of the random factor")
@@ -157,6 +168,7 @@ class Arm(Section):
 
     @property
     def training(self) -> dict[str, Any]:
+        """What the arm changes in `training`."""
         return dict(self.model_extra or {})
 
     @model_serializer(mode="wrap")

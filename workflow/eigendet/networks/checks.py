@@ -1,4 +1,4 @@
-"""Whether what a plugin gives is what its contract says; if not, a message with the plugin's file and line."""
+"""Check that what a plugin gives is what its contract says; if not, say it with the plugin's file and line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eigendet.plugins.discovery import Plugin
 
 
 def check_network(network: Any, plugin: Plugin) -> None:
-    """Raise UserError unless it is a module all of whose parameters are trained."""
+    """Raise UserError unless `network` is a module all of whose parameters are trained."""
     if not isinstance(network, nn.Module):
         raise UserError(f"{plugin}: gave {kind(network)}; expected a torch.nn.Module.")
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
@@ -52,7 +52,7 @@ def check_gradients(features: dict[str, Tensor], network: nn.Module, plugin: Plu
 
 
 def check_leaves(result: Tensor, network: nn.Module, name: str) -> None:
-    """Raise UserError if a result depends on tensors with a gradient that are no parameters of the network.
+    """Raise UserError if a result depends on tensors with a gradient that are not parameters of the network.
 
     A module does not know what stands in a plain list of its attributes: no optimizer would train it, no snapshot hold
     it. `name` says of what.
@@ -85,44 +85,65 @@ def check_losses(losses: Any, name: str) -> None:
             raise UserError(f"{name}: its loss {key!r} is {float(value)} in the first step.")
 
 
-def check_detections(found: Any, sizes: Sequence[tuple[int, int]], classes: int, name: str) -> None:
+def check_detections(detections: Any, sizes: Sequence[tuple[int, int]], classes: int, name: str) -> None:
     """Raise UserError unless these are detections for each image: boxes, labels from 1 to `classes`, scores.
 
     Args:
+        detections: what a detector gave in evaluation.
         sizes: (height, width) of every image.
+        classes: number of them, background left out.
+        name: of the detector, for the message.
     """
-    if not isinstance(found, list) or len(found) != len(sizes):
-        raise UserError(f"{name}: gave {kind(found)} for {len(sizes)} images; expected a list with a dict for each.")
-    for entry, (height, width) in zip(found, sizes, strict=True):
-        if not isinstance(entry, dict) or not {"boxes", "labels", "scores"} <= entry.keys():
-            raise UserError(f"{name}: gave {kind(entry)} for an image; expected a dict of boxes, labels and scores.")
-        for key in ("boxes", "labels", "scores"):
-            if not isinstance(entry[key], Tensor):
-                raise UserError(f"{name}: {key} of an image are {kind(entry[key])}; expected a tensor.")
-        count = len(entry["boxes"])
-        shapes = {"boxes": (count, 4), "labels": (count,), "scores": (count,), "masks": (count, 1, height, width)}
-        for key, shape in shapes.items():
-            if key in entry and tuple(entry[key].shape) != shape:
-                raise UserError(f"{name}: {key} of {count} detections are {tuple(entry[key].shape)}; expected {shape}.")
-        if not count:
-            continue
-        labels, boxes, scores = entry["labels"], entry["boxes"], entry["scores"]
-        if labels.is_floating_point():
-            raise UserError(f"{name}: labels are {labels.dtype}; expected integers.")
-        if not 1 <= int(labels.min()) <= int(labels.max()) <= classes:
-            raise UserError(
-                f"{name}: labels are from {int(labels.min())} to {int(labels.max())}; expected 1 to {classes}, "
-                "since 0 is background."
-            )
-        if not (scores.min() >= 0 and scores.max() <= 1 + 1e-6):  # NaN neither
-            raise UserError(
-                f"{name}: scores reach from {float(scores.min()):.3g} to {float(scores.max()):.3g}; expected 0 to 1."
-            )
-        if not (boxes[:, 2:] >= boxes[:, :2]).all():
-            wrong = boxes[~(boxes[:, 2:] >= boxes[:, :2]).all(1)][0].tolist()
-            raise UserError(f"{name}: a box is {[round(v, 1) for v in wrong]}; expected left, top, right, bottom.")
-        if boxes.min() < 0 or boxes[:, 2].max() > width + 1e-3 or boxes[:, 3].max() > height + 1e-3:
-            raise UserError(
-                f"{name}: boxes reach from {float(boxes.min()):.1f} to {float(boxes.max()):.1f} in an image of "
-                f"{width}x{height}; expected them inside, in the image's own pixels."
-            )
+    if not isinstance(detections, list) or len(detections) != len(sizes):
+        raise UserError(
+            f"{name}: gave {kind(detections)} for {len(sizes)} images; expected a list with a dict for each."
+        )
+    for entry, size in zip(detections, sizes, strict=True):
+        _check_entry(entry, size, name)
+        if len(entry["boxes"]):
+            _check_labels(entry["labels"], classes, name)
+            _check_scores(entry["scores"], name)
+            _check_boxes(entry["boxes"], size, name)
+
+
+def _check_entry(entry: Any, size: tuple[int, int], name: str) -> None:
+    """Raise UserError unless an image's detections are a dict of tensors that belong together."""
+    if not isinstance(entry, dict) or not {"boxes", "labels", "scores"} <= entry.keys():
+        raise UserError(f"{name}: gave {kind(entry)} for an image; expected a dict of boxes, labels and scores.")
+    for key in ("boxes", "labels", "scores"):
+        if not isinstance(entry[key], Tensor):
+            raise UserError(f"{name}: {key} of an image are {kind(entry[key])}; expected a tensor.")
+    count = len(entry["boxes"])
+    shapes = {"boxes": (count, 4), "labels": (count,), "scores": (count,), "masks": (count, 1, *size)}
+    for key, shape in shapes.items():
+        if key in entry and tuple(entry[key].shape) != shape:
+            raise UserError(f"{name}: {key} of {count} detections are {tuple(entry[key].shape)}; expected {shape}.")
+
+
+def _check_labels(labels: Tensor, classes: int, name: str) -> None:
+    if labels.is_floating_point():
+        raise UserError(f"{name}: labels are {labels.dtype}; expected integers.")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if not 1 <= lowest <= highest <= classes:
+        raise UserError(
+            f"{name}: labels are from {lowest} to {highest}; expected 1 to {classes}, since 0 is background."
+        )
+
+
+def _check_scores(scores: Tensor, name: str) -> None:
+    lowest, highest = float(scores.min()), float(scores.max())
+    if not (lowest >= 0 and highest <= 1 + 1e-6):  # so that NaN is refused too
+        raise UserError(f"{name}: scores reach from {lowest:.3g} to {highest:.3g}; expected 0 to 1.")
+
+
+def _check_boxes(boxes: Tensor, size: tuple[int, int], name: str) -> None:
+    height, width = size
+    in_order = (boxes[:, 2:] >= boxes[:, :2]).all(1)
+    if not in_order.all():
+        first = [round(value, 1) for value in boxes[~in_order][0].tolist()]
+        raise UserError(f"{name}: a box is {first}; expected left, top, right, bottom.")
+    if boxes.min() < 0 or boxes[:, 2].max() > width + 1e-3 or boxes[:, 3].max() > height + 1e-3:
+        raise UserError(
+            f"{name}: boxes reach from {float(boxes.min()):.1f} to {float(boxes.max()):.1f} in an image of "
+            f"{width}x{height}; expected them inside, in the image's own pixels."
+        )

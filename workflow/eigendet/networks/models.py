@@ -128,6 +128,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, classes) of images (N, 3, H, W)."""
         *_, coarsest = self.backbone((images - self.mean) / self.std).values()
         logits: Tensor = self.head(coarsest.mean((2, 3)))
         return logits
@@ -165,7 +166,7 @@ def _traced_detector(
 
 
 def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.Module:
-    """The backbone with the reference's widths, or with others."""
+    """Build the backbone with the reference's widths, or with others, and check its feature maps."""
     if choice.width == 1 and changed is None:
         backbone = _plain_backbone(choice)
     else:
@@ -178,23 +179,28 @@ def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.
 
 
 def _plain_backbone(choice: BackboneChoice) -> nn.Module:
-    """The backbone as its plugin builds it."""
+    """Build the backbone as its plugin does."""
     backbone: nn.Module = plugins.bind("backbone", choice)()
     checks.check_network(backbone, plugins.find("backbone", choice.plugin))
     return backbone
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """The backbone inside a classifier or a detector of this library: the module that a backbone plugin built."""
+    """Return the module inside a classifier or a detector of this library that a backbone plugin built."""
     return model.get_submodule(str(model.backbone_path))
 
 
 def parameter_count(module: nn.Module) -> int:
+    """Count the parameters of a module.
+
+    >>> parameter_count(nn.Linear(3, 2))
+    8
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def read_widths(path: Path, definition: Definition) -> Widths:
-    """The widths of a widths file for a definition: {"widths": {group: channels, …}, …}.
+    """Read the widths for a definition from a widths file: {"widths": {group: channels, …}, …}.
 
     Groups may be named after any layer that writes them. Where the file says what it is for (`backbone`, `detector`),
     that is checked; other keys are for the reader.
@@ -211,17 +217,17 @@ def read_widths(path: Path, definition: Definition) -> Widths:
             raise UserError(f"{path}: made for the {kind} {content[kind]}; this one is {own}.")
     if "detector" in content and not definition.heads:
         raise UserError(f"{path}: has widths of the detector's own layers; set widths.heads to true to use it.")
-    traced, _ = definition.reference()
+    groups, _ = definition.reference()
     try:
-        found = by_group(traced, content["widths"])
-        check_widths(traced, found)
+        widths = by_group(groups, content["widths"])
+        check_widths(groups, widths)
     except ChannelError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}.") from None
-    return found
+    return widths
 
 
 def read_snapshot(path: Path) -> tuple[int, nn.Module, Definition]:
-    """Step, network with its weights, and definition of a snapshot file."""
+    """Read a snapshot file: its step, the network with its weights, and the definition."""
     content = load_plain(path, "a snapshot")
     if not isinstance(content, dict) or not {"step", "model", "definition"} <= content.keys():
         raise UserError(f"{path}: not a snapshot; expected a file checkpoints/step_*.pt of a run.")

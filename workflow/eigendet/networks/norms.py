@@ -1,4 +1,4 @@
-"""Another normalization in the place of every batch norm of a network that is built already."""
+"""Replace every batch norm of a network by another normalization."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def with_norm(network: Network, norm: Norm, norm_groups: int = 32) -> Network:
-    """The network itself, with another normalization in the place of every batch norm and under its name.
+    """Put another normalization in the place of every batch norm, under its name, and return the network itself.
 
     Eps stays as it was, and momentum where there is one. Scale and shift are trained and begin as the batch norm's;
-    those of frozen batch norms are constants, one and zero until weights are loaded. "own" leaves all as it is; "batch"
-    too, where there are batch norms.
+    those of frozen batch norms are constants, one and zero until weights are loaded. "own" changes nothing, nor does
+    "batch" where there are batch norms.
+
+    >>> network = with_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "group", norm_groups=4)
+    >>> type(network[1]).__name__, network[1].num_groups
+    ('GroupNorm', 4)
 
     Raises:
         UserError: there is no batch norm, or `norm_groups` does not divide the width of one. (While a network is
@@ -28,15 +32,17 @@ def with_norm(network: Network, norm: Norm, norm_groups: int = 32) -> Network:
     """
     if norm == "own":
         return network
-    found = {path: module for path, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    if not found:
+    batch_norms = {path: module for path, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    if not batch_norms:
         raise UserError(f"norm is '{norm}', but this network has no batch norm to replace; expected 'own'.")
-    common = math.gcd(*(module.num_features for module in found.values()))
+    common = math.gcd(*(module.num_features for module in batch_norms.values()))
     if norm == "group" and common % norm_groups:
         raise UserError(
             f"norm_groups is {norm_groups}; it must divide {common}, which divides every width before scaling."
         )
-    for path, module in found.items() if norm != "batch" else ():
+    if norm == "batch":
+        return network
+    for path, module in batch_norms.items():
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, _instead_of(module, norm, norm_groups))
     return network
@@ -63,7 +69,7 @@ def _instead_of(old: nn.BatchNorm2d, norm: Norm, groups: int) -> nn.Module:
 
 
 def _apply_children(norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """What a batch norm of timm's does with its result: drop blocks of it, activate it."""
+    """Do with the result what a batch norm of timm's does: drop blocks of it, activate it."""
     for child in norm.children():
         output = child(output)
     return output

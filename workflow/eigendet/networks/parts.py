@@ -1,4 +1,4 @@
-"""Parts from which detector plugins are made: what maps a backbone gives, a pyramid on them, norms of heads."""
+"""Parts for authors of detector plugins: the maps of a backbone, a pyramid on them, norms of heads."""
 
 from __future__ import annotations
 
@@ -16,18 +16,29 @@ from eigendet.errors import UserError
 
 
 def feature_channels(backbone: nn.Module) -> dict[str, int]:
-    """Channels of each feature map by name, finest first, read off a small image."""
+    """Return the channels of each feature map by name, finest first, read off a small image.
+
+    >>> class Two(nn.Module):
+    ...     def forward(self, images):
+    ...         return {"fine": images[:, :, ::4, ::4], "coarse": images[:, :2, ::8, ::8]}
+    >>> feature_channels(Two())
+    {'fine': 3, 'coarse': 2}
+    """
     return {name: feature_map.shape[1] for name, feature_map in features_of_blank(backbone).items()}
 
 
 def feature_strides(backbone: nn.Module) -> dict[str, tuple[int, int]]:
-    """Stride in pixels, to the nearest, and channels of each feature map by name, finest first."""
+    """Return the stride in pixels, to the nearest, and the channels of each feature map by name, finest first."""
     maps = features_of_blank(backbone)
     return {name: (round(SIDE / value.shape[3]), value.shape[1]) for name, value in maps.items()}
 
 
 def coarser_maps(backbone: nn.Module, skip: int) -> dict[str, int]:
-    """`feature_channels` without the `skip` finest maps; UserError if none is left."""
+    """Return `feature_channels` without the `skip` finest maps.
+
+    Raises:
+        UserError: no map is left.
+    """
     found = feature_channels(backbone)
     if len(found) <= skip:
         raise UserError(
@@ -38,9 +49,10 @@ def coarser_maps(backbone: nn.Module, skip: int) -> dict[str, int]:
 
 
 class PyramidBackbone(nn.Module):
-    """A backbone with a feature pyramid on its maps, as torchvision's detectors take it.
+    """A backbone with a feature pyramid on its maps, in the form that torchvision's detectors take.
 
     Args:
+        backbone: gives feature maps by name, finest first.
         channels: of every level of the pyramid.
         extra: makes the levels beyond the backbone's maps.
         skip: how many of the finest maps the pyramid leaves out.
@@ -66,6 +78,7 @@ class PyramidBackbone(nn.Module):
         self.out_channels = channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the levels of the pyramid by name, finest first, from images (N, 3, H, W)."""
         features = self.body(images)
         pyramid: dict[str, Tensor] = self.fpn({name: features[name] for name in self.maps})
         return pyramid
@@ -75,23 +88,30 @@ class HeadNorm(nn.GroupNorm):
     """GroupNorm over a map of any size: nn.GroupNorm refuses a group of one number, and coarse levels are one pixel."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `x` (N, C, H, W), normalized."""
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def group_norm(groups: int) -> Callable[[int], HeadNorm]:
-    """Makes a GroupNorm for so many channels, in `groups` groups or, where these do not divide them, the most that do.
+    """Return a function that makes a GroupNorm for a number of channels.
 
-    Heads take it rather than BatchNorm, whose statistics over the few images of a step are noise.
+    It has `groups` groups or, where these do not divide the channels, the most that do. Heads take it rather than
+    BatchNorm, whose statistics over the few images of a step are noise.
+
+    >>> group_norm(32)(48).num_groups
+    16
     """
     return lambda channels: HeadNorm(math.gcd(groups, channels), channels)
 
 
 def hide_background(head: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
-    """Forward hook of a head that scores each class by itself, and background as the first of them: never detect it.
+    """Never detect background, as a forward hook of a head that scores each class by itself and background first.
 
     torchvision's RetinaNet and FCOS learn that score, to be low, but would detect background where it is not yet low.
 
     Args:
+        head: in training, its logits stay as they are.
+        inputs: of the head, not used.
         logits: (..., classes), background first.
     """
     if head.training:
@@ -109,7 +129,7 @@ def check_levels(option: str, values: Sequence[float], levels: nn.Module, kind: 
 
 
 def features_of_blank(module: nn.Module) -> Any:
-    """What a module gives for a black image, with its state as it was."""
+    """Return what a module gives for a black image, and leave its state as it was."""
     mode = module.training
     with torch.no_grad():
         features = module.eval()(torch.zeros(1, 3, SIDE, SIDE))

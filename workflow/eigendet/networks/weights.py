@@ -1,4 +1,4 @@
-"""Weights of a backbone, from wherever they come."""
+"""Read and load the weights of a backbone, from wherever they come."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from eigendet.files import replacing
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """A state dict from a file, or a published one, which torch or timm downloads once.
+    """Read a state dict from a file, or a published one, which torch or timm downloads once.
 
-    That is torchvision's for 'torchvision:NAME', with the names of its classifier; for 'timm:NAME' timm's, with the
+    'torchvision:NAME' is one of torchvision's, with the names of its classifier; 'timm:NAME' one of timm's, with the
     names of the backbone plugin `timm`.
 
     Raises:
@@ -64,12 +64,17 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) 
 
 
 def save(path: Path, content: Any) -> None:
-    """Tensors and plain values, whole or not at all."""
+    """Write tensors and plain values, whole or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as file:  # torch's own files hide why they fail
         torch.save(content, file)
 
 
 def load_plain(path: Path, what: str) -> Any:
+    """Load tensors and plain values from a file; `what` says in errors what was expected there.
+
+    Raises:
+        UserError: the file is missing, or holds anything else.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected {what}.")
     try:
