@@ -8,23 +8,22 @@ BIN := .venv/bin
 WORKING := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(WORKING)
 
-.PHONY: demo check test test-all coverage mutation test-lowest lint bench resizable budget analysis page power throughput overhead
-.PHONY: lock schema
+.PHONY: demo check test test-all coverage mutation test-lowest lint examples benchmark lock schema
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
 
 # Linters, types, and the tests that train for no more than a few steps: what to run while changing something. Takes
 # 2 minutes on two cores.
-check: lint
+check: lint examples
 	$(PYTEST) tests/unit -m "not slow"
 
 # Every promise once, the workflow from end to end among them. Takes 10 minutes.
-test: lint
+test: lint examples
 	$(PYTEST) -m "not slow"
 
 # All: that and what is marked slow. Takes 20 minutes.
-test-all: lint
+test-all: lint examples
 	$(PYTEST)
 
 # The same, and which lines and branches of the library nothing reached.
@@ -38,6 +37,10 @@ lint: .venv/ready
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/snakefmt --check workflow
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+# The examples in docstrings.
+examples: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" pytest --quiet --doctest-modules workflow/eigendet --ignore workflow/eigendet/cli/templates
 
 # The quick tests and the workflow from data to report on the lowest versions that pyproject.toml names. mypy is left out:
 # types differ by version. Takes 3 minutes on two cores, and 1 more and 7 GB of disk to make .venv-lowest at first.
@@ -57,38 +60,17 @@ test-lowest: .venv-lowest/ready
 	VIRTUAL_ENV=$(CURDIR)/$(@D) $(@D)/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# What tapping costs, beside what others do: tests/benchmarks/<device>.md, anew. Takes 8 minutes on two cores.
-bench: .venv/ready
-	$(BIN)/python -m tests.benchmarks.covariance
-
-# Which networks of torchvision and timm can be resized: tests/benchmarks/channels.md, anew. Takes 5 to 20 minutes.
-resizable: .venv/ready
-	$(BIN)/python -m tests.benchmarks.channels
-
-# How long it takes to spend a budget: tests/benchmarks/allocation.md, anew. Takes 2 minutes.
-budget: .venv/ready
-	$(BIN)/python -m tests.benchmarks.allocation
-
-# How long spectra and comparisons of a large experiment take: tests/benchmarks/analysis.md, anew. Takes 20 minutes and
-# 12 GB of disk.
-analysis: .venv/ready
-	$(BIN)/python -m tests.benchmarks.analysis
-
-# How fast the page is at that size, in Chromium: tests/benchmarks/page.md, anew. Takes 3 minutes.
-page: .venv/ready
-	$(BIN)/python -m tests.benchmarks.page
-
-# What comparisons of arms can find: tests/benchmarks/power.md, anew. Takes 15 minutes.
-power: .venv/ready
-	$(BIN)/python -m tests.benchmarks.power
-
-# Training through the library beside each framework's own loop: tests/benchmarks/throughput.md, anew. Takes 10 minutes.
-throughput: .venv/ready
-	$(BIN)/python -m tests.benchmarks.throughput
-
-# What the demo's workflow costs beside its work, from the times that `make demo` left: tests/benchmarks/overhead.md, anew.
-overhead: .venv/ready
-	$(BIN)/python -m tests.benchmarks.overhead
+# One of the benchmarks: tests/benchmarks/NAME.md, anew. Takes, on two cores,
+#   covariance   8 minutes: what tapping costs, beside what others do (the page is cpu.md, or the name of a GPU)
+#   channels     5 to 20: which networks of torchvision and timm can be resized
+#   allocation   2: how long it takes to spend a budget
+#   analysis     20, and 12 GB of disk: spectra and comparisons of a large experiment
+#   page         3: how fast the page is at that size, in Chromium
+#   power        15: what comparisons of arms can find
+#   throughput   10: training through the library beside each framework's own loop
+#   overhead     none: what the demo's workflow costs beside its work, from the times that `make demo` left
+benchmark: .venv/ready
+	$(BIN)/python -m tests.benchmarks.$(NAME)
 
 # Whether the unit tests notice mistakes in the modules that compute: tests/mutation.md, anew. Takes half an hour.
 mutation: .venv/ready

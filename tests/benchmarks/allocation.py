@@ -1,4 +1,4 @@
-"""How long it takes to spend a budget: `make budget` writes allocation.md beside this file.
+"""How long it takes to spend a budget: `make benchmark NAME=allocation` writes allocation.md beside this file.
 
 Every network has planted spectra that fall as k^-1.2, a cap on multiply-accumulates at the reference's, and widths in
 multiples of 8 (or what the network asks for). Tracing, which comes first, is a column of its own. All times are in

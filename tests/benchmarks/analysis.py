@@ -1,4 +1,4 @@
-"""How long the analysis of a large experiment takes: `make analysis` writes analysis.md beside this file.
+"""How long the analysis of a large experiment takes: `make benchmark NAME=analysis` writes analysis.md beside it.
 
 Simulated dumps of a ResNet-50 with a pyramid: every activation, block and pyramid level, 70 maps of up to 2048
 channels, at 20 snapshots of 2 arms with 3 seeds each, over 200 images, with 8 parts of them for the jackknife at the

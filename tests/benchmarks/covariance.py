@@ -1,4 +1,4 @@
-"""What tapping costs, beside what others do: `make bench`.
+"""What tapping costs, beside what others do: `make benchmark NAME=covariance`.
 
 All contenders run in one process on the same tensors, in turns, so that a noisy machine is noisy to all; read the
 ratios, not the seconds. The table is written to `<device>.md` beside this file.
@@ -120,7 +120,7 @@ def machine() -> str:
     cpu = next((line.split(":")[1].strip() for line in described if "model name" in line), platform.processor())
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    return f"{where}; {versions}; {datetime.date.today()}. `make bench` writes this page anew."
+    return f"{where}; {versions}; {datetime.date.today()}. `make benchmark NAME=covariance` writes this page anew."
 
 
 def table(title: str, header: list[str], rows: list[list[str]], note: str = "") -> str:

@@ -1,4 +1,4 @@
-"""What the demo took beside training, observing and analysis: `make overhead` writes overhead.md beside this file.
+"""What the demo took beside training, observing and analysis: `make benchmark NAME=overhead` writes overhead.md.
 
 Times are from the benchmark files that Snakemake wrote in results/digits. A core's seconds that no job used count as
 overhead: the workflow's own start, and waiting for what others need first. So do the checks before any run. Everything

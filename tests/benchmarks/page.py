@@ -1,4 +1,4 @@
-"""How fast the page is at the size of a paper: `make page` writes page.md beside this file.
+"""How fast the page is at the size of a paper: `make benchmark NAME=page` writes page.md beside this file.
 
 Simulated spectra of 100 maps of 64 channels at 20 snapshots of 4 arms with 3 seeds each, compared and drawn as those of
 a real experiment; the page is opened in a headless Chromium. First paint is what the browser reports. A control's time

@@ -1,4 +1,4 @@
-"""What the comparison of arms can find: `make power` writes power.md beside this file.
+"""What the comparison of arms can find: `make benchmark NAME=power` writes power.md beside this file.
 
 Simulated runs whose spectra fall as k^-a in 50 layers of 64 channels; a has a standard deviation of 0.1 between seeds,
 half of whose variance all layers of a run share, and differs between the arms by so many standard deviations in a share

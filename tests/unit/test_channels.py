@@ -275,7 +275,7 @@ ORACLE = [
 
 @pytest.mark.parametrize("name", ORACLE)
 def test_groups_are_those_of_torch_pruning(name: str) -> None:
-    """On one network with batch norm of each family where that library succeeds; `make resizable` compares all."""
+    """On one network with batch norm of each family where that library succeeds; the benchmark compares all."""
     ours, theirs = resizing.groups_of_both(*resizing.torchvision_network(name))
     assert ours == theirs
 
