@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.channels.follower import Call, Follower
+from eigendet.channels.follower import Follower
+from eigendet.channels.record import Call, Record
 from eigendet.channels.sizes import Axis
 
 Named = tuple[tuple[int, ...], str]  # a shape, and a letter for each dimension: "." for one that counts no channels
@@ -19,8 +20,8 @@ class Followed:
 
     def __init__(self, operation: Callable[..., Any], *maps: Named, regions: Mapping[str, int] | None = None) -> None:
         model = nn.Sequential(operation).to("meta") if isinstance(operation, nn.Module) else nn.Sequential()
-        self.follower = Follower(model, regions)
-        sizes = self.follower.sizes
+        self.record = Record(model, regions)
+        sizes = self.record.sizes
         known: dict[str, Axis] = {}
         tensors = []
         for shape, names in maps:
@@ -30,10 +31,10 @@ class Followed:
                 if name not in known and name != ".":
                     known[name] = sizes.new(name, size)
                 axes.append(known.get(name))
-            self.follower.note(tensor, tuple(axes))
+            self.record.note(tensor, tuple(axes))
             tensors.append(tensor)
         self.known = known
-        with self.follower:
+        with Follower(self.record):
             self.output = operation(*tensors)
 
     @property
@@ -42,14 +43,14 @@ class Followed:
         return self.axes_of(self.output if isinstance(self.output, Tensor) else self.output[0])
 
     def axes_of(self, tensor: Tensor) -> list[str]:
-        assert tensor.dim() == len(self.follower.axes_of(tensor))
-        return [self.text(axis) for axis in self.follower.axes_of(tensor)]
+        assert tensor.dim() == len(self.record.axes_of(tensor))
+        return [self.text(axis) for axis in self.record.axes_of(tensor)]
 
     def text(self, axis: Axis | None) -> str:
         """As a sum of names with factors; a constant as its number; "." for none."""
         if axis is None:
             return "."
-        sizes = self.follower.sizes
+        sizes = self.record.sizes
         terms = [
             str(factor * sizes.built[unknown]) if not sizes.names[unknown]
             else f"{'' if factor == 1 else factor}{sizes.names[unknown]}"
@@ -60,15 +61,15 @@ class Followed:
     @property
     def fixed(self) -> dict[str, str]:
         """The names of axes that keep their size, with the reason."""
-        sizes = self.follower.sizes
+        sizes = self.record.sizes
         return {sizes.names[unknown]: reason for unknown, reason in sizes.fixed.items() if sizes.names[unknown]}
 
     @property
     def multiples(self) -> dict[str, int]:
-        sizes = self.follower.sizes
+        sizes = self.record.sizes
         return {sizes.names[u]: multiple for u, multiple in sizes.multiples().items() if multiple > 1}
 
     @property
     def call(self) -> Call:
-        (call,) = self.follower.calls
+        (call,) = self.record.calls
         return call

@@ -111,9 +111,8 @@ def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()([torch.rand(3, 64, 64)])
     assert seen.keys() == getattr(model, "regions", {}).keys()
-    counted = channels.trace(partial(definition(name)._at_full_width, (64, 64)), (64, 64), seen).renamed(
-        "backbone.body."
-    )
+    build = partial(definition(name)._at_full_width, (64, 64))
+    counted = channels.trace_detector(build, (64, 64), seen).renamed("backbone.body.")
     assert counted.macs(widths) == counter.get_total_flops() // 2
     target = {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([1])}
     losses = model.train()([torch.rand(3, 64, 64)], [target | {"masks": torch.ones(1, 64, 64, dtype=torch.uint8)}])

@@ -98,7 +98,7 @@ def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()([torch.rand(3, 64, 64)])
     build = partial(definition(model=name, **options)._at_full_width, (64, 64))
-    counted = channels.trace(build, (64, 64), seen).renamed("model.backbone.bottom_up.body.")
+    counted = channels.trace_detector(build, (64, 64), seen).renamed("model.backbone.bottom_up.body.")
     assert counted.macs(widths) == counter.get_total_flops() // 2
 
 

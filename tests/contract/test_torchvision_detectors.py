@@ -103,7 +103,7 @@ def test_all_but_its_outputs_is_resized_at_the_predicted_cost(name: str) -> None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()([torch.rand(3, 64, 64)])
     build = partial(definition(name)._at_full_width, (64, 64))
-    counted = channels.trace(build, (64, 64), seen).renamed("backbone.body.")
+    counted = channels.trace_detector(build, (64, 64), seen).renamed("backbone.body.")
     assert counted.macs(widths) == counter.get_total_flops() // 2
 
 

@@ -47,11 +47,16 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "widths.dimensions": "dimensions",
     "channels.sizes": "sizes operations layers",
     "channels.groups": "groups",
-    "channels.follower": "tracing operations layers",
+    "channels.record": "tracing operations layers",
+    "channels.follower": "tracing channels",
     "channels.operations": "operations layers tracing",
+    "channels.weighted": "operations layers tracing",
     "widths.allocation": "allocation",
     "observe.covariance": "accumulator covariance",
     "channels.tracing": "channels",
+    "channels.trial": "channels",
+    "channels.naming": "channels",
+    "channels.rebuilding": "channels",
     "widths.controls": "controls",
 }
 

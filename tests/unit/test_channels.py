@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet import channels, plugins
+from eigendet.channels import construction
 from eigendet.channels.groups import ChannelError
 from eigendet.config.sections import PluginChoice
 from tests.benchmarks import channels as resizing
@@ -346,3 +350,97 @@ def test_tracing_leaves_no_hooks() -> None:
 
     channels.trace(build)
     assert len(made) > 2 and not [m for network in made for m in network.modules() if m._forward_pre_hooks]
+
+
+def test_a_network_as_built_has_the_groups_of_what_builds_it_and_stays_as_it_is() -> None:
+    build = resnet(depth=18, norm="group", norm_groups=8)
+    model, traced = build(), channels.trace(build)
+    before = copy.deepcopy(model.state_dict())
+    assert channels.trace(model.train()) == replace(traced, order=None)
+    assert model.training and not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_groups_of_a_network_as_built_are_not_tried() -> None:
+    values = torch.arange(8.0)[:, None, None]
+    assert channels.trace(Odd(lambda: lambda maps: maps.reshape(1, 8, -1)), (16, 16)).widths == {"stem": 8}
+    assert channels.trace(Odd(lambda: Scale(values)), (16, 16)).widths == {"stem": 8}
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.second.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"out": self.second(self.first(self.stem(images)))}
+
+
+def test_a_weight_that_two_layers_share_is_still_one_in_a_network_as_built() -> None:
+    traced = channels.trace(Tied(), (16, 16))
+    assert traced.parameters(traced.widths) == parameters(Tied())
+
+
+def test_a_network_that_cannot_be_copied_is_refused_by_name() -> None:
+    model = Parts()
+    model.kept = model.stem.weight * 2
+    with pytest.raises(ChannelError, match=r"^Parts: cannot be copied \(.*\); give the function that builds it$"):
+        channels.trace(model)
+
+
+def test_rebuilding_needs_what_builds_the_network() -> None:
+    model, traced = Parts(), channels.trace(Parts)
+    for build, groups in ((Parts, channels.trace(model)), (model, traced)):
+        with pytest.raises(ChannelError, match="rebuilding runs the network's own constructor; give trace and rebuild"):
+            channels.rebuild(build, groups, {"stem": 4})
+
+
+class Cropping(nn.Module):
+    """A detector whose head sees as many crops as it finds bright pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 4)
+        self.register_buffer("threshold", torch.tensor(0.5))
+
+    def forward(self, images: list[Tensor]) -> list[Tensor]:
+        maps: Tensor = self.stem(torch.stack(images))
+        crops = maps[:, :, :4, :4].repeat(int((images[0][0] > self.get_buffer("threshold")).sum()), 1, 1, 1)
+        return [self.head(crops)]
+
+
+@pytest.mark.parametrize("network", [Cropping, Cropping()])
+def test_a_detector_is_run_on_noise_and_its_regions_are_counted_as_stated(network: Callable[[], nn.Module]) -> None:
+    traced = channels.trace_detector(network, (16, 16), {"head": 100})
+    costs = {layer.module: layer.macs(traced.widths) for layer in traced.layers}
+    assert costs == {"stem": 3 * 8 * 16 * 16, "head": 8 * 4 * 16 * 100}
+    noise = channels.trace_detector(network, (16, 16))
+    crops = noise.layers[-1].positions
+    assert 0 < crops < 256 and noise.macs(noise.widths) == costs["stem"] + 8 * 4 * 16 * crops
+
+
+class Inherited(Blur):
+    """Has no constructor of its own."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_constructors_are_put_back_also_after_a_failure(fails: bool) -> None:
+    classes = [*construction.CONSTRUCTED, Blur, Inherited]
+    before = [vars(layer).get("__init__") for layer in classes]
+    state, seen = torch.random.get_rng_state(), []
+    with (
+        contextlib.suppress(RuntimeError),
+        construction.constructing(lambda layer, arguments: seen.append(type(layer)), True, (Blur, Inherited)),
+    ):
+        assert nn.Conv2d(3, 8, 3).weight.is_meta and nn.BatchNorm2d(8).bias.is_meta
+        Blur(4)
+        if fails:
+            raise RuntimeError
+    assert seen == [nn.Conv2d, nn.BatchNorm2d, Blur]
+    assert [vars(layer).get("__init__") for layer in classes] == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not nn.Conv2d(3, 8, 3).weight.is_meta

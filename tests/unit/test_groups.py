@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from eigendet.channels import groups
+from eigendet.channels import groups, tables
 from eigendet.channels.groups import ChannelError, Channels, Layer, Size
 from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
 
@@ -120,7 +120,7 @@ def test_scaled_sizes_are_the_nearest_multiples_and_at_least_one() -> None:
 
 
 def test_the_table_has_a_line_for_every_group_and_every_layer_that_is_kept() -> None:
-    lines = groups.table(NETWORK, {"a": 8, "b": 6}).splitlines()
+    lines = tables.table(NETWORK, {"a": 8, "b": 6}).splitlines()
     of_a = "stem (out), norm (out), deep (in+out), parts (in), twin (out), mixed (in), product@7 (in)"
     of_b = "parts (out), twin (in), scale (out), mixed (in), product@7 (out), written (out)"
     assert [re.split(" {2,}", line) for line in lines[:3]] == [
@@ -133,3 +133,15 @@ def test_the_table_has_a_line_for_every_group_and_every_layer_that_is_kept() -> 
         lines[3] == f"in all {NETWORK.parameters(NETWORK.widths):,} parameters, {NETWORK.macs(NETWORK.widths):,} MACs"
     )
     assert lines[4:] == ["kept: mixed: an output", "kept: c: a slice"]
+
+
+def test_the_frame_has_a_row_for_every_group_at_the_widths_as_built_or_at_others() -> None:
+    frame = tables.frame(NETWORK)
+    assert list(frame.columns) == ["name", "width", "multiple", "parameters", "macs", "layers"]
+    assert frame.drop(columns="layers").to_numpy().tolist() == [["a", 8, 4, 888, 56_400], ["b", 6, 3, 480, 4_680]]
+    assert frame.layers[1] == "parts (out), twin (in), scale (out), mixed (in), product@7 (out), written (out)"
+    wider = tables.frame(NETWORK, {"b": 9, "a": 4})
+    assert wider[["name", "width"]].to_numpy().tolist() == [["b", 9], ["a", 4]]
+    assert wider.parameters[0] == PARAMETERS["parts"](4, 9) + PARAMETERS["scale"](4, 9) + PARAMETERS["written"](4, 9)
+    nothing = tables.frame(replace(NETWORK, widths={}))
+    assert nothing.empty and list(nothing.columns) == list(frame.columns)

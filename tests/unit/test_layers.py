@@ -79,7 +79,7 @@ def test_a_depthwise_convolution_writes_a_multiple_of_what_it_reads(out: int, ax
 def test_weights_that_are_no_layers_keep_what_they_read_and_write() -> None:
     found = Followed(lambda x: F.conv2d(x, torch.ones(5, 8, 3, 3, device="meta")), MAP)
     assert found.axes == [".", "5", ".", "."]
-    assert found.fixed == {"a": "weights of a convolution that are no layer's, in Sequential"}
+    assert found.fixed == {"a": "weights of a convolution that are not a layer's, in Sequential"}
     assert not found.call.owned and found.call.positions == 2 * 2 * 4
 
 
@@ -89,8 +89,8 @@ def test_a_layer_that_reads_what_counts_no_channels_reads_a_constant() -> None:
         (nn.Linear(8, 12), (5, 8), "b."),
     ):
         found = Followed(layer, (shape, names))
-        assert found.text(found.follower.calls[-1].source) == "8"
-        (reason,) = found.follower.sizes.fixed.values()
+        assert found.text(found.record.calls[-1].source) == "8"
+        (reason,) = found.record.sizes.fixed.values()
         assert reason == "not a number of channels, in Sequential"
 
 
@@ -98,13 +98,13 @@ def test_a_convolution_that_runs_over_channels_costs_its_kernel_for_each_of_them
     """As in efficient channel attention: one filter along the means of all channels."""
     found = Followed(nn.Conv1d(1, 1, 3, padding=1, bias=False), ((2, 1, 8), "..a"))
     assert found.axes == [".", "1", "a"] and not found.fixed
-    along, layer = found.follower.calls
+    along, layer = found.record.calls
     assert (along.path, along.kind, along.source, along.owned) == ("0@0", "product", None, False)
     assert found.text(along.axis) == "a" and along.positions == 3 * 2
     assert layer.positions == 0 and layer.kernel == 3
     both = Followed(nn.Conv2d(1, 1, 3, padding=1), ((2, 1, 8, 6), "..ab"))
     assert both.axes == [".", "1", "a", "b"]
-    assert both.text(both.follower.calls[0].axis) == "a" and both.follower.calls[0].positions == 9 * 2 * 6
+    assert both.text(both.record.calls[0].axis) == "a" and both.record.calls[0].positions == 9 * 2 * 6
 
 
 @pytest.mark.parametrize(
@@ -123,23 +123,23 @@ def test_a_normalization_keeps_the_axes_and_has_parameters_for_its_channels(
     found = Followed(layer, (shape, names))
     assert "".join(found.axes) == names and not found.fixed
     assert found.multiples == multiples
-    assert [(call.path, call.kind, found.text(call.axis)) for call in found.follower.calls] == [("0", "norm", "a")]
+    assert [(call.path, call.kind, found.text(call.axis)) for call in found.record.calls] == [("0", "norm", "a")]
 
 
 def test_a_normalization_without_parameters_is_no_layer() -> None:
     for operation, multiples in ((nn.GroupNorm(4, 8, affine=False), {"a": 4}), (nn.BatchNorm2d(8, affine=False), {})):
         found = Followed(operation, MAP)
         assert found.axes == [".", "a", ".", "."] and found.multiples == multiples
-        assert [call for call in found.follower.calls if found.text(call.axis) != "a"] == []
+        assert [call for call in found.record.calls if found.text(call.axis) != "a"] == []
 
 
 def test_statistics_that_are_no_modules_make_no_layer() -> None:
     zeros, ones = torch.zeros(8, device="meta"), torch.ones(8, device="meta")
     found = Followed(lambda x: F.batch_norm(x, zeros, ones), MAP)
-    assert found.axes == [".", "a", ".", "."] and not found.follower.calls and not found.fixed
+    assert found.axes == [".", "a", ".", "."] and not found.record.calls and not found.fixed
 
 
 def test_a_normalization_over_what_counts_no_channels_stops() -> None:
     found = Followed(nn.LayerNorm(6), MAP)
     assert found.fixed == {"a": "'native_layer_norm' in Sequential"}
-    assert found.axes == [".", ".", ".", "."] and not found.follower.calls
+    assert found.axes == [".", ".", ".", "."] and not found.record.calls

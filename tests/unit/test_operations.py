@@ -26,6 +26,8 @@ MAP: Named = ((2, 8, 4, 6), ".a..")
         (lambda x: x.transpose(-3, -1), *MAP, "...a"),
         (lambda x: x.transpose(2, 0), (3, 8, 5), "a.b", "b.a"),
         (lambda x: x.t(), (3, 8), "ab", "ba"),
+        (lambda x: torch.ops.aten.permute(x, dims=[0, 2, 3, 1]), *MAP, "...a"),
+        (lambda x: torch.ops.aten.transpose(x, dim1=1, dim0=3), *MAP, "...a"),
         # More and fewer of them.
         (lambda x: x.unsqueeze(0), *MAP, "..a.."),
         (lambda x: x.unsqueeze(2), *MAP, ".a..."),
@@ -50,6 +52,9 @@ MAP: Named = ((2, 8, 4, 6), ".a..")
         (lambda x: x.sum(2, keepdim=True), (2, 8, 4, 5), ".a.b", ".a.b"),
         (lambda x: x.sum(3, keepdim=True), (2, 8, 4, 5), ".a.b", ".a.."),
         (lambda x: x.amax(-1), (2, 8, 4, 5), "ba.c", "ba."),
+        (lambda x: x.amax(), *MAP, ""),
+        (lambda x: x.mean([]), *MAP, ""),
+        (lambda x: torch.ops.aten.sum(x, dim=[2]), (2, 8, 4, 5), ".a.b", ".ab"),
         (lambda x: x.max(2), *MAP, ".a."),
         (lambda x: x.min(0), *MAP, "a.."),
         (lambda x: x.prod(2), *MAP, ".a."),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.channels.follower import Follower
+from eigendet.channels.record import Call, Record
 from tests.following import Followed, Named
 
 MAP: Named = ((2, 8, 4, 6), ".a..")
@@ -61,7 +62,7 @@ def test_a_parameter_is_counted_once_however_often_it_is_used() -> None:
 def test_a_single_number_has_no_width() -> None:
     for shape in ((), (1,), (1, 1, 1)):
         found = Followed(Applied(shape, lambda maps, scale: maps * scale), MAP)
-        assert not found.follower.calls and found.axes == [".", "a", ".", "."]
+        assert not found.record.calls and found.axes == [".", "a", ".", "."]
 
 
 def test_a_parameter_that_is_changed_before_its_use_keeps_the_width_of_the_maps() -> None:
@@ -74,7 +75,7 @@ def test_a_normalization_written_out_is_one() -> None:
         pass
 
     found = Followed(Written(8), MAP)
-    assert [(call.path, call.kind, found.text(call.axis)) for call in found.follower.calls] == [("0", "norm", "a")]
+    assert [(call.path, call.kind, found.text(call.axis)) for call in found.record.calls] == [("0", "norm", "a")]
 
 
 class Twice(nn.Module):
@@ -89,25 +90,25 @@ class Twice(nn.Module):
 def test_a_layer_that_is_used_again_reads_and_writes_the_same() -> None:
     found = Followed(Twice(nn.Conv2d(8, 8, 1)), MAP)
     assert found.axes[1] == found.text(found.known["a"])
-    first, second = found.follower.calls
+    first, second = found.record.calls
     assert first.path == second.path == "0.layer"
     apart = Followed(Twice(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)), MAP)
     assert apart.axes[1] == "0.layer" and apart.text(apart.known["a"]) == "a"
-    assert [call.path for call in apart.follower.calls] == ["0.layer", "0.between", "0.layer"]
-    assert apart.text(apart.follower.calls[1].axis) == "a"
+    assert [call.path for call in apart.record.calls] == ["0.layer", "0.between", "0.layer"]
+    assert apart.text(apart.record.calls[1].axis) == "a"
 
 
 def test_a_normalization_that_is_used_again_ties_what_it_meets() -> None:
     found = Followed(Twice(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)), MAP)
-    assert found.axes == [".", "a", ".", "."] and found.text(found.follower.calls[-1].axis) == "a"
-    assert [call.kind for call in found.follower.calls] == ["norm", "conv"]
+    assert found.axes == [".", "a", ".", "."] and found.text(found.record.calls[-1].axis) == "a"
+    assert [call.kind for call in found.record.calls] == ["norm", "conv"]
 
 
 @pytest.mark.parametrize(("layer", "map_"), [(nn.Conv2d(8, 1, 1), MAP), (nn.Linear(8, 1), ((5, 8), ".a"))])
 def test_a_single_channel_is_no_width(layer: nn.Module, map_: Named) -> None:
     found = Followed(layer, map_)
     assert found.axes[1] == "1"
-    assert "a single channel" in found.follower.sizes.fixed.values()
+    assert "a single channel" in found.record.sizes.fixed.values()
 
 
 def test_two_channels_are_a_width() -> None:
@@ -119,67 +120,67 @@ def test_two_channels_are_a_width() -> None:
 
 def test_channels_of_the_images_are_given_and_lie_before_rows_and_columns() -> None:
     for images in (torch.empty(2, 3, 8, 9), [torch.empty(3, 8, 9)], {"image": torch.empty(1, 3, 8, 9)}):
-        follower = Follower(nn.Sequential())
-        follower.begin(images)
-        assert list(follower.sizes.built) == [3] and follower.sizes.fixed == {0: "the channels of the image"}
-        (axes,) = follower.axes.values()
+        record = Record(nn.Sequential())
+        record.begin(images)
+        assert list(record.sizes.built) == [3] and record.sizes.fixed == {0: "the channels of the image"}
+        (axes,) = record.axes.values()
         assert [axis is not None for axis in axes[-3:]] == [True, False, False]
         assert not any(axes[:-3])
 
 
 def test_outputs_are_noted_by_call_if_one_dimension_counts_channels() -> None:
-    follower = Follower(nn.Sequential())
-    first, second = follower.sizes.new("first", 8), follower.sizes.new("second", 6)
+    record = Record(nn.Sequential())
+    first, second = record.sizes.new("first", 8), record.sizes.new("second", 6)
     one, both, none = torch.empty(2, 8), torch.empty(6, 8), torch.empty(3)
-    follower.note(one, (None, first))
-    follower.note(both, (second, first))
+    record.note(one, (None, first))
+    record.note(both, (second, first))
     for output in (one, both, none, [one]):
-        follower.leave("layer", len(follower.outputs), nn.ReLU(), (), output)
-    assert follower.outputs == {("layer", 0): first}
-    follower.counting = False
-    follower.leave("other", 0, nn.ReLU(), (), one)
-    assert follower.outputs == {("layer", 0): first}
+        record.leave("layer", len(record.outputs), output)
+    assert record.outputs == {("layer", 0): first}
+    record.counting = False
+    record.leave("other", 0, one)
+    assert record.outputs == {("layer", 0): first}
 
 
 def test_positions_are_not_counted_again_where_a_network_is_followed_in_training() -> None:
-    follower = Follower(nn.Sequential())
-    axis = follower.sizes.new("a", 8)
-    follower.call("a", "conv", None, axis, positions=7)
-    follower.counting = False
-    follower.call("a", "conv", None, axis, positions=7)
-    assert [call.positions for call in follower.calls] == [7, 0]
+    record = Record(nn.Sequential())
+    axis = record.sizes.new("a", 8)
+    record.add(Call("a", "conv", None, axis, positions=7))
+    record.counting = False
+    record.add(Call("a", "conv", None, axis, positions=7))
+    assert [call.positions for call in record.calls] == [7, 0]
 
 
 def test_operations_are_noted_with_their_place_and_the_axes_that_took_part() -> None:
     found = Followed(lambda x, y: (x + y).relu().mean((2, 3)) @ torch.ones(8, 3, device="meta"), MAP, MAP)
-    operations = found.follower.operations
+    operations = found.record.operations
     assert [operation.name for operation in operations] == ["add", "relu", "mean", "mm"]
     assert {operation.module for operation in operations} == {"Sequential"}
     assert [len(operation.axes) for operation in operations] == [2, 1, 1, 1]
-    found.follower.stack += ["layer4", "layer4.conv1"]
-    assert found.follower.where() == "layer4.conv1"
+    found.record.stack += ["layer4", "layer4.conv1"]
+    assert found.record.where() == "layer4.conv1"
 
 
 def test_only_what_is_computed_from_the_tensors_of_one_module_belongs_to_it() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    follower = Follower(model)
+    record = Record(model)
     one, two = model.get_parameter("0.weight"), model.get_parameter("1.weight")
-    with torch.no_grad(), follower:
+    with torch.no_grad(), Follower(record):
         own, mixed, other = one.t() * 2, one + two, torch.ones(4, 4)
-    assert follower.owner(own) == ("0", True) and follower.is_weight(own)
-    assert follower.owner(mixed) == ("Sequential", False) and not follower.is_weight(mixed)
-    assert follower.owner(other) == ("Sequential", False)
-    convolution = Follower(nn.Sequential(nn.Conv2d(4, 4, 1)))
+    assert record.owner(own) == ("0", True) and record.is_weight(own)
+    assert record.owner(mixed) == ("Sequential", False) and not record.is_weight(mixed)
+    assert record.owner(other) == ("Sequential", False)
+    convolution = Record(nn.Sequential(nn.Conv2d(4, 4, 1)))
     assert not convolution.is_weight(convolution.model.get_parameter("0.weight"))
 
 
 def test_what_is_gone_is_not_taken_for_what_comes_to_lie_in_its_place() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    follower, weight = Follower(model), model.get_parameter("0.weight")
-    with torch.no_grad(), follower:
+    record, weight = Record(model), model.get_parameter("0.weight")
+    with torch.no_grad(), Follower(record):
         for _ in range(20):
             weight.t() * 2  # dropped at once, so that the next one may have its address
-            assert follower.owner(torch.ones(4, 4)) == ("Sequential", False)
+            assert record.owner(torch.ones(4, 4)) == ("Sequential", False)
 
 
 def test_a_rule_is_given_what_was_known_before_an_operation_in_place() -> None:

@@ -1,11 +1,22 @@
 """Find which widths of a PyTorch model are tied, what they cost, and build the model with others.
 
-sizes           how the sizes of tensors follow from one another
-operations      what each operation does to them
-follower        one forward pass, followed operation by operation
 groups          channel groups and their costs
+tables          channel groups as a table
+tracing         the groups of a network
+rebuilding      a network built with other widths
+trial           whether a network takes other widths, and what to keep where it does not
+naming          from the record of a forward pass to groups with names
+follower        forward passes, followed operation by operation
+operations      what each operation does to the axes of its operands
+weighted        what layers with weights do to them, and what is counted
+arguments       arguments of an operation by their names
+record          what is known of a forward pass
+sizes           how the sizes of tensors follow from one another
 construction    a network's own constructor with other sizes
-tracing         the groups of a network, and the network rebuilt with other widths
+
+    traced = channels.trace(build)  # build: a class or function; channels.trace_detector(build) for a detector
+    print(channels.frame(traced))
+    narrow = channels.rebuild(build, traced, {group: width // 2 for group, width in traced.widths.items()})
 """
 
 import lazy_loader

@@ -1,7 +1,9 @@
 from .groups import ChannelError as ChannelError
 from .groups import Channels as Channels
 from .groups import Widths as Widths
-from .groups import table as table
+from .rebuilding import rebuild as rebuild
+from .tables import frame as frame
+from .tables import table as table
 from .tracing import SIDE as SIDE
-from .tracing import rebuild as rebuild
 from .tracing import trace as trace
+from .tracing import trace_detector as trace_detector

@@ -7,56 +7,61 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
 
-from eigendet.channels.follower import NORMS
+from eigendet.channels.record import NORMS
+
+Build = Callable[[], nn.Module]
+Edit = Callable[[nn.Module, dict[str, Any]], None]  # changes a layer's arguments, by name
 
 RESIZABLE = (nn.modules.conv._ConvNd, nn.Linear, *NORMS)
-
-
-@contextlib.contextmanager
-def constructing(
-    edit: Callable[[nn.Module, dict[str, Any]], None], meta: bool, others: Collection[type[nn.Module]] = ()
-) -> Iterator[None]:
-    """While open, every resizable layer that is constructed passes its arguments through `edit(layer, arguments)`.
-
-    So do modules of the classes in `others`.
-
-    With `meta` the layers hold no memory. (As torch's default device, meta would also reach arithmetic by which
-    networks find their widths.)
-    """
-
-    def patched(original: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(original)
-
-        def construct(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-            bound = signature.bind(self, *args, **kwargs)
-            edit(self, bound.arguments)
-            if meta and "device" in signature.parameters:
-                bound.arguments["device"] = "meta"
-            original(*bound.args, **bound.kwargs)
-
-        return construct
-
-    with contextlib.ExitStack() as patches:
-        if meta:  # the network that is built for use begins as if this one never was
-            patches.enter_context(torch.random.fork_rng(devices=[]))
-        for layer in (*CONSTRUCTED, *others):
-            patches.enter_context(mock.patch.object(layer, "__init__", patched(layer.__init__)))
-        yield
-
-
 # Where the sizes of layers are arguments: ConvNd's own constructor takes them through those of its children.
 CONSTRUCTED = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, *NORMS,
 )  # fmt: skip
 
 
+@contextlib.contextmanager
+def constructing(edit: Edit, meta: bool, others: Collection[type[nn.Module]] = ()) -> Iterator[None]:
+    """Pass the arguments of every resizable layer that is constructed through `edit(layer, arguments)` while open.
+
+    Not thread-safe: it replaces the constructors of the layers' classes, for the whole process, until it is closed.
+
+    Args:
+        edit: changes the arguments in place.
+        meta: whether the layers hold no memory; torch's random state is then left as it was. (As torch's default
+            device, meta would also reach arithmetic by which networks find their widths.)
+        others: further classes whose modules are treated so.
+    """
+    own = [(layer, vars(layer).get("__init__")) for layer in (*CONSTRUCTED, *others)]
+    with contextlib.ExitStack() as closing:
+        if meta:  # the network that is built for use begins as if this one never was
+            closing.enter_context(torch.random.fork_rng(devices=[]))
+        for layer, original in own:
+            closing.callback(_restore, layer, original)
+            _set_constructor(layer, _edited(layer.__init__, edit, meta))
+        yield
+
+
+def built(
+    build: Build, others: Collection[type[nn.Module]] = (), meta: bool = True
+) -> tuple[nn.Module, tuple[str | None, ...]]:
+    """Build the network, and return it with the paths of its layers in order of construction.
+
+    It is on the meta device, or has the same weights each time. A layer that the network does not keep has no path.
+    """
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]), constructing(lambda layer, arguments: layers.append(layer), meta, others):
+        torch.manual_seed(0)
+        model = build()
+    paths = {id(module): path for path, module in model.named_modules()}
+    return model.to("meta") if meta else model, tuple(paths.get(id(layer)) for layer in layers)
+
+
 def resize_parameter(model: nn.Module, name: str, dim: int, width: int) -> None:
-    """A parameter or buffer of one value, in another size."""
+    """Replace a parameter or buffer of one value by one of another size."""
     path, _, name = name.rpartition(".")
     module = model.get_submodule(path)
     old = getattr(module, name)
@@ -66,3 +71,28 @@ def resize_parameter(model: nn.Module, name: str, dim: int, width: int) -> None:
         setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
     else:
         setattr(module, name, new)
+
+
+def _edited(original: Callable[..., None], edit: Edit, meta: bool) -> Callable[..., None]:
+    """Return a constructor that edits its arguments before it does what the original does."""
+    signature = inspect.signature(original)
+
+    def construct(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        edit(self, bound.arguments)
+        if meta and "device" in signature.parameters:
+            bound.arguments["device"] = "meta"
+        original(*bound.args, **bound.kwargs)
+
+    return construct
+
+
+def _restore(layer: type[nn.Module], original: Callable[..., None] | None) -> None:
+    if original is None:  # it was inherited
+        del layer.__init__
+    else:
+        _set_constructor(layer, original)
+
+
+def _set_constructor(layer: type[nn.Module], constructor: Callable[..., None]) -> None:
+    layer.__init__ = constructor  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Channel groups and their costs: values, with nothing of how they were found (`channels`)."""
+"""Channel groups and their costs: values, with nothing of how they were found (`tracing`)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from eigendet.errors import UserError, some, unknown
 
 Widths = dict[str, int]
+Kind = Literal["conv", "linear", "product", "norm", "parameter"]  # a product is one of two maps
+Side = Literal["in", "out"]
 
 
 class ChannelError(UserError):
@@ -19,12 +21,17 @@ class ChannelError(UserError):
 
 @dataclass(frozen=True)
 class Size:
-    """A number of channels as a linear form: a constant, and channel groups with factors."""
+    """A number of channels as a linear form: a constant, and channel groups with factors.
+
+    >>> Size(Fraction(2), (("stem", Fraction(3)),))({"stem": 5})
+    17
+    """
 
     constant: Fraction
     terms: tuple[tuple[str, Fraction], ...]
 
     def __call__(self, widths: Mapping[str, Any]) -> Any:
+        """Return the number at these widths of the groups."""
         return sum((_plain(factor) * widths[group] for group, factor in self.terms), _plain(self.constant))
 
 
@@ -33,7 +40,7 @@ class Layer:
     """One layer with weights, or a parameter that stands alone, over all its calls."""
 
     module: str  # path of the module; of the parameter, where it stands alone
-    kind: str  # "conv", "linear", "norm" or "parameter"
+    kind: Kind
     source: Size | None  # channels read
     out: Size  # channels written
     kernel: int = 1  # elements of the kernel
@@ -45,7 +52,7 @@ class Layer:
     trained: bool = True  # its weights are parameters of its own
 
     def weights(self, widths: Mapping[str, Any]) -> Any:
-        """Elements of the kernels or of the matrix."""
+        """Return the elements of the kernels or of the matrix."""
         if self.kind in ("norm", "parameter"):
             return 0
         if self.depthwise or self.source is None:
@@ -54,9 +61,12 @@ class Layer:
         return product if self.groups == 1 else product / Fraction(self.groups)
 
     def parameters(self, widths: Mapping[str, Any]) -> Any:
-        return self.weights(widths) * self.trained + self.vectors * self.out(widths)
+        """Return the trainable parameters."""
+        vectors = self.vectors * self.out(widths)
+        return self.weights(widths) + vectors if self.trained else vectors
 
     def macs(self, widths: Mapping[str, Any]) -> Any:
+        """Return the multiply-accumulate operations for one image."""
         return self.weights(widths) * self.positions
 
 
@@ -70,53 +80,53 @@ class Channels:
     fixed: dict[str, str]  # layers whose width cannot change -> why
     outputs: dict[tuple[str, int], str]  # (module, call) -> the group that its output's channels are
     constant: int  # parameters that no width changes
-    order: tuple[str | None, ...] = field(repr=False)  # modules in order of construction; None: not in the network
+    # Modules in order of construction, None for one that is not in the network; of a network as built it is not known.
+    order: tuple[str | None, ...] | None = field(repr=False)
     others: tuple[type, ...] = ()  # classes of modules in `order` that convolve with weights of their own making
 
     def parameters(self, widths: Mapping[str, int]) -> int:
-        """Trainable parameters of the network built with `widths`."""
+        """Return the trainable parameters of the network built with `widths`."""
         return self.constant + whole(sum(layer.parameters(widths) for layer in self.layers))
 
     def macs(self, widths: Mapping[str, Any]) -> Any:
-        """Multiply-accumulate operations of convolutions and linear layers for one image of the traced size."""
+        """Return the multiply-accumulates of convolutions and linear layers for one image of the traced size."""
         return whole(sum(layer.macs(widths) for layer in self.layers))
 
     def rounded_to(self, multiple: int) -> dict[str, int]:
-        """What the width of every group is a multiple of where it is rounded to `multiple`."""
+        """Return what the width of every group is a multiple of where it is rounded to `multiple`."""
         return {group: math.lcm(own, multiple) for group, own in self.multiples.items()}
 
     def renamed(self, prefix: str) -> Channels:
-        """The same with groups, and the keys of outputs, named without a prefix of module paths."""
+        """Return the same with groups, and the keys of outputs, named without a prefix of module paths."""
 
-        def plain(size: Size | None) -> Size | None:
-            return size and Size(
-                size.constant, tuple((name.removeprefix(prefix), factor) for name, factor in size.terms)
-            )
+        def plain(size: Size) -> Size:
+            return Size(size.constant, tuple((name.removeprefix(prefix), factor) for name, factor in size.terms))
 
-        def named(values: dict[str, int]) -> dict[str, int]:
-            return {name.removeprefix(prefix): value for name, value in values.items()}
-
+        layers = [
+            replace(layer, source=None if layer.source is None else plain(layer.source), out=plain(layer.out))
+            for layer in self.layers
+        ]
+        outputs = {
+            (path.removeprefix(prefix), call): group.removeprefix(prefix)
+            for (path, call), group in self.outputs.items()
+        }
         return replace(
             self,
-            widths=named(self.widths),
-            multiples=named(self.multiples),
-            layers=tuple(
-                replace(layer, source=plain(layer.source), out=plain(layer.out) or layer.out) for layer in self.layers
-            ),
-            outputs={
-                (path.removeprefix(prefix), call): group.removeprefix(prefix)
-                for (path, call), group in self.outputs.items()
-            },
+            widths={name.removeprefix(prefix): width for name, width in self.widths.items()},
+            multiples={name.removeprefix(prefix): multiple for name, multiple in self.multiples.items()},
+            layers=tuple(layers),
+            outputs=outputs,
         )
 
-    def members(self, group: str) -> list[tuple[str, str]]:
-        """The layers that a group reaches, and which side of each: "in" or "out"."""
-        found = []
+    def members(self, group: str) -> list[tuple[str, Side]]:
+        """Return the layers that a group reaches, and which side of each."""
+        members: list[tuple[str, Side]] = []
         for layer in self.layers:
-            for side, size in (("in", layer.source), ("out", layer.out)):
-                if size is not None and any(name == group for name, _ in size.terms):
-                    found.append((layer.module, side))
-        return found
+            if layer.source is not None and group in dict(layer.source.terms):
+                members.append((layer.module, "in"))
+            if group in dict(layer.out.terms):
+                members.append((layer.module, "out"))
+        return members
 
 
 def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
@@ -139,7 +149,19 @@ def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
 
 
 def by_group(channels: Channels, widths: Mapping[str, int]) -> Widths:
-    """Widths by the names of groups, where some are named after another layer that writes the group.
+    """Return widths by the names of groups, where some are named after another layer that writes the group.
+
+    >>> from torch import nn
+    >>> from eigendet import channels
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.stem, self.again = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+    ...     def forward(self, images):
+    ...         maps = self.stem(images)
+    ...         return maps + self.again(maps)
+    >>> by_group(channels.trace(Block), {"again": 4})
+    {'stem': 4}
 
     Raises:
         ChannelError: two layers of one group have different widths.
@@ -148,50 +170,39 @@ def by_group(channels: Channels, widths: Mapping[str, int]) -> Widths:
     for layer in channels.layers:
         if len(layer.out.terms) == 1 and layer.out.terms[0][1] == 1 and not layer.out.constant:
             writers[layer.module] = layer.out.terms[0][0]
-    found: Widths = {}
+    widths_of_groups: Widths = {}
     source: dict[str, str] = {}
     for name, width in widths.items():
         group = name if name in channels.widths else writers.get(name, name)
-        if group in found and found[group] != width:
+        before = widths_of_groups.get(group, width)
+        if before != width:
             raise ChannelError(
-                f"'{source[group]}' is {found[group]} and '{name}' is {width}; they are tied, so one width for both"
+                f"'{source[group]}' is {before} and '{name}' is {width}; they are tied, so one width for both"
             )
-        found[group], source[group] = width, name
-    return found
+        widths_of_groups[group], source[group] = width, name
+    return widths_of_groups
 
 
-def scaled(sizes: Mapping[str, float], factor: float, multiples: Mapping[str, int]) -> Widths:
-    """`factor` times every size, to the nearest multiple, at least one multiple."""
-    return {group: max(1, round(size * factor / multiples[group])) * multiples[group] for group, size in sizes.items()}
+def scaled(widths: Mapping[str, float], factor: float, multiples: Mapping[str, int]) -> Widths:
+    """Return `factor` times every width, to the nearest multiple, at least one multiple.
 
-
-def table(channels: Channels, widths: Mapping[str, int]) -> str:
-    """The groups at these widths as text: a line a group, and a line for every layer that cannot be resized."""
-    rows = [("group", "width", "multiple of", "parameters", "MACs", "layers")]
-    for group, width in widths.items():
-        members: dict[str, list[str]] = {}
-        for layer, side in channels.members(group):
-            members.setdefault(layer, []).append(side)
-        written = [layer for layer in channels.layers if layer.out.terms and layer.out.terms[0][0] == group]
-        rows.append(
-            (
-                group,
-                str(width),
-                str(channels.multiples[group]),
-                f"{whole(sum(layer.parameters(widths) for layer in written)):,}",
-                f"{whole(sum(layer.macs(widths) for layer in written)):,}",
-                ", ".join(f"{layer} ({'+'.join(sides)})" for layer, sides in members.items()),
-            )
-        )
-    name, *numbers = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1])
-    lines = ["  ".join([row[0].ljust(name), *map(str.rjust, row[1:-1], numbers), row[-1]]) for row in rows]
-    lines.append(f"in all {channels.parameters(widths):,} parameters, {channels.macs(widths):,} MACs")
-    lines += [f"kept: {layer}: {reason}" for layer, reason in channels.fixed.items()]
-    return "\n".join(lines)
+    >>> scaled({"stem": 64, "head": 20}, 0.5, {"stem": 8, "head": 8})
+    {'stem': 32, 'head': 8}
+    """
+    return {
+        group: max(1, round(width * factor / multiples[group])) * multiples[group] for group, width in widths.items()
+    }
 
 
 def whole(value: Any) -> Any:
-    """A whole Fraction as an int; floats, of relaxed widths, stay."""
+    """Return a whole Fraction as an int; floats, of relaxed widths, stay.
+
+    >>> whole(Fraction(4, 2))
+    2
+
+    Raises:
+        ChannelError: the Fraction is not whole.
+    """
     if isinstance(value, Fraction):
         if value.denominator != 1:
             raise ChannelError(f"a size of {value} is not whole; widths must be multiples of what divides them")

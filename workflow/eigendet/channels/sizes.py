@@ -4,7 +4,7 @@ An unknown is a number of channels that someone chose. The size of a dimension i
 rational factors, in the order in which they lie in memory: a convolution's output is one unknown, a concatenation a sum
 of several, the half of a chunk an unknown times 1/2, a flattened map an unknown times its pixels. Where a network needs
 two dimensions to be equal, `Sizes.equate` solves for it: unknowns become equal, or multiples of each other, or one
-becomes the sum of others. What is left free when the network was followed to its end are its channel groups.
+becomes the sum of others. The unknowns that are still free after a forward pass are the network's channel groups.
 """
 
 from __future__ import annotations
@@ -19,41 +19,46 @@ Axis = tuple[tuple[int, Fraction], ...]  # (unknown, factor), in the order of me
 
 @dataclass
 class Sizes:
-    """Unknowns with their sizes in the network as built, and what is known of them."""
+    """Unknowns with their sizes in the network as built, and what is known of them.
+
+    >>> sizes = Sizes()
+    >>> total, left, right = sizes.new("total", 8), sizes.new("left", 3), sizes.new("right", 5)
+    >>> sizes.equate(total, left + right)  # a sum of a map with a concatenation
+    >>> sizes.resolve(total) == left + right
+    True
+    """
 
     built: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    solved: dict[int, Axis] = field(default_factory=dict)  # unknown -> what it was found to be
+    solved: dict[int, Axis] = field(default_factory=dict)  # unknown -> the axis that it equals
     fixed: dict[int, str] = field(default_factory=dict)  # unknown -> why it cannot change
     divisors: list[tuple[Axis, int]] = field(default_factory=list)  # each term of the axis is a multiple of the number
 
     def new(self, name: str, value: int) -> Axis:
-        """A new unknown, as an axis."""
+        """Return the axis of a new unknown."""
         self.built.append(value)
         self.names.append(name)
         return ((len(self.built) - 1, Fraction(1)),)
 
     def constant(self, value: int, reason: str) -> Axis:
-        """An unknown that cannot change."""
+        """Return the axis of a new unknown that cannot change."""
         axis = self.new("", value)
         self.fixed[axis[0][0]] = reason
         return axis
 
     def size(self, axis: Axis) -> Fraction:
-        """Its size in the network as built."""
+        """Return the size of an axis in the network as built."""
         return sum((factor * self.built[unknown] for unknown, factor in axis), Fraction(0))
 
     def resolve(self, axis: Axis) -> Axis:
-        """The axis over unknowns that are still free; neighbors of the same unknown become one term."""
+        """Return the axis over unsolved unknowns; neighbors of the same unknown become one term."""
         terms: list[tuple[int, Fraction]] = []
         for unknown, factor in axis:
+            part: Axis = ((unknown, factor),)
             if unknown in self.solved:
-                found = self.resolve(self.solved[unknown])
-                self.solved[unknown] = found
-                found = scaled(found, factor)
-            else:
-                found = ((unknown, factor),)
-            for term in found:
+                self.solved[unknown] = self.resolve(self.solved[unknown])
+                part = times(self.solved[unknown], factor)
+            for term in part:
                 if terms and terms[-1][0] == term[0]:
                     terms[-1] = (term[0], terms[-1][1] + term[1])
                 else:
@@ -78,16 +83,10 @@ class Sizes:
                 keep, solve = sorted((short, long), key=lambda term: term[0])
                 self._solve(solve[0], ((keep[0], keep[1] / solve[1]),))
             else:
-                rest = self.size((long,)) - self.size((short,))
-                unknown, factor = long
-                other = self.new(self.names[unknown], 0)
-                # Kept whole: the rest has the unit of the unknown that it is a part of.
-                self.built[other[0][0]] = int(rest / factor) if (rest / factor).denominator == 1 else int(rest)
-                unit = Fraction(1) if (rest / factor).denominator == 1 else 1 / factor
-                self._solve(unknown, (*scaled((short,), 1 / factor), (other[0][0], unit)))
+                self._divide(long, short)
 
     def cut(self, axis: Axis, lengths: Iterable[int]) -> list[Axis]:
-        """The axis in consecutive pieces of these lengths."""
+        """Return the axis in consecutive pieces of these lengths."""
         pieces: list[Axis] = []
         rest = list(self.resolve(axis))
         for length in lengths:
@@ -104,21 +103,33 @@ class Sizes:
         return pieces
 
     def fix(self, axis: Axis, reason: str) -> None:
-        """Every unknown of the axis keeps its size; the first reason stays."""
+        """Keep the size of every unknown of the axis; the first reason stays."""
         for unknown, _ in self.resolve(axis):
             self.fixed.setdefault(unknown, reason)
 
     def require(self, axis: Axis, divisor: int) -> None:
-        """Every term of the axis stays a multiple of `divisor`; of 1, that is whole."""
+        """Require that every term of the axis stays a multiple of `divisor`; a divisor of 1 means whole."""
         self.divisors.append((axis, divisor))
 
     def multiples(self) -> dict[int, int]:
-        """Of every free unknown that something is required of, what it must be a multiple of."""
-        found: dict[int, int] = {}
+        """Return what each unknown of which something is required must be a multiple of."""
+        multiples: dict[int, int] = {}
         for axis, divisor in self.divisors:
             for unknown, factor in self.resolve(axis):
-                found[unknown] = math.lcm(found.get(unknown, 1), (factor / divisor).denominator)
-        return found
+                multiples[unknown] = math.lcm(multiples.get(unknown, 1), (factor / divisor).denominator)
+        return multiples
+
+    def _divide(self, long: tuple[int, Fraction], short: tuple[int, Fraction]) -> None:
+        """Solve for the unknown of the long term: the short term, then a new unknown for the rest."""
+        unknown, factor = long
+        rest = self.size((long,)) - self.size((short,))
+        # Kept whole: the rest has the unit of the unknown that it is a part of.
+        if (rest / factor).denominator == 1:
+            value, unit = int(rest / factor), Fraction(1)
+        else:
+            value, unit = int(rest), 1 / factor
+        other = self.new(self.names[unknown], value)
+        self._solve(unknown, times((short,), 1 / factor) + times(other, unit))
 
     def _solve(self, unknown: int, axis: Axis) -> None:
         if (reason := self.fixed.get(unknown)) is not None:
@@ -126,7 +137,12 @@ class Sizes:
         self.solved[unknown] = axis
 
 
-def scaled(axis: Axis, factor: Fraction | int) -> Axis:
+def times(axis: Axis, factor: Fraction | int) -> Axis:
+    """Return the axis that is `factor` times as long.
+
+    >>> times(((0, Fraction(1)), (1, Fraction(1, 2))), 4)
+    ((0, Fraction(4, 1)), (1, Fraction(2, 1)))
+    """
     return tuple((unknown, own * factor) for unknown, own in axis)
 
 

@@ -95,7 +95,7 @@ def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> 
     what that must be a multiple of, parameters and multiply-accumulates of the layers that write it (for one training
     image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
     """
-    from eigendet.channels.groups import table
+    from eigendet.channels.tables import table
     from eigendet.runs import definitions
 
     experiment = read_experiment(configs)

@@ -162,7 +162,8 @@ def _traced_detector(
     build = partial(definition._at_full_width, (side, side))
     with torch.random.fork_rng(devices=[]):
         model = build()
-    return channels.trace(build, (side, side), getattr(model, "regions", {})).renamed(f"{model.backbone_path}.")
+    traced = channels.trace_detector(build, (side, side), getattr(model, "regions", {}))
+    return traced.renamed(f"{model.backbone_path}.")
 
 
 def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.Module:
