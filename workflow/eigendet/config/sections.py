@@ -204,7 +204,6 @@ class CovarianceSettings(Section):
         1, description="jobs among which the images of each run are divided; what they write is merged"
     )
     single: bool = Field(False, description="scatter stored in float32: half the disk")
-    compress: bool = Field(False, description="scatter compressed: slow, and of use only with many dead channels")
 
     @model_validator(mode="after")
     def _images_for_every_shard(self) -> Self:

@@ -99,7 +99,6 @@ def write_covariances(
     images: Sequence[str | int] | None = None,
     *,
     single: bool = False,
-    compress: bool = False,
 ) -> None:
     """Write the taps of every snapshot, one tap in memory at a time; equal input gives equal bytes.
 
@@ -107,7 +106,6 @@ def write_covariances(
         provenance: plain values that say what the file was made from.
         images: identifiers of the images seen, each once.
         single: scatter in float32; its rounding limits eigenvalues to about 1e-8 of the largest.
-        compress: scatter compressed by gzip.
 
     Raises:
         UserError: a moment is not finite, or an image occurs twice. The earlier file stands.
@@ -117,7 +115,7 @@ def write_covariances(
             group = file.create_group(step_name(step))
             group.attrs["step"] = step
             for tap in taps:
-                _write_tap(group, tap, np.float32 if single else np.float64, compress)
+                _write_tap(group, tap, np.float32 if single else np.float64)
 
 
 def join(path: Path, parts: Sequence[Path]) -> None:
@@ -172,7 +170,7 @@ def merge(path: Path, parts: Sequence[Path], blocks: Sequence[int] = ()) -> None
                 means = [torch.from_numpy(record.image_means) for record in records if record.image_means is not None]
                 kept_means = torch.cat(means)[order] if len(means) == len(records) else None
                 tap = Tap(_key(node), int(node.attrs["position"]), str(node.attrs["padding"]), total, kept_means)
-                _write_tap(group, tap, node["scatter"].dtype, node["scatter"].compression is not None, kept)
+                _write_tap(group, tap, node["scatter"].dtype, kept)
 
 
 def _parts(records: Sequence[Record], blocks: Sequence[int]) -> dict[int, Covariance]:
@@ -277,9 +275,7 @@ def _writing(path: Path, provenance: Mapping[str, Any], images: Sequence[str | i
         yield file
 
 
-def _write_tap(
-    group: h5py.Group, tap: Tap, dtype: Any, compress: bool, parts: Mapping[int, Covariance] | None = None
-) -> None:
+def _write_tap(group: h5py.Group, tap: Tap, dtype: Any, parts: Mapping[int, Covariance] | None = None) -> None:
     covariance, key = tap.covariance, tap.key
     count = covariance.count
     scatter = covariance.scatter.cpu().numpy()
@@ -301,8 +297,7 @@ def _write_tap(
     node.create_dataset("count", data=np.int64(count))
     node.create_dataset("mean", data=mean)
     triangle = _triangle(covariance.channels)
-    options = {"compression": "gzip", "shuffle": True} if compress else {}
-    node.create_dataset("scatter", data=scatter[triangle].astype(dtype), **options)
+    node.create_dataset("scatter", data=scatter[triangle].astype(dtype))
     if tap.image_means is not None:
         node.create_dataset("image_means", data=tap.image_means.cpu().numpy().astype(np.float32))
     if parts:
@@ -311,7 +306,7 @@ def _write_tap(
         kept.create_dataset("count", data=np.array([part.count for part in parts.values()], np.int64))
         kept.create_dataset("mean", data=np.array([_mean(part) for part in parts.values()]))
         packed = [part.scatter.cpu().numpy()[triangle].astype(np.float32) for part in parts.values()]
-        kept.create_dataset("scatter", data=np.array(packed), **options)
+        kept.create_dataset("scatter", data=np.array(packed))
 
 
 def _mean(covariance: Covariance) -> np.ndarray:

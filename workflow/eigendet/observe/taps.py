@@ -130,19 +130,17 @@ class Taps(Mapping[TapKey, Covariance]):
         images: Sequence[str | int] | None = None,
         *,
         single: bool = False,
-        compress: bool = False,
     ) -> None:
         """Write an HDF5 file, as `eigendet.observe.store` describes it.
 
         Args:
             images: which samples were seen; without it the file cannot be merged with another.
             single: scatter in float32, half the size.
-            compress: gzip, which is slow, and gains only where many channels are dead.
         """
         from eigendet.observe import store
 
         provenance = {"model": self._model, "precision": PRECISION}
-        store.write_covariances(Path(path), [(0, self.taps())], provenance, images, single=single, compress=compress)
+        store.write_covariances(Path(path), [(0, self.taps())], provenance, images, single=single)
 
     def image_sizes(self, sizes: Sequence[Sequence[int]], canvas: Sequence[int]) -> None:
         """Say, before a pass, how large the images are, (height, width) each, in a batch padded to `canvas`.

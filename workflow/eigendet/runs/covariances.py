@@ -93,9 +93,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
             # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
             first = None if piece.seen[0] == probe[0] else Images(dataset, probe, device)[0]
             taps = observed_taps(model, settings, Images(dataset, piece.seen, device), first)
-            store.write_covariances(
-                piece.path, [(step, taps)], provenance, piece.seen, single=settings.single, compress=settings.compress
-            )
+            store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
         processes.wait()
         if processes.rank() > 0:
             continue

@@ -1,8 +1,7 @@
 """Bytes of the files that a run leaves, known before any is run.
 
 A snapshot is written to a temporary folder and measured, and one small image passes the network to find its taps. What
-files take depends neither on weights nor on pixels, but for how well they compress: covariances count as if they did
-not (`compress`), tables as they usually do.
+files take depends on weights and pixels only in how well tables compress, which count as they usually do.
 """
 
 from __future__ import annotations
