@@ -26,7 +26,7 @@ import scipy
 import torch
 from tqdm import tqdm
 
-from eigendet.observe import store
+from eigendet.observe import merging, store
 from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
 
@@ -86,9 +86,9 @@ def dump(path: Path, number: int) -> None:
         seen = names[part::PARTS]
         store.write_covariances(parts[-1], [(STEPS[-1], taps(number, STEPS[-1], 1 / PARTS))], provenance, seen)
     first, last = path.with_suffix(".first.h5"), path.with_suffix(".last.h5")
-    store.merge(last, parts, range(len(parts)))
+    merging.merge(last, parts, range(len(parts)))
     store.write_covariances(first, ((step, taps(number, step, 1.0)) for step in STEPS[:-1]), provenance, names)
-    store.join(path, [first, last])
+    merging.join_steps(path, [first, last])
     for temporary in (first, last, *parts):
         temporary.unlink()
 

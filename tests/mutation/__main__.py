@@ -53,6 +53,7 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "channels.weighted": "operations layers tracing",
     "widths.allocation": "allocation",
     "observe.covariance": "accumulator covariance",
+    "observe.packs": "accumulator covariance",
     "channels.tracing": "channels",
     "channels.trial": "channels",
     "channels.naming": "channels",

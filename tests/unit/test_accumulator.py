@@ -10,6 +10,7 @@ from torch import nn
 
 from eigendet.observe import covariance as accumulator
 from eigendet.observe.covariance import Covariance, NonFiniteError
+from eigendet.observe.packs import packs
 from eigendet.observe.products import Workspace
 from tests.tapping import error, exact
 
@@ -42,12 +43,12 @@ def test_what_is_not_finite_is_not_shifted_and_what_never_varies_has_no_covarian
 def test_packs_hold_what_fits_in_order_and_nothing_twice(fits: int) -> None:
     shapes = [(3, 4), (0, 5), (2, 2), (1, 1), (9, 6), (1, 30), (2, 3), (2, 5, 6), (4,)]
     parts = [torch.randn(2, *shape) for shape in shapes]
-    packs = list(accumulator._packs(parts, fits))
-    sizes = [[piece[0].numel() for piece in pack] for pack in packs]
+    packed = list(packs(parts, fits))
+    sizes = [[piece[0].numel() for piece in pack] for pack in packed]
     assert all(0 < sum(pack) <= fits and min(pack) > 0 for pack in sizes)
     for pack, following in itertools.pairwise(sizes):
         assert sum(pack) + following[0] > fits  # as few as possible
-    pieces = [piece.flatten(1) for pack in packs for piece in pack]
+    pieces = [piece.flatten(1) for pack in packed for piece in pack]
     flat = [part.flatten(1) for part in parts if part.numel()]
     if fits < 30:  # cut along the first dimension that can be, rows before columns
         assert sorted(torch.cat(pieces, 1)[0].tolist()) == sorted(torch.cat(flat, 1)[0].tolist())
@@ -58,11 +59,11 @@ def test_packs_hold_what_fits_in_order_and_nothing_twice(fits: int) -> None:
 def test_sums_are_those_of_the_samples_whatever_the_shift() -> None:
     first, second = torch.randn(60, 3) + 7, torch.randn(40, 3) - 2
     covariance, other = Covariance(3), Covariance(3)
-    assert [part.tolist() for part in covariance.sums()] == [0, [0, 0, 0]]
+    assert [part.tolist() for part in covariance.count_and_sum()] == [0, [0, 0, 0]]
     covariance.update(first)
     other.update(second)
     covariance.merge(other)
-    count, total = covariance.sums()
+    count, total = covariance.count_and_sum()
     assert int(count) == 100
     torch.testing.assert_close(total, torch.cat([first, second]).double().sum(0), rtol=1e-6, atol=1e-4)
     covariance.update(first)

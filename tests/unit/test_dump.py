@@ -10,7 +10,7 @@ import torch
 from eigendet import config
 from eigendet.errors import UserError
 from eigendet.networks.models import read_snapshot
-from eigendet.observe import store
+from eigendet.observe import merging, store
 from eigendet.runs import covariances, stages
 
 
@@ -27,7 +27,7 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
     shards = [tmp_path / f"{number}.h5" for number in (1, 2, 3)]
     for number, shard in enumerate(shards, start=1):
         covariances.compute_covariance(*run, shard, (number, 3))
-    store.merge(tmp_path / "merged.h5", shards)
+    merging.merge(tmp_path / "merged.h5", shards)
     assert store.images(tmp_path / "merged.h5") == store.images(tmp_path / "whole.h5")
     assert store.provenance(tmp_path / "merged.h5") == store.provenance(tmp_path / "whole.h5")
     for whole, merged in zip(store.read(tmp_path / "whole.h5"), store.read(tmp_path / "merged.h5"), strict=True):
@@ -45,7 +45,7 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
             scatter = merged.parts[block].scatter
             assert torch.linalg.norm(scatter - part.scatter) <= 1e-6 * torch.linalg.norm(part.scatter)
     with pytest.raises(UserError, match=r"saw image '\d+', which .* saw too"):
-        store.merge(tmp_path / "twice.h5", [shards[0], tmp_path / "whole.h5"])
+        merging.merge(tmp_path / "twice.h5", [shards[0], tmp_path / "whole.h5"])
     with pytest.raises(UserError, match="shard 7/9 of 5 probe images is empty"):
         covariances.compute_covariance(*run, tmp_path / "empty.h5", (7, 9))
 
@@ -79,7 +79,7 @@ def test_parts_of_other_settings_are_not_reused(
 ) -> None:
     parts = tmp_path / "c.h5.parts"
     with monkeypatch.context() as patch:
-        patch.setattr(store, "join", lambda path, parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(merging, "join_steps", lambda path, parts: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             covariances.compute_covariance(*run, tmp_path / "c.h5")
     assert len(list(parts.iterdir())) == 3

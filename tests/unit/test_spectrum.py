@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from eigendet import plugins
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
-from eigendet.observe import store
+from eigendet.observe import merging, store
 from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
 from eigendet.spectra import metric_tables, metrics, spectrum
@@ -253,7 +253,7 @@ def test_each_part_of_the_images_is_left_out_in_turn(tmp_path: Path) -> None:
         run = {"arm": "scratch", "backbone": "b", "detector": "d", "seed": 0}
         taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
         store.write_covariances(paths[-1], [(5, taps)], {"run": run, "experiment": "x"}, [number])
-    store.merge(tmp_path / "all.h5", paths, range(len(paths)))
+    merging.merge(tmp_path / "all.h5", paths, range(len(paths)))
     spectrum.write_spectra(tmp_path / "all.h5", tmp_path)
     jackknife = pd.read_parquet(tmp_path / "jackknife.parquet")
     assert jackknife.attrs["experiment"] == "x"
@@ -262,7 +262,7 @@ def test_each_part_of_the_images_is_left_out_in_turn(tmp_path: Path) -> None:
         exact = np.linalg.eigvalsh(np.cov(rest, rowvar=False, bias=True))[::-1]
         found = jackknife[jackknife["left_out"] == left_out]["value"]
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-8 * exact[0])
-    store.merge(tmp_path / "again.h5", [tmp_path / "all.h5"])  # keeps the parts
+    merging.merge(tmp_path / "again.h5", [tmp_path / "all.h5"])  # keeps the parts
     assert len(next(store.read(tmp_path / "again.h5")).parts) == 3
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eigendet.errors import UserError
-from eigendet.observe import store
+from eigendet.observe import merging, store
 from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
 
@@ -72,7 +72,7 @@ def test_a_file_compressed_by_an_earlier_version_reads_and_merges_as_a_plain_one
     for full, record in zip(store.read(plain), store.read(compressed), strict=True):
         np.testing.assert_array_equal(record.scatter, full.scatter)
     for path in (plain, compressed):
-        store.merge(tmp_path / f"merged_{path.name}", [path])
+        merging.merge(tmp_path / f"merged_{path.name}", [path])
     assert (tmp_path / "merged_plain.h5").read_bytes() == (tmp_path / "merged_compressed.h5").read_bytes()
 
 
@@ -86,8 +86,8 @@ def shards(folder: Path, count: int = 3) -> list[Path]:
 
 def test_merging_equals_seeing_all_images_and_does_not_depend_on_the_order(tmp_path: Path) -> None:
     paths = shards(tmp_path)
-    store.merge(tmp_path / "all.h5", paths)
-    store.merge(tmp_path / "reversed.h5", paths[::-1])
+    merging.merge(tmp_path / "all.h5", paths)
+    merging.merge(tmp_path / "reversed.h5", paths[::-1])
     assert (tmp_path / "all.h5").read_bytes() == (tmp_path / "reversed.h5").read_bytes()
     assert store.images(tmp_path / "all.h5") == ["0", "1", "10", "11", "20", "21"]
     merged = {(record.step, record.key): record for record in store.read(tmp_path / "all.h5")}
@@ -121,7 +121,7 @@ def test_merging_refuses_what_does_not_belong_together_and_names_it(tmp_path: Pa
         ([first, tmp_path / "none.h5"], "none.h5: no such file"),
     ]:
         with pytest.raises(UserError, match=message):
-            store.merge(target, parts)
+            merging.merge(target, parts)
         assert not target.exists()
 
 

@@ -39,9 +39,9 @@ def inspect(covariance: Path) -> None:
 @output_option("HDF5 file of all images together.")
 def merge(covariances: tuple[Path, ...], output: Path) -> None:
     """Merge covariance files of one run over different images, for example its shards, exactly."""
-    from eigendet.observe import store
+    from eigendet.observe import merging, store
 
-    store.merge(output, covariances)
+    merging.merge(output, covariances)
     seen, probe = store.images(output) or [], store.provenance(output).get("probe", {}).get("images")
     if probe is not None and len(seen) < probe:
         click.echo(f"{len(seen)} of the {probe} probe images: shards are missing, and can be merged with this file")

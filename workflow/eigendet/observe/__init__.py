@@ -4,10 +4,13 @@ keys            what taps and their points are called
 points          what a module's output stands for; every call of every module
 padding         which positions of a map are padding
 products        samples times their transpose, in float32 whatever the process has set
+packs           samples gathered in packs that fit a chunk of memory
 covariance      the streaming accumulator
 shortcuts       layers whose output's moments follow from the input's
 observer        every tensor of interest accumulated once
 taps            which tensors of a model are observed
 passes          the same under a memory limit
+records         one tap at one step of a covariance file
 store           the HDF5 file of covariances
+merging         one such file made of several
 """

@@ -1,4 +1,4 @@
-"""The streaming accumulator: exact first and second moments of channels, from float32 products.
+"""The streaming accumulator: first and second moments of channels, exact to float32's rounding.
 
 Feature maps after an activation have means far from zero, and the plain sum of products then loses the small
 eigenvalues first, which are the ones that widths are read from. So every sample is shifted by about the mean of the
@@ -11,33 +11,47 @@ of a float32 product (1.2e-6 instead of 1e-7). A shift with few bits makes those
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from eigendet.observe.keys import TapKey
+from eigendet.observe.packs import packs, without_padding
 from eigendet.observe.products import Workspace, gram, row_blocks
 
 NOT_FINITE = "NaN, infinity, or numbers whose squares overflow float32"
 
 
 class NonFiniteError(ValueError):
-    """Samples hold NaN, infinity, or numbers whose squares overflow. None of their chunk has been added."""
+    """Samples hold NaN, infinity, or numbers whose squares overflow; none of their chunk has been added."""
 
 
 class Covariance:
     """Count, mean and scatter of samples with `channels` entries each, accumulated batch by batch.
 
     Memory is O(channels²) whatever the number of samples, on the device of the samples. Nothing waits for a GPU
-    before a result is read. `merge` makes the union of disjoint samples; `affine` the moments of a mapped sample.
+    before a result is read. `merge` adds other samples; `affine` gives the moments of mapped ones.
+
+    Products are taken in float32 (float64 if the samples are), so the covariance has a relative error of about 1e-7 in
+    the Frobenius norm, and eigenvalues far below 1e-7 of the largest are rounding. Moments cannot be subtracted again.
+
+    >>> covariance = Covariance(channels=2)
+    >>> covariance.update(torch.tensor([[0.0, 0.0], [2.0, 4.0]]))  # two samples
+    >>> covariance.update(torch.ones(1, 2, 1, 2))  # an image of two positions
+    >>> covariance.count
+    4
+    >>> covariance.mean.tolist()
+    [1.0, 1.5]
+    >>> covariance.covariance().tolist()
+    [[0.5, 1.0], [1.0, 2.25]]
     """
 
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self.channels = channels
         self._shift: Tensor | None = None  # (C,) float64, but a float32 number, so that samples subtract it exactly
-        self._rounded = True  # whether it is one: the shift of moments that were computed is not, until an update
+        self._rounded = True  # whether the shift is one: that of computed moments is not, until an update
         self._updates = 0
         self._workspace: Workspace | None = None  # whose stream may hold updates still under way
         with torch.inference_mode(False):
@@ -48,24 +62,29 @@ class Covariance:
 
     @classmethod
     def from_moments(cls, count: int, mean: Tensor, scatter: Tensor) -> Covariance:
-        """The accumulator of `count` samples with this mean, (C,), and scatter, (C, C) and symmetric."""
-        made = cls(len(mean), mean.device)
-        made._count += count
-        made._shift, made._rounded = mean.double(), False
-        made._product += scatter
-        return made
+        """Return the accumulator of `count` samples with this mean, (C,), and scatter, (C, C) and symmetric.
+
+        >>> Covariance.from_moments(4, torch.tensor([1.0, 2.0]), 8 * torch.eye(2)).covariance().tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
+        """
+        covariance = cls(len(mean), mean.device)
+        covariance._count += count
+        covariance._shift, covariance._rounded = mean.double(), False
+        covariance._product += scatter
+        return covariance
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Covariance:
-        """The accumulator whose `state_dict` this is."""
-        made = cls(len(state["sum"]), state["sum"].device)
-        made._count, made._rejected = state["count"].clone(), state["rejected"].clone()
-        made._sum, made._product = state["sum"].clone(), state["product"].clone()
-        made._shift, made._rounded = (state["shift"].clone(), False) if "shift" in state else (None, True)
-        return made
+        """Return the accumulator whose `state_dict` this is."""
+        covariance = cls(len(state["sum"]), state["sum"].device)
+        covariance._count, covariance._rejected = state["count"].clone(), state["rejected"].clone()
+        covariance._sum, covariance._product = state["sum"].clone(), state["product"].clone()
+        if "shift" in state:
+            covariance._shift, covariance._rounded = state["shift"].clone(), False
+        return covariance
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything, as tensors that `torch.save` takes; going on from it equals never having stopped."""
+        """Return everything as tensors that `torch.save` takes; going on from them equals never having stopped."""
         self._join()
         state = {"count": self._count, "rejected": self._rejected, "sum": self._sum, "product": self._product}
         return state if self._shift is None else state | {"shift": self._shift}
@@ -80,10 +99,10 @@ class Covariance:
         """Add one sample for each position of a tensor.
 
         Args:
-            samples: any shape with the channels in `channel_dim`, any memory layout, floating point: (N, C, H, W),
-                (N, C), (N, T, C) with `channel_dim=-1`.
-            sizes: for each entry of the first dimension, how much of the further ones is real: (h, w) of every image
-                in a padded batch. What lies beyond is padding and is left out.
+            samples: floating point, of any shape and memory layout: (N, C, H, W), (N, C), (N, T, C).
+            channel_dim: the dimension of the channels; -1 for (N, T, C).
+            sizes: for each entry of the first dimension, how much of the further ones is not padding: (h, w) of every
+                image in a padded batch. What lies beyond is left out.
             workspace: memory to share with other accumulators.
 
         Raises:
@@ -104,7 +123,7 @@ class Covariance:
             fits = workspace.positions(self.channels, dtype)
             if samples.numel() > fits * self.channels and not samples.is_cuda and not samples.sum().isfinite():
                 raise NonFiniteError(NOT_FINITE)  # before the first of several chunks is added
-            for pack in _packs(_real(samples.detach(), channel_dim, sizes), fits):
+            for pack in packs(without_padding(samples.detach(), channel_dim, sizes), fits):
                 self._add(pack, dtype, workspace)
         self._updates += 1
 
@@ -112,7 +131,7 @@ class Covariance:
         """Add tensors (C, ...) that together fit in one chunk."""
         positions = sum(part[0].numel() for part in pack)
         chunk = workspace.chunk(self.channels, positions, dtype, channels_last=pack[0].stride(0) == 1)
-        known = self._shift is not None
+        has_shift = self._shift is not None
         shift = self._shift.to(dtype) if self._shift is not None else chunk.new_zeros(1)
         begin = 0
         for part in pack:
@@ -120,7 +139,7 @@ class Covariance:
             target = chunk[:, begin:end].unflatten(1, part.shape[1:])
             torch.sub(part, shift.view(-1, *[1] * (part.dim() - 1)), out=target)
             begin = end
-        if not known:
+        if not has_shift:
             self._shift = _shift(chunk).double()
             chunk -= self._shift.to(dtype)[:, None]
         with workspace.beside():
@@ -135,7 +154,7 @@ class Covariance:
             elif finite:
                 self._count += positions
             else:
-                self._shift = self._shift if known else None
+                self._shift = self._shift if has_shift else None
                 raise NonFiniteError(NOT_FINITE)
             self._sum += total
             for begin, end in row_blocks(self.channels, chunk.device):
@@ -143,6 +162,8 @@ class Covariance:
 
     def merge(self, other: Covariance) -> None:
         """Add the samples of another accumulator, which must be others than those seen here (Chan et al. 1979).
+
+        The other one stays as it is.
 
         Raises:
             ValueError: the numbers of channels differ.
@@ -167,11 +188,17 @@ class Covariance:
             self._rejected = torch.maximum(self._rejected, other._rejected.to(self.device))
 
     def affine(self, weight: Tensor | None, bias: Tensor | None = None) -> Covariance:
-        """Moments of W x + b for the samples x seen here, without seeing them again: exact, Σ_y = W Σ_x Wᵀ.
+        """Return the moments of W x + b for the samples x seen here, without seeing them again: Σ_y = W Σ_x Wᵀ.
 
         Args:
             weight: (C', C), or (C,) for one factor a channel, or None for the identity.
             bias: (C',), or None for 0.
+
+        Examples:
+            >>> source = Covariance.from_moments(4, torch.tensor([1.0, 2.0]), 4 * torch.eye(2))
+            >>> mapped = source.affine(torch.tensor([[1.0, 1.0]]), torch.tensor([10.0]))
+            >>> mapped.mean.tolist(), mapped.covariance().tolist()
+            ([13.0], [[2.0]])
         """
         self._join()
         with torch.inference_mode(False), torch.no_grad():
@@ -195,13 +222,14 @@ class Covariance:
 
     @property
     def device(self) -> torch.device:
+        """The device of the moments."""
         return self._sum.device
 
     def forget(self) -> None:
         """Drop all samples but not the shift, so that accumulators of other samples can start from the same one.
 
-        Products of the same samples shifted alike are the same to the last bit. So parts that forgot the same first
-        samples merge to what one accumulator over all would hold, up to the order of float64 sums.
+        Products of the same samples shifted alike are the same to the last bit. So accumulators that forgot the same
+        first samples merge to what one accumulator over all would hold, up to the order of float64 sums.
         """
         self._join()
         for state in (self._count, self._sum, self._product):
@@ -209,7 +237,7 @@ class Covariance:
 
     @property
     def first_rejected(self) -> int | None:
-        """Index of the first update, on a GPU, whose samples were not finite."""
+        """Index of the first update, on a GPU, whose samples were not finite; None: there is none."""
         self._join()
         first = int(self._rejected)
         return None if first < 0 else first
@@ -242,41 +270,76 @@ class Covariance:
         return _symmetric(torch.addr(self._product, self._sum, self._sum, alpha=-1 / max(self.count, 1)))
 
     def covariance(self, centered: bool = True) -> Tensor:
-        """Population covariance, scatter / count; with `centered=False` the second moment, which adds mean meanᵀ."""
+        """Return the population covariance, scatter / count, (C, C) float64.
+
+        Args:
+            centered: False: the raw second moment, which adds mean meanᵀ.
+
+        Raises:
+            ValueError: there are no samples yet.
+            NonFiniteError: some samples, on a GPU, were not finite.
+        """
         mean = self.mean
         centered_moment = self.scatter / self.count
         return centered_moment if centered else centered_moment + torch.outer(mean, mean)
 
     def _round_shift(self) -> None:
+        """Make the shift a float32 number, so that samples subtract it exactly."""
         rounded = Covariance(self.channels, self.device)
         rounded.merge(self)
         self._shift, self._sum, self._product = rounded._shift, rounded._sum, rounded._product
         self._rounded = True
 
-    def sums(self) -> tuple[Tensor, Tensor]:
-        """Number of samples, (), and their sum, (C,) float64, as they are now; a GPU is not waited for."""
+    def count_and_sum(self) -> tuple[Tensor, Tensor]:
+        """Return the number of samples, (), and their sum, (C,) float64, as they are now, without waiting for a GPU."""
         self._join()
         shift = 0 if self._shift is None else self._count * self._shift
         return self._count.clone(), self._sum + shift
 
     def _join(self) -> None:
+        """Make the current stream wait for updates under way."""
         if self._workspace is not None:
             self._workspace.join()
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One observed tensor, as it is stored."""
+    """One observed tensor, as it is stored.
+
+    Attributes:
+        key: its module, call and point.
+        position: its place in the order of execution.
+        padding: its positions that are padding: "excluded"; "none" in maps that are not images; "unknown": the model
+            did not say which are.
+        covariance: its moments.
+        image_means: mean over the positions of each image, (images, C); see `taps.Taps.end_image`.
+    """
 
     key: TapKey
-    position: int  # in the order of execution
-    padding: str  # its positions: "excluded"; "none" in maps that are no images; "unknown": the model did not say
+    position: int
+    padding: str
     covariance: Covariance
-    image_means: Tensor | None = None  # (images, C): over the positions of each; see `taps.Taps.end_image`
+    image_means: Tensor | None = None
+
+
+def merged(accumulators: Iterable[Covariance]) -> Covariance:
+    """Return all samples of several accumulators, which stay as they are, on the device of the first; at least one.
+
+    >>> parts = [Covariance(2), Covariance(2)]
+    >>> for part in parts:
+    ...     part.update(torch.ones(5, 2))
+    >>> merged(parts).count
+    10
+    """
+    first, *others = accumulators
+    total = Covariance(first.channels, first.device)
+    for accumulator in (first, *others):
+        total.merge(accumulator)
+    return total
 
 
 def _shift(samples: Tensor) -> Tensor:
-    """Of (C, P) samples: the mean to the nearest multiple of a power of two, a quarter to an eighth of their spread.
+    """Return the mean of (C, P) samples to the nearest multiple of a power of two, 1/8 to 1/4 of their spread.
 
     A channel that never varies is shifted by its value, so that it stays exactly 0.
     """
@@ -287,51 +350,9 @@ def _shift(samples: Tensor) -> Tensor:
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
-    """The matrix with its upper triangle mirrored to the lower, in place and without a second one."""
+    """Mirror the upper triangle of a matrix to the lower, in place and without a second matrix."""
     for begin, end in row_blocks(len(matrix), matrix.device):
         block = matrix[begin:end, begin:end]
         block.copy_(block.triu() + block.triu(1).mT)
         matrix[end:, begin:end] = matrix[begin:end, end:].mT
     return matrix
-
-
-def _real(samples: Tensor, channel_dim: int, sizes: Sequence[tuple[int, ...]] | None) -> list[Tensor]:
-    """Views (C, ...) of what is not padding."""
-    moved = samples.movedim(channel_dim, 0)
-    if sizes is None:
-        return [moved if moved.dim() > 1 else moved.unsqueeze(1)]
-    views = []
-    for entry, size in enumerate(sizes):
-        view = moved[:, entry]
-        for dim, extent in enumerate(size, start=1):
-            view = view.narrow(dim, 0, extent)
-        views.append(view)
-    return views
-
-
-def _packs(parts: list[Tensor], fits: int) -> Iterator[list[Tensor]]:
-    """Lists of views (C, ...) with at most `fits` positions each: small ones together, large ones cut."""
-    pack: list[Tensor] = []
-    room = fits
-    for part in parts:
-        for piece in _pieces(part, fits):
-            positions = piece[0].numel()
-            if positions > room:
-                yield pack
-                pack, room = [], fits
-            if positions:
-                pack.append(piece)
-                room -= positions
-    if pack:
-        yield pack
-
-
-def _pieces(part: Tensor, fits: int) -> Iterator[Tensor]:
-    positions = part[0].numel()
-    if positions <= fits:
-        yield part
-        return
-    longest = next(dim for dim in range(1, part.dim()) if part.shape[dim] > 1)
-    step = max(1, fits * part.shape[longest] // positions)
-    for piece in part.split(step, longest):
-        yield from _pieces(piece, fits)

@@ -108,7 +108,7 @@ class Observer:
     def end_image(self) -> None:
         """All passes since the last call showed one image."""
         for key, covariance in self._direct.items():
-            count, total = covariance.sums()
+            count, total = covariance.count_and_sum()
             sums = self._sums.setdefault(key, [(torch.zeros_like(count), torch.zeros_like(total))] * self._images)
             sums.append((count, total))
         self._images += 1

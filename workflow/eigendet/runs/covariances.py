@@ -30,7 +30,7 @@ from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import value_digest
 from eigendet.networks.models import read_snapshot
-from eigendet.observe import store
+from eigendet.observe import merging, store
 from eigendet.observe.covariance import Tap
 from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
@@ -46,7 +46,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     """Write the covariance of every tap at every snapshot of the run in `folder` to `output`.
 
     Args:
-        shard: (k, n): the k-th of n parts of the probe images. `store.merge` makes one file of all n.
+        shard: (k, n): the k-th of n parts of the probe images. `merging.merge` makes one file of all n.
     """
     record = read_run(folder)
     if record["definition"]["detector"] is None:
@@ -100,11 +100,11 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
         if blocks == len(pieces) == 1:
             pieces[0].path.replace(part)
             continue
-        store.merge(part, [piece.path for piece in pieces], [piece.block for piece in pieces] * (blocks > 1))
+        merging.merge(part, [piece.path for piece in pieces], [piece.block for piece in pieces] * (blocks > 1))
         for piece in pieces:
             piece.path.unlink()
     if processes.rank() == 0:
-        store.join(output, written)
+        merging.join_steps(output, written)
         shutil.rmtree(folder_of_parts)
 
 
