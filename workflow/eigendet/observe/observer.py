@@ -1,4 +1,4 @@
-"""Accumulating every tensor of interest as a model runs, each one once and by the cheapest exact way.
+"""Accumulate every tensor of interest as a model runs, each one once and by the cheapest exact way.
 
 A tensor tapped under two names is accumulated once. One that is an affine map of another is not accumulated at all: it
 is linked to the other, and its moments are computed when they are asked for. Where the other is not tapped itself but
@@ -20,12 +20,38 @@ import torch
 from torch import Tensor, nn
 
 from eigendet.errors import UserError
-from eigendet.observe.covariance import Covariance, NonFiniteError
+from eigendet.observe.covariance import Covariance, NonFiniteError, merged
 from eigendet.observe.keys import TapKey
 from eigendet.observe.padding import Canvas, canvas_in, region_paths
 from eigendet.observe.points import default_channel_dim, feature_maps, own_channel_dim, point_of
 from eigendet.observe.products import Workspace
 from eigendet.observe.shortcuts import AMPLIFICATION_LIMIT, Affine, affine_of, amplification, state_of, strided
+
+LINKABLE = (torch.float32, torch.float64)  # types of input and output that are precise enough for a link
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A tensor at one call of a module: in its output, or its input."""
+
+    module: nn.Module
+    path: str  # of the module
+    key: TapKey
+    tensor: Tensor
+    channel_dim: int  # from 0 on
+    stride: tuple[int, ...] = ()  # of the positions that are accumulated; (): all
+    source: Tensor | None = None  # what an output was computed from: the module's first input, if that is a tensor
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.tensor.shape[self.channel_dim]
+
+    def of_source(self, source: Tensor, stride: tuple[int, ...]) -> Sighting:
+        """Return the sighting of the module's input, at the positions of a stride."""
+        key = TapKey(self.key.module, self.key.call, "input")
+        channel_dim = (own_channel_dim(self.module, source) or 0) % source.dim()
+        return Sighting(self.module, self.path, key, source, channel_dim, stride)
 
 
 @dataclass(frozen=True)
@@ -43,8 +69,8 @@ class _Link:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A tensor of the present pass whose moments are known under `key`."""
+class _Registered:
+    """A tensor of the present pass whose moments are kept under `key`."""
 
     tensor: weakref.ref[Tensor]
     version: int
@@ -53,7 +79,14 @@ class _Seen:
 
 
 class Observer:
-    """What `points.each_call` calls. `wants(path, key, channels)` says which tensors are to be observed."""
+    """The observer of one model: its methods `begin`, `see` and `end` are what `points.each_call` calls.
+
+    Args:
+        model: what is observed.
+        wants: `wants(path, key, channels)` says whether a tensor is to be observed.
+        shortcuts: whether to link what follows from other tensors.
+        measure: accumulate nothing, only find out which tensors there are.
+    """
 
     def __init__(
         self, model: nn.Module, wants: Callable[[str, TapKey, int], bool], shortcuts: bool, measure: bool
@@ -65,40 +98,49 @@ class Observer:
         self._regions = region_paths(model)
         self._direct: dict[TapKey, Covariance] = {}
         self._links: dict[TapKey, _Link] = {}
-        self._images = 0  # that have ended, see `end_image`
+        self._calls: Counter[TapKey] = Counter()  # how often every key in _direct and _links was seen
+        self._images = 0  # number of images that have ended, see `end_image`
         self._sums: dict[TapKey, list[tuple[Tensor, Tensor]]] = {}  # of every key in _direct, as each image ended
-        self._times: Counter[TapKey] = Counter()  # calls of every key in _direct and _links
         self._affine: dict[nn.Module, Affine | None] = {}
         self._workspaces: dict[torch.device, Workspace] = {}
-        # Of the present pass:
+        # What belongs to the present pass alone:
         self._canvas: Canvas | None = None
-        self._seen: dict[tuple[int, tuple[int, ...]], _Seen] = {}  # by identity of the tensor, and stride
+        self._registered: dict[tuple[int, tuple[int, ...]], _Registered] = {}  # by identity of the tensor, and stride
         self._channel_dims: dict[torch.Size, int] = {}
 
     def begin(self) -> None:
-        """A pass begins."""
+        """Begin a pass."""
         self._canvas, self.announced = self.announced, None
-        self._seen.clear()
+        self._registered.clear()
         self._channel_dims.clear()
         if not all(link.is_current for link in self._links.values()):
             self._unlink()
 
     def end(self) -> None:
-        """A pass has come to its end."""
+        """End a pass.
+
+        Raises:
+            UserError: a linked tensor was seen in it, and what it is linked to was not, or the other way round.
+        """
         for key, link in self._links.items():
-            if self._times[key] != self._times[link.source]:
+            if self._calls[key] != self._calls[link.source]:
                 raise _inconstant(key, link.source)
         self.passes += 1
 
     def see(self, path: str, call: int, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A module was called."""
+        """Observe the tensors in a module's output, after a call of it.
+
+        Raises:
+            UserError: one is not finite, or does not follow from what it is linked to.
+        """
         self._canvas = canvas_in(output) or self._canvas
-        for suffix, feature_map in feature_maps(output):
+        source = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+        for suffix, tensor in feature_maps(output):
             key = TapKey(path + suffix, call, point_of(module))
-            self._observe(path, key, module, inputs[0] if inputs else None, feature_map)
+            self._observe(Sighting(module, path, key, tensor, self._channel_dim(module, tensor), (), source))
 
     def resolve(self, key: TapKey) -> Covariance:
-        """The moments of an observed tensor."""
+        """Return the moments of an observed tensor."""
         if key in self._direct:
             return self._direct[key]
         link = self._links[key]
@@ -106,27 +148,30 @@ class Observer:
         return source if link.affine is None else source.affine(link.affine.weight, link.affine.bias)
 
     def end_image(self) -> None:
-        """All passes since the last call showed one image."""
+        """Take all passes since the last call as those of one image."""
         for key, covariance in self._direct.items():
             count, total = covariance.count_and_sum()
+            # A tensor that is new had no samples in the images before.
             sums = self._sums.setdefault(key, [(torch.zeros_like(count), torch.zeros_like(total))] * self._images)
             sums.append((count, total))
         self._images += 1
 
     def image_means(self, key: TapKey) -> Tensor | None:
-        """Mean over the positions of every image that has ended, (images, C); NaN for one without samples."""
+        """Return the mean over the positions of every image that has ended, (images, C); NaN: it has no samples."""
         if key in self._links:
             link = self._links[key]
             means = self.image_means(link.source)
             return means if means is None or link.affine is None else link.affine.apply(means)
-        if len(self._sums.get(key, ())) != self._images or not self._images:
+        sums = self._sums.get(key, [])
+        if not self._images or len(sums) != self._images:
             return None
-        counts, totals = (torch.stack(series) for series in zip(*self._sums[key], strict=True))
+        counts = torch.stack([count for count, _ in sums])
+        totals = torch.stack([total for _, total in sums])
         counts = torch.diff(counts, prepend=counts.new_zeros(1))
         return torch.diff(totals, dim=0, prepend=torch.zeros_like(totals[:1])) / counts[:, None]
 
     def root(self, key: TapKey) -> tuple[TapKey, int]:
-        """The accumulator that a tensor's moments come from, and its number of channels."""
+        """Return the accumulator that a tensor's moments come from, and its number of channels."""
         while key in self._links:
             key = self._links[key].source
         return key, self._direct[key].channels
@@ -139,19 +184,20 @@ class Observer:
         self._sums.clear()
 
     def join(self) -> None:
-        """Wait, on the current stream, for updates under way."""
+        """Make the current stream wait for updates under way."""
         for workspace in self._workspaces.values():
             workspace.join()
 
     def check(self) -> None:
-        """What can only be known at the end.
+        """Check what can only be known at the end.
 
         Raises:
             UserError: samples on a GPU were not finite, or weights were written to behind autograd's back.
         """
-        for key, covariance in {} if self._measure else self._direct.items():
-            if covariance.first_rejected is not None:
-                raise _not_finite(key, covariance.first_rejected)
+        if not self._measure:
+            for key, covariance in self._direct.items():
+                if covariance.first_rejected is not None:
+                    raise _not_finite(key, covariance.first_rejected)
         for key, link in self._links.items():
             if link.module is None or link.affine is None or not link.is_current:
                 continue
@@ -162,120 +208,135 @@ class Observer:
                     "shortcuts=False."
                 )
 
-    def _observe(self, path: str, key: TapKey, module: nn.Module, source: Any, feature_map: Tensor) -> None:
+    def _observe(self, sighting: Sighting) -> None:
         """Accumulate one tensor, or make sure that its moments follow from another's."""
-        channel_dim = self._channel_dim(module, feature_map)
-        wanted = self._wants(path, key, feature_map.shape[channel_dim])
+        key = sighting.key
+        is_wanted = self._wants(sighting.path, key, sighting.channels)
         if key not in self._direct and key not in self._links:
-            link = self._find_link(path, key, module, source, feature_map, wanted) if self._shortcuts else None
+            link = self._find_link(sighting, is_wanted) if self._shortcuts else None
             if link is not None:
                 self._links[key] = link
-            elif wanted:
-                self._direct[key] = self._new(feature_map, channel_dim)
+            elif is_wanted:
+                self._direct[key] = self._new_accumulator(sighting)
             else:
                 return
-        if wanted:
-            self.padding.setdefault(key, self._padding_of(path, feature_map, channel_dim))
+        if is_wanted and key not in self.padding:
+            self.padding[key] = self._padding_of(sighting)
         if key in self._links:
-            self._follow(path, key, self._links[key], module, source, feature_map)
+            self._follow(sighting, self._links[key])
+            self._register(sighting)
         else:
-            self._update(path, key, feature_map, channel_dim)
-        self._times[key] += 1
-        self._register(feature_map, (), key, channel_dim)
+            self._accumulate(sighting)
 
     def _channel_dim(self, module: nn.Module, feature_map: Tensor) -> int:
-        """From the layer itself, else that of the latest map of this shape, else by custom."""
+        """Return the dimension of the channels: the layer's own, else that of the latest map of this shape."""
         dim = own_channel_dim(module, feature_map)
         if dim is None:
             dim = self._channel_dims.get(feature_map.shape, default_channel_dim(feature_map))
         self._channel_dims[feature_map.shape] = dim % feature_map.dim()
         return dim % feature_map.dim()
 
-    def _find_link(
-        self, path: str, key: TapKey, module: nn.Module, source: Any, feature_map: Tensor, wanted: bool
-    ) -> _Link | None:
-        """What the moments of a tensor that is new can be computed from."""
-        known = self._known(feature_map, ())
-        if known is not None:
-            return _Link(known.key) if wanted else None
-        if not isinstance(source, Tensor) or not source.dtype == feature_map.dtype in (torch.float32, torch.float64):
+    def _find_link(self, output: Sighting, is_wanted: bool) -> _Link | None:
+        """Return what the moments of a tensor that is new can be computed from, if there is anything."""
+        same = self._find(output)
+        if same is not None:
+            return _Link(same.key) if is_wanted else None
+        if output.source is None or output.source.dtype != output.tensor.dtype or output.tensor.dtype not in LINKABLE:
             return None
-        affine = self._affine_of(module)
+        affine = self._affine_of(output.module)
         if affine is None:
             return None
-        channel_dim = (own_channel_dim(module, source) or 0) % source.dim()
-        known = self._known(source, affine.stride)
-        if known is None:
-            narrower = affine.weight.dim() == 2 and source.shape[channel_dim] <= affine.weight.shape[0]
-            if source.is_inference() or not (wanted and narrower):
-                return None
-            hidden = TapKey(key.module, key.call, "input")
-            self._direct[hidden] = self._new(source, channel_dim)
-            self._update_input(path, hidden, affine.stride, source, channel_dim)
-        elif known.channel_dim != channel_dim or self._times[known.key] != 1:
-            return None
-        through = hidden if known is None else known.key
-        dense = affine.weight.dim() == 2 and not self._measure
-        if dense and amplification(self.resolve(through), affine) > AMPLIFICATION_LIMIT:
-            if known is None:
-                del self._direct[through], self._times[through], self._seen[id(source), affine.stride]
-            return None
-        return _Link(through, affine, module, state_of(module))
-
-    def _follow(self, path: str, key: TapKey, link: _Link, module: nn.Module, source: Any, feature_map: Tensor) -> None:
-        """Make sure that a linked tensor was made in this pass from what it was made from in the first."""
-        if link.affine is None:
-            found = self._known(feature_map, ())
+        source = output.of_source(output.source, affine.stride)
+        registered = self._find(source)
+        if registered is None:
+            key, follows = source.key, is_wanted and self._accumulate_instead(source, affine)
         else:
-            found = self._known(source, link.affine.stride)
-            if found is None and link.source == TapKey(key.module, key.call, "input"):
-                channel_dim = (own_channel_dim(module, source) or 0) % source.dim()
-                found = self._update_input(path, link.source, link.affine.stride, source, channel_dim)
-        if found is None or found.key != link.source:
-            raise _inconstant(key, link.source)
+            key = registered.key
+            is_alike = registered.channel_dim == source.channel_dim and self._calls[key] == 1
+            follows = is_alike and not self._cancels(affine, key)
+        return _Link(key, affine, output.module, state_of(output.module)) if follows else None
 
-    def _update_input(self, path: str, key: TapKey, stride: tuple[int, ...], source: Tensor, channel_dim: int) -> _Seen:
-        self._update(path, key, strided(source, stride), channel_dim)
-        self._times[key] += 1
-        return self._register(source, stride, key, channel_dim)
+    def _accumulate_instead(self, source: Sighting, affine: Affine) -> bool:
+        """Accumulate an input in place of its affine map, if it is no wider; return whether the moments follow."""
+        if affine.weight.dim() == 1 or source.channels > affine.weight.shape[0] or source.tensor.is_inference():
+            return False
+        self._direct[source.key] = self._new_accumulator(source)
+        self._accumulate(source)
+        if not self._cancels(affine, source.key):
+            return True
+        del self._direct[source.key], self._calls[source.key], self._registered[id(source.tensor), source.stride]
+        return False
 
-    def _update(self, path: str, key: TapKey, feature_map: Tensor, channel_dim: int) -> None:
-        if self._measure:
-            return
-        workspace = self._workspaces.setdefault(feature_map.device, Workspace(feature_map.device))
-        try:
-            self._direct[key].update(feature_map, channel_dim, self._real(path, feature_map, channel_dim), workspace)
-        except NonFiniteError:
-            raise _not_finite(key, self.passes) from None
-        except ValueError as error:  # another number of channels than in earlier passes
-            raise UserError(f"{key}: {error}, in forward pass {self.passes} (the first is 0).") from None
+    def _cancels(self, affine: Affine, key: TapKey) -> bool:
+        """Return whether an affine map nearly cancels what varies most in its input, and so amplifies errors."""
+        if self._measure or affine.weight.dim() == 1:
+            return False
+        return amplification(self.resolve(key), affine) > AMPLIFICATION_LIMIT
 
-    def _new(self, feature_map: Tensor, channel_dim: int) -> Covariance:
-        return Covariance(feature_map.shape[channel_dim], "meta" if self._measure else feature_map.device)
+    def _follow(self, output: Sighting, link: _Link) -> None:
+        """Make sure that a linked tensor was made in this pass from what it was made from in the first."""
+        registered = None
+        if link.affine is None:
+            registered = self._find(output)
+        elif output.source is not None:
+            source = output.of_source(output.source, link.affine.stride)
+            registered = self._find(source)
+            if registered is None and link.source == source.key:
+                registered = self._accumulate(source)
+        if registered is None or registered.key != link.source:
+            raise _inconstant(output.key, link.source)
 
-    def _real(self, path: str, feature_map: Tensor, channel_dim: int) -> list[tuple[int, int]] | None:
-        """Rows and columns of each image that are not padding; None: all."""
+    def _accumulate(self, sighting: Sighting) -> _Registered:
+        """Add the samples of one tensor to its accumulator."""
+        if not self._measure:
+            tensor, channel_dim = strided(sighting.tensor, sighting.stride), sighting.channel_dim
+            sizes = self._sizes(sighting.path, tensor, channel_dim)
+            try:
+                self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace(tensor.device))
+            except NonFiniteError:
+                raise _not_finite(sighting.key, self.passes) from None
+            except ValueError as error:  # another number of channels than in earlier passes
+                where = f"in forward pass {self.passes} (the first is 0)"
+                raise UserError(f"{sighting.key}: {error}, {where}.") from None
+        return self._register(sighting)
+
+    def _workspace(self, device: torch.device) -> Workspace:
+        if device not in self._workspaces:
+            self._workspaces[device] = Workspace(device)
+        return self._workspaces[device]
+
+    def _new_accumulator(self, sighting: Sighting) -> Covariance:
+        return Covariance(sighting.channels, "meta" if self._measure else sighting.tensor.device)
+
+    def _sizes(self, path: str, feature_map: Tensor, channel_dim: int) -> list[tuple[int, int]] | None:
+        """Return the rows and columns of each image that are not padding; None: all are not."""
         if self._canvas is None or path.startswith(self._regions):
             return None
         return self._canvas.real(feature_map, channel_dim)
 
-    def _padding_of(self, path: str, feature_map: Tensor, channel_dim: int) -> str:
+    def _padding_of(self, sighting: Sighting) -> str:
         if self._canvas is None:
             return "unknown"
-        return "none" if self._real(path, feature_map, channel_dim) is None else "excluded"
+        sizes = self._sizes(sighting.path, sighting.tensor, sighting.channel_dim)
+        return "none" if sizes is None else "excluded"
 
-    def _register(self, tensor: Tensor, stride: tuple[int, ...], key: TapKey, channel_dim: int) -> _Seen:
+    def _register(self, sighting: Sighting) -> _Registered:
+        """Note that the moments of this tensor are kept, so that other keys can be linked to it."""
+        tensor = sighting.tensor
         version = -1 if tensor.is_inference() else tensor._version  # inference tensors count no changes
-        self._seen[id(tensor), stride] = seen = _Seen(weakref.ref(tensor), version, key, channel_dim)
-        return seen
+        registered = _Registered(weakref.ref(tensor), version, sighting.key, sighting.channel_dim)
+        self._registered[id(tensor), sighting.stride] = registered
+        self._calls[sighting.key] += 1
+        return registered
 
-    def _known(self, tensor: Tensor, stride: tuple[int, ...]) -> _Seen | None:
-        """What was registered for this very tensor, if it has not been written to since."""
-        seen = self._seen.get((id(tensor), stride))
-        if seen is None or tensor.is_inference():
+    def _find(self, sighting: Sighting) -> _Registered | None:
+        """Return what was registered for this very tensor, if it has not been written to since."""
+        tensor = sighting.tensor
+        registered = self._registered.get((id(tensor), sighting.stride))
+        if registered is None or tensor.is_inference():
             return None
-        same = seen.tensor() is tensor and seen.version == tensor._version
-        return seen if same else None
+        is_same = registered.tensor() is tensor and registered.version == tensor._version
+        return registered if is_same else None
 
     def _affine_of(self, module: nn.Module) -> Affine | None:
         if module not in self._affine:
@@ -284,11 +345,7 @@ class Observer:
 
     def _unlink(self) -> None:
         """Go on without links, because weights have changed: what they gave so far becomes accumulators."""
-        resolved = {key: self.resolve(key) for key in self.padding}
-        self._direct = {}
-        for key, covariance in resolved.items():
-            self._direct[key] = Covariance(covariance.channels, covariance.device)
-            self._direct[key].merge(covariance)
+        self._direct = {key: merged([self.resolve(key)]) for key in self.padding}
         self._links.clear()
         self._sums.clear()
         self._affine.clear()
