@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for what the user can correct, and the words of its messages."""
 
 from __future__ import annotations
 
@@ -15,26 +15,38 @@ class UserError(Exception):
     """
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """Sentence for a name that does not exist: the nearest, then all of them, or of very many those that are near."""
-    names = sorted(known)
+def unknown(what: str, name: object, choices: Iterable[str]) -> str:
+    """Say that a name does not exist, which is nearest, and which do exist; of more than 100 only a few.
+
+    >>> unknown("color", "gren", ["red", "green"])
+    "unknown color 'gren'. Did you mean 'green'? Known: green, red."
+    """
+    names = sorted(choices)
     near = difflib.get_close_matches(str(name), names, n=10)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     if len(names) > 100:
         listed = some([*near, *(other for other in names if other not in near)], limit=10)
     else:
         listed = ", ".join(names) or "none"
-    return f"unknown {kind} '{name}'.{hint} Known: {listed}."
+    return f"unknown {what} '{name}'.{hint} Known: {listed}."
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
-    """The first few of many names; the empty one is of the model itself."""
+    """Return the first few of many names; the empty name is that of the model itself.
+
+    >>> some(["conv1", "", "fc"], limit=2)
+    'conv1, the model itself and 1 more'
+    """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(name or "the model itself" for name in names[:limit]) + more
 
 
 def kind(value: Any) -> str:
-    """Say in few words what a value is."""
+    """Say in few words what a value is.
+
+    >>> kind({"scores": 1, "boxes": 2}), kind([1, 2]), kind("text")
+    ('a dict with scores, boxes', 'a list of 2', 'str')
+    """
     if hasattr(value, "dtype") and type(value).__module__.startswith("torch"):
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, dict):

@@ -21,6 +21,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: the disk is full, or a quota is reached.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "new" / "numbers.txt"
+        ...     with replacing(path) as temporary:
+        ...         size = temporary.write_text("1 2 3")
+        ...         there_before = path.exists()
+        ...     there_before, path.read_text()
+        (False, '1 2 3')
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -37,28 +47,36 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _why_not_written(error: BaseException | None) -> str | None:
-    """What the file system said, if that is behind an error, or behind that which came before it, as torch has it."""
+    """Return what the file system said, if that is the cause of an error or of one before it, as torch raises them."""
+    if error is None:
+        return None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error.strerror
     # HDF5 says it in words, and raises OSError while writing, RuntimeError while closing.
-    found = re.search(r"errno = \d+, error message = '([^']*)'", str(error))
-    return found[1] if found else _why_not_written(error.__context__) if error else None
+    match = re.search(r"errno = \d+, error message = '([^']*)'", str(error))
+    return match[1] if match else _why_not_written(error.__context__)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a plain value as JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Parsed JSON of `path`.
+    """Return the parsed JSON of a file.
+
+    Args:
+        path: the file.
+        what: what was expected there, for messages.
 
     Raises:
-        UserError: the file is missing, unreadable or not JSON; `what` says what was expected there.
+        UserError: the file is missing, unreadable or not JSON.
     """
     try:
         return json.loads(path.read_bytes())
@@ -69,7 +87,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Parsed YAML of a configuration file.
+    """Return the parsed YAML of a configuration file.
 
     Raises:
         UserError: the file is missing, unreadable or not YAML.
@@ -85,11 +103,15 @@ def read_yaml(path: Path) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def value_digest(value: Any) -> str:
-    """SHA-256 of a plain value, through its JSON text with sorted keys."""
+    """Return the SHA-256 of a plain value, through its JSON text with sorted keys, in hexadecimal.
+
+    >>> value_digest({"a": 1, "b": 2}) == value_digest({"b": 2, "a": 1})
+    True
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

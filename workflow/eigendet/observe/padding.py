@@ -1,4 +1,4 @@
-"""Which positions of a feature map are padding, once the model has said how large its images are.
+"""Tell which positions of a feature map are padding, once the model has said how large its images are.
 
 Detectors pad images to a common canvas and keep their sizes in an object with `tensors` and `image_sizes`
 (torchvision) or `tensor` and `image_sizes` (detectron2). A position of a map belongs to an image if the pixel at its
@@ -20,17 +20,29 @@ POOLING_NAME = re.compile(r"(RoI|ROI)(Align|Pool|Pooler)(V2)?$")
 
 @dataclass(frozen=True)
 class Canvas:
-    """A batch of images, each in the upper left corner of a canvas. Sizes are (height, width) in pixels."""
+    """A batch of images, each in the upper left corner of a canvas; sizes are (height, width) in pixels.
+
+    Attributes:
+        sizes: of the images.
+        size: of the canvas.
+
+    Examples:
+        >>> import torch
+        >>> canvas = Canvas.of([(32, 20), (16, 64)], (32, 64))
+        >>> canvas.real(torch.zeros(2, 5, 8, 16), channel_dim=1)
+        [(8, 5), (4, 16)]
+    """
 
     sizes: tuple[tuple[int, int], ...]
     size: tuple[int, int]
 
     @classmethod
     def of(cls, sizes: Iterable[Sequence[int]], size: Sequence[int]) -> Canvas:
+        """Return the canvas with these sizes, which may be tensors."""
         return cls(tuple((int(height), int(width)) for height, width in sizes), (int(size[0]), int(size[1])))
 
     def real(self, feature_map: Tensor, channel_dim: int) -> list[tuple[int, int]] | None:
-        """Rows and columns of each image in a map of the whole batch; None: the map is not one of images."""
+        """Return rows and columns of each image in a map of the whole batch; None: the map is not one of images."""
         if feature_map.dim() != 4 or len(feature_map) != len(self.sizes):
             return None
         rows, columns = (size for dim, size in enumerate(feature_map.shape) if dim not in (0, channel_dim % 4))
@@ -41,7 +53,15 @@ class Canvas:
 
 
 def canvas_in(output: Any) -> Canvas | None:
-    """The canvas that a module's output describes, if it does."""
+    """Return the canvas that a module's output describes, if it does.
+
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> canvas_in(SimpleNamespace(tensors=torch.zeros(1, 3, 32, 64), image_sizes=[(32, 20)]))
+    Canvas(sizes=((32, 20),), size=(32, 64))
+    >>> canvas_in(torch.zeros(1, 3, 32, 64)) is None
+    True
+    """
     for part in output if isinstance(output, tuple) else (output,):
         sizes = getattr(part, "image_sizes", None)
         images = getattr(part, "tensors", getattr(part, "tensor", None))
@@ -51,6 +71,11 @@ def canvas_in(output: Any) -> Canvas | None:
 
 
 def region_paths(model: nn.Module) -> tuple[str, ...]:
-    """Paths under which modules see pooled regions: those of the poolings' parents."""
+    """Return the paths under which modules see pooled regions: those of the poolings' parents.
+
+    >>> from torchvision.ops import RoIAlign
+    >>> region_paths(nn.ModuleDict({"heads": nn.Sequential(RoIAlign(7, 1.0, 2), nn.Linear(49, 10))}))
+    ('heads.',)
+    """
     poolings = [path for path, module in model.named_modules() if POOLING_NAME.search(type(module).__name__)]
     return tuple(path.rpartition(".")[0] + "." for path in poolings if "." in path)

@@ -1,4 +1,4 @@
-"""Tapping under a memory limit: the data are run through the model as often as it takes, some taps at a time."""
+"""Tap under a memory limit: run the data through the model as often as it takes, some taps at a time."""
 
 from __future__ import annotations
 
@@ -28,20 +28,33 @@ def covariances(
     image_means: bool = False,
     call: Callable[[Any], object] | None = None,
 ) -> Iterator[Tap]:
-    """Every tap of a model over all batches, in evaluation mode and without gradients.
+    """Yield every tap of a model over all batches, in evaluation mode and without gradients.
+
+    The limits of `tap` hold. Each pass over the data costs a run of the whole model; the first batch is run once more
+    to find the taps, if there is a limit of memory.
 
     Args:
+        model: any module; it is left in the mode, training or evaluation, that it was in.
         batches: what the model is called with, one by one; it must be possible to go through them several times if
             the memory does not suffice for all taps at once.
-        points, modules: see `tap`.
+        points: kinds of modules whose output is observed, see `tap`.
+        modules: patterns of module paths, see `tap`.
         memory: bytes that accumulators may take at a time; None: no limit.
-        calibration: a batch from which the shifts of all accumulators are taken, and which is not counted. Parts of a
-            data set that had the same one merge to the whole, up to the order of float64 sums.
+        calibration: a batch from which the shifts of all accumulators are taken, and which is not counted. The moments
+            of parts of a data set that had the same one merge to those of the whole, up to the order of float64 sums.
         image_means: every batch is one image; keep the mean of each, `Tap.image_means`, as well.
         call: runs the model on a batch; None: `model(batch)`.
 
     Raises:
         UserError: a single tap needs more than `memory`; `batches` can be gone through only once; what `tap` raises.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU())
+        >>> batches = [torch.rand(2, 3, 16, 16) for _ in range(3)]
+        >>> for tap in covariances(model, batches, points="act", memory=8 * 16**2):  # bytes: one tap at a time
+        ...     print(tap.key, tap.position, tap.covariance.count, tuple(tap.covariance.covariance().shape))
+        1#0:act 0 1176 (8, 8)
+        3#0:act 1 864 (16, 16)
     """
     run = model if call is None else call
     mode = model.training
@@ -58,8 +71,8 @@ def covariances(
                         run(batch)
                         if image_means:
                             taps.end_image()
-                for found in taps.taps():
-                    yield replace(found, position=order[found.key] if order else found.position)
+                for observed in taps.taps():
+                    yield replace(observed, position=order[observed.key]) if order else observed
     finally:
         model.train(mode)
 
@@ -72,7 +85,12 @@ def _plan(
     memory: float | None,
     run: Callable[[Any], object],
 ) -> tuple[dict[TapKey, int], list[list[TapKey] | None]]:
-    """The place of every tap in the order of execution, and the taps of each pass over the data (None: all)."""
+    """Plan the passes over the data.
+
+    Returns:
+        The place of every tap in the order of execution, and the taps of each pass; without a limit of memory no
+        places, and one pass with all taps (None).
+    """
     if memory is None:
         return {}, [None]
     with tap(model, points, modules=modules, measure=True) as taps:

@@ -1,4 +1,4 @@
-"""What a module's output stands for, where its channels are, and every call of every module.
+"""Tell what a module's output stands for and where its channels are, and follow every call of every module.
 
 Points are what the module is: `conv`, `linear`, `norm`, `act`, `block` (a residual block, so its output is the residual
 sum after its activation), `fpn` (a feature pyramid) and `output` (any other module).
@@ -34,7 +34,11 @@ PYRAMID_NAME = re.compile(r"FeaturePyramidNetwork$|^FPN$")
 
 
 def point_of(module: nn.Module) -> Point:
-    """The point that a module's output stands for."""
+    """Return the point that a module's output stands for.
+
+    >>> point_of(nn.Conv2d(3, 4, 1)), point_of(nn.GELU()), point_of(nn.Dropout())
+    ('conv', 'act', 'output')
+    """
     name = type(module).__name__
     if isinstance(module, CONVOLUTIONS):
         return "conv"
@@ -52,7 +56,15 @@ def point_of(module: nn.Module) -> Point:
 
 
 def own_channel_dim(module: nn.Module, output: Tensor) -> int | None:
-    """The dimension of the channels in the output of a layer that fixes it, else None."""
+    """Return the dimension of the channels in the output of a layer that fixes it, else None.
+
+    >>> own_channel_dim(nn.Conv2d(3, 4, 1), torch.zeros(2, 4, 8, 8))
+    1
+    >>> own_channel_dim(nn.Linear(3, 4), torch.zeros(2, 49, 4))
+    -1
+    >>> own_channel_dim(nn.ReLU(), torch.zeros(2, 4)) is None
+    True
+    """
     if isinstance(module, CONVOLUTIONS):
         return output.dim() - 1 - len(module.kernel_size)
     if isinstance(module, nn.LayerNorm) and type(module) is not nn.LayerNorm:  # over channels of an NCHW map
@@ -64,12 +76,20 @@ def own_channel_dim(module: nn.Module, output: Tensor) -> int | None:
 
 
 def default_channel_dim(output: Tensor) -> int:
-    """Of a tensor that no layer says anything about: tokens (N, T, C), else (N, C, ...)."""
+    """Return the dimension of the channels where no layer fixes it: in tokens (N, T, C), else in (N, C, ...).
+
+    >>> default_channel_dim(torch.zeros(2, 49, 64)), default_channel_dim(torch.zeros(2, 64, 7, 7))
+    (-1, 1)
+    """
     return -1 if output.dim() == 3 else 1
 
 
 def feature_maps(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors in a module's output, with a suffix to its path, `[level]`, where it gives several."""
+    """Yield the floating-point tensors in a module's output, with a suffix to its path where it gives several.
+
+    >>> [name for name, _ in feature_maps({"fine": torch.zeros(2, 4), "coarse": [torch.zeros(2, 4)]})]
+    ['[fine]', '[coarse][0]']
+    """
     if isinstance(output, Tensor):
         if output.is_floating_point() and output.dim() > 1:
             yield "", output
@@ -86,11 +106,25 @@ def each_call(
     before: Callable[[], None] = lambda: None,
     after: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Call `see(path, call index, module, inputs, output)` after every call of every module, while the context is open.
+    """Call a function after every call of every module, while the context is open.
 
-    Call indices start at 0 in every pass, which is one call from outside of the model or of a part of it; `before` and
-    `after` are called around it. The output is what `forward` returned, before hooks that a module has of its own. The
-    hooks here are the process's, not the modules', so that the model stays as it is: it can be copied and pickled.
+    The output is what `forward` returned, before hooks that a module has of its own. The hooks here are the process's,
+    not the modules', so that the model stays as it is: it can be copied and pickled.
+
+    Args:
+        model: whose modules are followed.
+        see: called as `see(path, call index, module, inputs, output)`. Indices start at 0 in every pass, which is one
+            call from outside of the model or of a part of it.
+        before: called before every pass.
+        after: called after every pass that succeeded.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> with each_call(model, lambda path, call, module, inputs, output: print(path, call, tuple(output.shape))):
+        ...     output = model(torch.zeros(5, 3))
+        0 0 (5, 2)
+        1 0 (5, 2)
+         0 (5, 2)
     """
     paths = {id(module): path for path, module in model.named_modules()}
     calls: Counter[str] = Counter()
@@ -127,7 +161,11 @@ def each_call(
 
 
 def refuse_hookless(model: nn.Module) -> None:
-    """Raise UserError if a module inside does not run its hooks, so that its taps would be lost in silence."""
+    """Refuse a model with a module that does not run its hooks, so that its taps would be lost in silence.
+
+    Raises:
+        UserError: a module is compiled, scripted, or runs in copies.
+    """
     for path, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
             how = "compiled by torch.compile, which drops hooks; tap the plain model, and compile it inside the context"

@@ -38,11 +38,11 @@ class Workspace:
         self._memory: dict[tuple[str, int], Tensor] = {}
 
     def positions(self, channels: int, dtype: torch.dtype) -> int:
-        """How many samples fit in a chunk."""
+        """Return how many samples fit in a chunk."""
         return max(1, CHUNK_BYTES[self.device.type] // self._buffers // (channels * dtype.itemsize))
 
     def chunk(self, channels: int, positions: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
-        """Memory of shape (channels, positions), to be filled on the current stream; its content is arbitrary."""
+        """Return memory of shape (channels, positions), arbitrary in content, to be filled on the current stream."""
         self._turn = (self._turn + 1) % self._buffers
         done = self._done[self._turn]
         if done is not None:
@@ -51,6 +51,7 @@ class Workspace:
         return flat.view(positions, channels).T if channels_last else flat.view(channels, positions)
 
     def square(self, channels: int, dtype: torch.dtype) -> Tensor:
+        """Return memory of shape (channels, channels) for a product; its content is arbitrary."""
         return self._take("square", channels * channels, dtype).view(channels, channels)
 
     @contextlib.contextmanager
@@ -78,20 +79,30 @@ class Workspace:
 
 
 def row_blocks(channels: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Rows (begin, end) whose products with the rows from `begin` on make up the upper triangle.
+    """Return rows (begin, end) whose products with the rows from `begin` on make up the upper triangle.
 
     A quarter of the rows leaves 5/8 of the arithmetic; smaller products than these lose more speed than that gains.
+
+    >>> list(row_blocks(400, torch.device("cpu")))
+    [(0, 100), (100, 200), (200, 300), (300, 400)]
     """
     block = max(64, min(channels // 4, 256)) if device.type == "cpu" else max(512, channels // 4)
     return ((begin, min(begin + block, channels)) for begin in range(0, channels, block))
 
 
 def gram(samples: Tensor, out: Tensor) -> Tensor:
-    """`samples @ samples.T` in the precision of its dtype, in `out`, on and above the diagonal's blocks only.
+    """Write `samples @ samples.T` to `out`, in the precision of its dtype, on and above the diagonal's blocks only.
 
     Args:
         samples: (C, P) float32 or float64.
         out: (C, C) of the same dtype; what is below the blocks of `row_blocks` is left as it is.
+
+    Returns:
+        `out`.
+
+    Examples:
+        >>> gram(torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.empty(2, 2)).tolist()
+        [[5.0, 6.0], [6.0, 9.0]]
     """
     if samples.is_cuda and samples.dtype == torch.float32 and split_is_precise(samples.device):
         return split_gram(samples, out)
@@ -102,10 +113,22 @@ def gram(samples: Tensor, out: Tensor) -> Tensor:
 
 
 def split_gram(samples: Tensor, out: Tensor, multiply: Callable[..., Tensor] = torch.mm) -> Tensor:
-    """The same as `gram`, from TF32 products of samples split as X = H + L, H being X rounded to TF32.
+    """Do the same as `gram` by TF32 products of samples split as X = H + L, H being X rounded to TF32.
 
-    X Xᵀ = H Hᵀ + H Lᵀ + (H Lᵀ)ᵀ + L Lᵀ, whose last term is below float32's rounding and left out. `multiply` may
-    round its operands to TF32 and nothing else: H is unchanged by that, and L keeps 11 of its 12 bits.
+    X Xᵀ = H Hᵀ + H Lᵀ + (H Lᵀ)ᵀ + L Lᵀ, whose last term is below float32's rounding and left out.
+
+    Args:
+        samples: (C, P) float32.
+        out: (C, C) float32; what is below the blocks of `row_blocks` is left as it is.
+        multiply: a product that may round its operands to TF32 and nothing else: H is unchanged by that, and L keeps
+            11 of its 12 bits.
+
+    Returns:
+        `out`.
+
+    Examples:
+        >>> split_gram(torch.tensor([[1.0, 2.0], [0.0, 3.0]]), torch.empty(2, 2)).tolist()
+        [[5.0, 6.0], [6.0, 9.0]]
     """
     # To the nearest, not towards zero: L would have the signs of X then, and L Lᵀ would not average out.
     high = ((samples.view(torch.int32) + _TF32_HALF) & _TF32_BITS).view(torch.float32)
@@ -122,9 +145,9 @@ def split_gram(samples: Tensor, out: Tensor, multiply: Callable[..., Tensor] = t
 
 @functools.cache
 def split_is_precise(device: torch.device) -> bool:
-    """Whether the split product on this device is both a fast one and within SPLIT_TOLERANCE of float64's.
+    """Return whether the split product on this GPU is both a fast one and within SPLIT_TOLERANCE of float64's.
 
-    Tried once a device, on samples with eigenvalues over eight decades.
+    Tried once for each device, on samples with eigenvalues over eight decades.
     """
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False  # no TF32
@@ -135,20 +158,24 @@ def split_is_precise(device: torch.device) -> bool:
 
 
 def split_error(samples: Tensor, multiply: Callable[..., Tensor] = torch.mm) -> float:
-    """Relative Frobenius error of the split product of (C, P) samples, against float64."""
+    """Return the relative Frobenius error of the split product of (C, P) samples, against float64.
+
+    >>> split_error(torch.arange(12.0).view(3, 4))
+    0.0
+    """
     exact = samples.double() @ samples.double().T
-    found = split_gram(samples, torch.zeros_like(exact, dtype=torch.float32), multiply).double()
-    found = found.triu() + found.triu(1).T
-    return float((found - exact).norm() / exact.norm())
+    product = split_gram(samples, torch.zeros_like(exact, dtype=torch.float32), multiply).double()
+    product = product.triu() + product.triu(1).T
+    return float((product - exact).norm() / exact.norm())
 
 
 @contextlib.contextmanager
-def _precision(wanted: str, device: torch.device) -> Iterator[None]:
-    """Float32 products in the precision `wanted`, whatever the process has chosen for its network."""
+def _precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Take float32 products in this precision, whatever the process has chosen for its network."""
     backend: Any = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = backend.fp32_precision
     with torch.autocast(device.type, enabled=False):
-        backend.fp32_precision = wanted if device.type == "cuda" else "ieee"
+        backend.fp32_precision = precision if device.type == "cuda" else "ieee"
         try:
             yield
         finally:

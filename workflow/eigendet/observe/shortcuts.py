@@ -16,25 +16,37 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.observe.covariance import Covariance
 
-# How much larger than of a float32 product the relative error may become where the map nearly cancels what varies most.
+# How many times larger than that of a float32 product the relative error of a map's moments may be.
 AMPLIFICATION_LIMIT = 8.0
 
 
 @dataclass(frozen=True)
 class Affine:
-    """y = W x + b at every position, or every `stride`-th one."""
+    """y = W x + b at every position, or every `stride`-th one.
 
-    weight: Tensor  # (C', C), or (C,): a factor a channel
-    bias: Tensor | None  # (C',)
-    stride: tuple[int, ...] = ()  # of the spatial dimensions; (): all positions
+    Attributes:
+        weight: (C', C), or (C,): a factor for each channel.
+        bias: (C',), or None for 0.
+        stride: of the spatial dimensions; (): all positions.
+
+    Examples:
+        >>> doubled_and_one_more = Affine(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 1.0]))
+        >>> doubled_and_one_more.apply(torch.tensor([[0.0, 3.0]])).tolist()
+        [[1.0, 7.0]]
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...] = ()
 
     def apply(self, samples: Tensor) -> Tensor:
-        """The map of samples (N, C), in float64, (N, C')."""
+        """Map samples (N, C) to (N, C'), in float64."""
         weight, samples = self.weight.double(), samples.double()
         mapped = samples * weight if weight.dim() == 1 else samples @ weight.mT
         return mapped if self.bias is None else mapped + self.bias.double()
 
     def equals(self, other: Affine | None) -> bool:
+        """Return whether the weights, the bias and the stride of two maps are the same."""
         if other is None or (self.bias is None) != (other.bias is None):
             return False
         same_bias = self.bias is None or other.bias is None or torch.equal(self.bias, other.bias)
@@ -42,9 +54,14 @@ class Affine:
 
 
 def affine_of(module: nn.Module) -> Affine | None:
-    """The affine map that a module is, in copies of its weights, or None if it is another function.
+    """Return the affine map that a module is, in copies of its weights, or None if it is another function.
 
     Subclasses, hooks and parametrizations may change what a layer computes, so only plain layers count.
+
+    >>> affine_of(nn.Conv2d(3, 4, kernel_size=1, stride=2)).stride
+    (2, 2)
+    >>> affine_of(nn.Conv2d(3, 4, kernel_size=3)) is None
+    True
     """
     if module._forward_hooks or module._forward_pre_hooks or is_parametrized(module):
         return None
@@ -68,22 +85,40 @@ def affine_of(module: nn.Module) -> Affine | None:
 
 
 def state_of(module: nn.Module) -> tuple[object, ...]:
-    """What changes when weights or statistics are replaced or written to, or the module goes to training."""
+    """Return what changes when weights or statistics are replaced or written to, or the module goes to training.
+
+    >>> layer = nn.Linear(3, 4)
+    >>> before = state_of(layer)
+    >>> with torch.no_grad():
+    ...     scaled = layer.weight.mul_(2)
+    >>> state_of(layer) == before
+    False
+    """
     return (module.training, *((id(tensor), tensor._version) for tensor in _tensors(module)))
 
 
 def strided(feature_map: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """The positions of a map (N, C, ...) that a 1x1 convolution with this stride reads."""
+    """Return the positions of a map (N, C, ...) that a 1x1 convolution with this stride reads.
+
+    >>> strided(torch.zeros(1, 3, 8, 8), (2, 4)).shape
+    torch.Size([1, 3, 4, 2])
+    """
     for dim, step in enumerate(stride, start=feature_map.dim() - len(stride)):
         feature_map = feature_map.movedim(dim, 0)[::step].movedim(0, dim)
     return feature_map
 
 
 def amplification(source: Covariance, affine: Affine) -> float:
-    """How much the relative error of Σ_y = W Σ_x Wᵀ may exceed that of Σ_x, for errors without direction.
+    """Return how much the relative error of Σ_y = W Σ_x Wᵀ may exceed that of Σ_x, for errors without direction.
 
     Such errors, ε ‖Σ_x‖ spread over all directions, pass W with its mean gain ‖W‖² / C, whereas the signal has the
     gain ‖W Σ_x Wᵀ‖ / ‖Σ_x‖, Frobenius norms throughout. The ratio is large where W suppresses what varies most.
+
+    >>> source = Covariance.from_moments(9, torch.zeros(2), torch.diag(torch.tensor([1e6, 1.0])))
+    >>> round(amplification(source, Affine(torch.tensor([[1.0, 0.0]]), None)), 1)
+    0.5
+    >>> round(amplification(source, Affine(torch.tensor([[0.0, 1.0]]), None)))
+    500000
     """
     if source.count == 0:
         return 1.0
@@ -92,7 +127,9 @@ def amplification(source: Covariance, affine: Affine) -> float:
     passed = weight @ scatter @ weight.mT if narrow else (weight.mT @ weight) @ scatter
     signal = float((passed * passed.mT).sum().clamp(min=0).sqrt())
     noise = float(weight.square().sum() / weight.shape[1] * scatter.norm())
-    return noise / signal if signal > 0 else float("inf") if noise > 0 else 1.0
+    if signal > 0:
+        return noise / signal
+    return float("inf") if noise > 0 else 1.0
 
 
 def _fixed_normalization(module: Any) -> Affine:

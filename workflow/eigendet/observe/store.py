@@ -60,17 +60,18 @@ def write_covariances(
     Raises:
         UserError: a moment is not finite, or an image occurs twice. The earlier file stands.
 
-    >>> import tempfile, torch
-    >>> from eigendet import Covariance, TapKey
-    >>> covariance = Covariance(3)
-    >>> covariance.update(torch.eye(3))
-    >>> tap = Tap(TapKey("fc", 0, "linear"), 0, "none", covariance)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "covariance.h5"
-    ...     write_covariances(path, [(100, [tap])], {"model": "mine"}, ["first", "second", "third"])
-    ...     record, = read(path)
-    ...     record.step, str(record.key), record.count, images(path)
-    (100, 'fc#0:linear', 3, ['first', 'second', 'third'])
+    Examples:
+        >>> import tempfile, torch
+        >>> from eigendet import Covariance, TapKey
+        >>> covariance = Covariance(3)
+        >>> covariance.update(torch.eye(3))
+        >>> tap = Tap(TapKey("fc", 0, "linear"), 0, "none", covariance)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "covariance.h5"
+        ...     write_covariances(path, [(100, [tap])], {"model": "mine"}, ["first", "second", "third"])
+        ...     record, = read(path)
+        ...     record.step, str(record.key), record.count, images(path)
+        (100, 'fc#0:linear', 3, ['first', 'second', 'third'])
     """
     with create(path, provenance, images) as file:
         for step, taps in snapshots:

@@ -1,4 +1,4 @@
-"""Which tensors of a model are observed, and the covariance of each over all forward passes in a context.
+"""Choose tensors of a model, and accumulate the covariance of each over all forward passes in a context.
 
     with eigendet.tap(model, points=("act", "block")) as taps:
         for images in loader:
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -24,7 +25,7 @@ from typing import get_args
 from torch import nn
 
 from eigendet.errors import UserError, some, unknown
-from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.covariance import Covariance, Tap, merged
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.observer import Observer
 from eigendet.observe.padding import Canvas
@@ -49,8 +50,16 @@ def tap(
     """Accumulate the covariance of chosen feature maps over all forward passes inside the context.
 
     The model's outputs and gradients stay as they are, and so does the model: it can be copied and pickled inside.
+    It must be in the mode, training or evaluation, whose feature maps are asked for.
+
+    What runs without hooks cannot be observed: functions such as `torch.relu`, and models that were compiled, scripted
+    or are run by `nn.DataParallel`; a plain model may be compiled inside the context. An accumulator takes 8 C² bytes
+    for C channels; `eigendet.covariances` keeps to a limit. Channels are where the layer has them, else in the last
+    dimension of tokens (N, T, C) and the second of all else. Padding is left out where the model tells the sizes of
+    its images (`Taps.image_sizes`).
 
     Args:
+        model: any module; its parts are called by it or from outside.
         points: kinds of modules whose output is observed: conv, linear, norm, act, block, fpn, output (all others).
         modules: patterns of module paths, as of file names: "layer3.*", ["*.conv2", "fc"].
         channels: numbers of channels that are observed, for example `range(64, 513)`.
@@ -64,6 +73,19 @@ def tap(
 
     Raises:
         UserError: nothing in the model matches; nothing that does has run; a feature map is not finite.
+
+    Examples:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+        >>> with torch.no_grad(), tap(model, points=("conv", "act")) as taps:
+        ...     for images in (torch.rand(4, 3, 16, 16), torch.rand(2, 3, 16, 16)):
+        ...         output = model(images)
+        >>> [str(key) for key in taps]
+        ['0#0:conv', '1#0:act']
+        >>> taps["1#0:act"].count == 6 * 14 * 14
+        True
+        >>> taps["1#0:act"].covariance().shape
+        torch.Size([8, 8])
     """
     refuse_hookless(model)
     patterns = [modules] if isinstance(modules, str) else list(modules)
@@ -80,7 +102,20 @@ def tap(
 
 
 class Taps(Mapping[TapKey, Covariance]):
-    """Accumulators by tap key, in the order of execution; a key's text does as well. Made by `tap`."""
+    """Accumulators by tap key, in the order of execution; a key's text does as well. Made by `tap`.
+
+    Where moments follow from another tensor's, each look-up computes them anew: keep what is used again.
+
+    >>> import torch
+    >>> act = nn.ReLU()
+    >>> model = nn.Sequential(nn.Linear(3, 4), act, nn.Linear(4, 4), act)  # one activation, called twice
+    >>> with torch.no_grad(), tap(model) as taps:
+    ...     output = model(torch.rand(10, 3))
+    >>> list(map(str, taps))
+    ['1#0:act', '1#1:act']
+    >>> taps["1#1:act"].count, taps.pooled("1").count
+    (10, 20)
+    """
 
     def __init__(
         self,
@@ -98,9 +133,9 @@ class Taps(Mapping[TapKey, Covariance]):
         self._observer = Observer(model, self._wants, shortcuts, measure)
 
     def __getitem__(self, key: TapKey | str) -> Covariance:
-        for known in self:
-            if key in (known, str(known)):
-                return self._observer.resolve(known)
+        for tap_key in self:
+            if key in (tap_key, str(tap_key)):
+                return self._observer.resolve(tap_key)
         raise KeyError(unknown("tap", key, map(str, self)))
 
     def __iter__(self) -> Iterator[TapKey]:
@@ -110,17 +145,18 @@ class Taps(Mapping[TapKey, Covariance]):
         return len(self._observer.padding)
 
     def pooled(self, module: str) -> Covariance:
-        """All calls of one module as one accumulator: a shared head over all its levels."""
+        """Return all calls of one module as one accumulator: a shared head over all its levels.
+
+        Raises:
+            KeyError: the module has no tap.
+        """
         calls = [self[key] for key in self if key.module == module]
         if not calls:
             raise KeyError(unknown("module among the taps", module, {key.module for key in self}))
-        total = Covariance(calls[0].channels, calls[0].device)
-        for covariance in calls:
-            total.merge(covariance)
-        return total
+        return merged(calls)
 
     def taps(self) -> Iterator[Tap]:
-        """Every tap with what is known of it, one resolved at a time."""
+        """Yield every tap as it is stored; where moments follow from others, one at a time is computed."""
         for position, (key, padding) in enumerate(self._observer.padding.items()):
             yield Tap(key, position, padding, self._observer.resolve(key), self._observer.image_means(key))
 
@@ -134,23 +170,26 @@ class Taps(Mapping[TapKey, Covariance]):
         """Write an HDF5 file, as `eigendet.observe.store` describes it.
 
         Args:
-            images: which samples were seen; without it the file cannot be merged with another.
+            path: the file; one that is there is replaced.
+            images: which images were seen; without it the file cannot be merged with another.
             single: scatter in float32, half the size.
         """
-        from eigendet.observe import store
+        from eigendet.observe import store  # here, since h5py is needed for nothing else
 
         provenance = {"model": self._model, "precision": PRECISION}
         store.write_covariances(Path(path), [(0, self.taps())], provenance, images, single=single)
 
     def image_sizes(self, sizes: Sequence[Sequence[int]], canvas: Sequence[int]) -> None:
-        """Say, before a pass, how large the images are, (height, width) each, in a batch padded to `canvas`.
+        """Say, before a pass, how large the images are in a batch that is padded; torchvision's detectors say so too.
 
-        torchvision's detectors say so themselves.
+        Args:
+            sizes: (height, width) of each image.
+            canvas: (height, width) of the batch.
         """
         self._observer.announced = Canvas.of(sizes, canvas)
 
     def end_image(self) -> None:
-        """Say that all passes since the last call showed one image, so that its mean is kept by itself."""
+        """Say that all passes since the last call showed one image, so that the mean over it is kept by itself."""
         self._observer.end_image()
 
     def forget(self) -> None:
@@ -161,7 +200,7 @@ class Taps(Mapping[TapKey, Covariance]):
         self._observer.forget()
 
     def roots(self) -> dict[TapKey, tuple[int, list[TapKey]]]:
-        """The accumulators behind the taps: of each the number of channels, and the taps that are computed from it."""
+        """Return the accumulators behind the taps: the channels of each, and the taps that are computed from it."""
         roots: dict[TapKey, tuple[int, list[TapKey]]] = {}
         for key in self:
             root, channels = self._observer.root(key)
@@ -169,6 +208,7 @@ class Taps(Mapping[TapKey, Covariance]):
         return roots
 
     def _wants(self, path: str, key: TapKey, channels: int) -> bool:
+        """Return whether a tensor is to be observed, and note that its module has run."""
         if path not in self._selected:
             return False
         self._ran.add(path)
@@ -186,36 +226,40 @@ class Taps(Mapping[TapKey, Covariance]):
             )
         missing = [path for path in self._selected if path not in self._ran]
         for pattern in patterns:
-            asked = [path for path in self._selected if fnmatchcase(path, pattern)]
-            if asked and not self._ran.intersection(asked):
+            chosen = [path for path in self._selected if fnmatchcase(path, pattern)]
+            if chosen and not self._ran.intersection(chosen):
                 raise UserError(
-                    f"modules: '{pattern}' chose {some(asked)}, which never ran while the model was tapped."
+                    f"modules: '{pattern}' chose {some(chosen)}, which never ran while the model was tapped."
                 )
         if not self and self._unwanted_channels:
-            found = ", ".join(map(str, sorted(self._unwanted_channels)))
+            numbers = ", ".join(map(str, sorted(self._unwanted_channels)))
             raise UserError(
-                f"channels: no feature map has a number of channels in {self._channels}; there are {found}."
+                f"channels: no feature map has a number of channels in {self._channels}; there are {numbers}."
             )
         if missing:
             logger.warning("never ran while the model was tapped: %s", some(missing))
 
 
 def _select(model: nn.Module, points: Collection[str], patterns: Sequence[str]) -> dict[str, Point]:
-    """Paths of the modules that are to be observed, with their points."""
+    """Return the paths of the modules that are to be observed, with their points.
+
+    Raises:
+        UserError: a point is unknown; a pattern matches no module; no module that matches has such a point.
+    """
     for point in points:
         if point not in get_args(Point):
             raise UserError(f"points: {unknown('point', point, get_args(Point))}")
-    there = {path: point_of(module) for path, module in model.named_modules()}
+    point_by_path = {path: point_of(module) for path, module in model.named_modules()}
     matched: set[str] = set()
     for pattern in patterns:
-        matching = {path for path in there if fnmatchcase(path, pattern)}
+        matching = {path for path in point_by_path if fnmatchcase(path, pattern)}
         if not matching:
-            near = get_close_matches(pattern, there, n=5, cutoff=0.3)
+            near = get_close_matches(pattern, point_by_path, n=5, cutoff=0.3)
             raise UserError(f"modules: no module matches '{pattern}'. Near names: {', '.join(near) or 'none'}.")
         matched |= matching
-    selected = {path: point for path, point in there.items() if path in matched and point in points}
+    selected = {path: point for path, point in point_by_path.items() if path in matched and point in points}
     if not selected:
-        counts = {point: sum(there[path] == point for path in matched) for point in get_args(Point)}
-        found = ", ".join(f"{point} ({count})" for point, count in counts.items() if count)
-        raise UserError(f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {found}.")
+        counts = Counter(point_by_path[path] for path in matched)
+        others = ", ".join(f"{point} ({counts[point]})" for point in get_args(Point) if counts[point])
+        raise UserError(f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {others}.")
     return selected
