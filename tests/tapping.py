@@ -16,8 +16,8 @@ def exact(feature_map: Tensor, channel_dim: int = 1) -> Tensor:
     return torch.cov(feature_map.detach().double().movedim(channel_dim, 0).flatten(1), correction=0)
 
 
-def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def error(computed: Tensor, expected: Tensor) -> float:
+    return float((computed - expected).norm() / expected.norm())
 
 
 def block_with_statistics() -> nn.Module:

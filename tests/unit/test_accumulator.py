@@ -132,8 +132,8 @@ def test_memory_may_be_shared_and_a_failed_first_update_leaves_no_shift() -> Non
 @pytest.mark.parametrize("channels", [1, 5, 64, 150])
 def test_a_matrix_is_mirrored_from_its_upper_triangle(channels: int) -> None:
     matrix = torch.randn(channels, channels).double()
-    wanted = matrix.triu() + matrix.triu(1).T
-    assert torch.equal(accumulator._symmetric(matrix), wanted)
+    expected = matrix.triu() + matrix.triu(1).T
+    assert torch.equal(accumulator._symmetric(matrix), expected)
 
 
 def test_gradients_and_inference_mode_do_not_reach_the_accumulator() -> None:
@@ -143,7 +143,7 @@ def test_gradients_and_inference_mode_do_not_reach_the_accumulator() -> None:
     assert not covariance.scatter.requires_grad and not covariance.affine(samples[0].detach()).mean.requires_grad
     with torch.inference_mode():
         covariance.merge(Covariance.from_moments(4, torch.zeros(3), torch.eye(3)))
-        made = Covariance(3)
-    made.update(samples)
+        fresh = Covariance(3)
+    fresh.update(samples)
     covariance.update(samples)
     assert not covariance.mean.is_inference() and covariance.count == 44

@@ -33,8 +33,8 @@ def exact(rows: Tensor) -> Tensor:
     return torch.cov(rows.double().T, correction=0)
 
 
-def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def error(computed: Tensor, expected: Tensor) -> float:
+    return float((computed - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("mean", [0, 1, 10, 100])
@@ -43,15 +43,15 @@ def test_agrees_with_float64_numpy_however_far_the_mean(mean: float) -> None:
     covariance = Covariance(samples.shape[1])
     for batch in np.array_split(samples, 7):
         covariance.update(torch.from_numpy(batch))
-    wanted = np.cov(samples.astype(np.float64), rowvar=False, bias=True)
+    expected = np.cov(samples.astype(np.float64), rowvar=False, bias=True)
     assert covariance.count == len(samples)
-    assert error(covariance.covariance(), torch.from_numpy(wanted)) < 1e-6
+    assert error(covariance.covariance(), torch.from_numpy(expected)) < 1e-6
     raw = torch.from_numpy(samples.astype(np.float64).T @ samples.astype(np.float64) / len(samples))
     assert error(covariance.covariance(centered=False), raw) < 1e-6
     np.testing.assert_allclose(covariance.mean.numpy(), samples.astype(np.float64).mean(0), rtol=1e-6, atol=1e-7)
-    found, values = np.linalg.eigvalsh(covariance.covariance().numpy()), np.linalg.eigvalsh(wanted)
+    computed, values = np.linalg.eigvalsh(covariance.covariance().numpy()), np.linalg.eigvalsh(expected)
     kept = values > 1e-6 * values[-1]
-    np.testing.assert_allclose(found[kept], values[kept], rtol=0.01)
+    np.testing.assert_allclose(computed[kept], values[kept], rtol=0.01)
 
 
 @pytest.mark.parametrize("mean", [0, 1, 10, 100])
@@ -60,10 +60,10 @@ def test_agrees_on_wide_maps_over_many_batches(mean: float) -> None:
     covariance = Covariance(256)
     for batch in samples.split(4000):
         covariance.update(batch)
-    found, wanted = torch.linalg.eigvalsh(covariance.covariance()), torch.linalg.eigvalsh(exact(samples))
+    computed, expected = torch.linalg.eigvalsh(covariance.covariance()), torch.linalg.eigvalsh(exact(samples))
     assert error(covariance.covariance(), exact(samples)) < 2e-7
-    kept = wanted > 1e-6 * wanted[-1]
-    torch.testing.assert_close(found[kept], wanted[kept], rtol=0.01, atol=0)
+    kept = expected > 1e-6 * expected[-1]
+    torch.testing.assert_close(computed[kept], expected[kept], rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "silu"])
@@ -104,12 +104,12 @@ def layouts(maps: Tensor) -> Iterator[tuple[Tensor, int]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_layouts_and_precisions_of_the_same_samples_agree(dtype: torch.dtype) -> None:
     maps = torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)).relu().to(dtype)
-    wanted = exact(maps.permute(0, 2, 3, 1).reshape(-1, 5))
+    expected = exact(maps.permute(0, 2, 3, 1).reshape(-1, 5))
     for samples, channel_dim in layouts(maps):
         covariance = Covariance(5)
         covariance.update(samples, channel_dim)
         assert covariance.count == 3 * 4 * 6
-        assert error(covariance.covariance(), wanted) < (1e-14 if dtype == torch.float64 else 3e-7)
+        assert error(covariance.covariance(), expected) < (1e-14 if dtype == torch.float64 else 3e-7)
 
 
 def test_a_vector_is_one_sample_and_no_samples_are_none() -> None:
@@ -182,8 +182,8 @@ def test_split_tf32_products_are_as_good_as_float32_ones() -> None:
     assert split_error(samples, tf32) < 1.5e-7
     plain = torch.zeros(256, 256)
     rounded = (samples.view(torch.int32) & ~0x1FFF).view(torch.float32)
-    wanted = (samples.double() @ samples.double().T).triu()
-    assert error(gram(rounded, plain).double().triu(), wanted) > 1e-5  # what one product alone would give
+    expected = (samples.double() @ samples.double().T).triu()
+    assert error(gram(rounded, plain).double().triu(), expected) > 1e-5  # what one product alone would give
 
 
 def test_eight_shards_with_one_shift_merge_to_the_whole() -> None:
@@ -233,8 +233,8 @@ def test_any_split_order_and_merge_gives_the_same(
     assert left.count == len(rows)
     if len(rows) > 1:
         scale = max(float(exact(rows).norm()) if channels > 1 else float(rows.double().var(correction=0)), 1e-3)
-        wanted = exact(rows).reshape(channels, channels)
-        assert float((left.covariance() - wanted).norm()) < 1e-6 * max(scale, 1.0)
+        expected = exact(rows).reshape(channels, channels)
+        assert float((left.covariance() - expected).norm()) < 1e-6 * max(scale, 1.0)
         torch.testing.assert_close(left.mean, rows.double().mean(0), rtol=1e-6, atol=1e-6)
 
 
@@ -260,23 +260,23 @@ def test_affine_maps_of_the_samples() -> None:
     covariance = Covariance(24)
     covariance.update(samples)
     weight, bias, factor = torch.randn(40, 24).double(), torch.randn(40).double(), torch.randn(24).double()
-    for mapped, wanted in [
+    for mapped, expected in [
         (covariance.affine(weight, bias), samples @ weight.T + bias),
         (covariance.affine(weight[:5]), samples @ weight[:5].T),
         (covariance.affine(factor, bias[:24]), samples * factor + bias[:24]),
         (covariance.affine(None), samples),
         (covariance.affine(weight).affine(bias), (samples @ weight.T) * bias),
     ]:
-        assert (mapped.count, mapped.channels) == (len(samples), wanted.shape[1])
-        assert error(mapped.covariance(), exact(wanted)) < 1e-12
-        torch.testing.assert_close(mapped.mean, wanted.mean(0), rtol=1e-10, atol=1e-10)
+        assert (mapped.count, mapped.channels) == (len(samples), expected.shape[1])
+        assert error(mapped.covariance(), exact(expected)) < 1e-12
+        torch.testing.assert_close(mapped.mean, expected.mean(0), rtol=1e-10, atol=1e-10)
     mapped = covariance.affine(weight, bias)
     mapped.merge(covariance.affine(-weight, bias))
     assert error(mapped.covariance(), exact(torch.cat([samples @ weight.T, -samples @ weight.T]) + bias)) < 1e-12
 
 
 def test_going_on_from_moments_that_were_computed() -> None:
-    """Their mean is no float32 number, and samples subtract one."""
+    """Their mean is not a float32 number, and samples subtract one."""
     first, second = torch.from_numpy(correlated(1e6)).split(3000)
     seen = Covariance(24)
     seen.update(first)

@@ -22,7 +22,7 @@ SIZES = [(16, 9), (7, 24), (1, 1), (10, 23)]
 def test_a_position_belongs_to_an_image_if_the_pixel_at_its_corner_does(
     canvas: tuple[int, int], rows: int, columns: int
 ) -> None:
-    wanted = [
+    expected = [
         (
             sum(Fraction(row * canvas[0], rows) < height for row in range(rows)),
             sum(Fraction(column * canvas[1], columns) < width for column in range(columns)),
@@ -30,7 +30,7 @@ def test_a_position_belongs_to_an_image_if_the_pixel_at_its_corner_does(
         for height, width in SIZES
     ]
     for shape, channel_dim in [((4, 3, rows, columns), 1), ((4, rows, columns, 3), -1), ((4, rows, columns, 3), 3)]:
-        assert Canvas.of(SIZES, canvas).real(torch.zeros(shape), channel_dim) == wanted
+        assert Canvas.of(SIZES, canvas).real(torch.zeros(shape), channel_dim) == expected
 
 
 def test_an_image_larger_than_the_canvas_has_no_more_positions_than_the_map() -> None:
@@ -44,10 +44,10 @@ def test_a_map_that_is_not_one_of_the_whole_batch_has_no_canvas(shape: tuple[int
 
 def test_a_canvas_is_read_from_what_torchvision_and_detectron2_return() -> None:
     images, sizes = torch.zeros(2, 3, 16, 24), [(16, 9), (7, 24)]
-    wanted = Canvas(((16, 9), (7, 24)), (16, 24))
-    assert canvas_in(SimpleNamespace(tensors=images, image_sizes=sizes)) == wanted
-    assert canvas_in((SimpleNamespace(tensor=images, image_sizes=torch.tensor(sizes)), None)) == wanted
-    assert canvas_in(("boxes", SimpleNamespace(tensors=images, image_sizes=sizes))) == wanted
+    expected = Canvas(((16, 9), (7, 24)), (16, 24))
+    assert canvas_in(SimpleNamespace(tensors=images, image_sizes=sizes)) == expected
+    assert canvas_in((SimpleNamespace(tensor=images, image_sizes=torch.tensor(sizes)), None)) == expected
+    assert canvas_in(("boxes", SimpleNamespace(tensors=images, image_sizes=sizes))) == expected
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,12 @@ def test_a_quarter_of_the_rows_at_a_time_is_five_eighths_of_the_arithmetic() -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products_fill_the_blocks_on_and_above_the_diagonal_alone(dtype: torch.dtype) -> None:
     samples = torch.randn(150, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
-    wanted = samples.double() @ samples.double().T
+    expected = samples.double() @ samples.double().T
     for product in (gram, split_gram) if dtype == torch.float32 else (gram,):
         out = torch.full((150, 150), -7.0, dtype=dtype)
         assert product(samples, out) is out
         torch.testing.assert_close(
-            out.triu().double(), wanted.triu(), rtol=0, atol=1e-4 if dtype.itemsize == 4 else 1e-12
+            out.triu().double(), expected.triu(), rtol=0, atol=1e-4 if dtype.itemsize == 4 else 1e-12
         )
         assert bool((out[64:, :64] == -7).all() and (out[128:, :128] == -7).all())
 
@@ -103,8 +103,8 @@ def test_what_a_sample_is_split_into_adds_up_to_it_but_for_the_square_of_its_rou
     assert split_error(samples, exactly_tf32) < 2**-22
 
 
-@pytest.mark.parametrize(("beyond", "wanted"), [(0, 1), (0xFFF, 1), (0x1000, 1 + 2**-10), (0x1FFF, 1 + 2**-10)])
-def test_the_high_part_is_rounded_to_the_nearest_and_a_half_away_from_zero(beyond: int, wanted: float) -> None:
+@pytest.mark.parametrize(("beyond", "expected"), [(0, 1), (0xFFF, 1), (0x1000, 1 + 2**-10), (0x1FFF, 1 + 2**-10)])
+def test_the_high_part_is_rounded_to_the_nearest_and_a_half_away_from_zero(beyond: int, expected: float) -> None:
     seen: list[float] = []
 
     def noting(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -114,7 +114,7 @@ def test_the_high_part_is_rounded_to_the_nearest_and_a_half_away_from_zero(beyon
 
     for sign in (1, -1):
         split_gram(torch.tensor([[sign * (1 + beyond * 2**-23)]]), torch.zeros(1, 1), noting)
-    assert seen == [wanted, wanted, -wanted, -wanted]
+    assert seen == [expected, expected, -expected, -expected]
 
 
 def test_the_error_of_a_split_product_is_relative_to_all_of_the_product() -> None:
@@ -162,6 +162,6 @@ def test_the_precision_of_the_process_comes_back_also_after_a_failure() -> None:
     assert backend.fp32_precision == before
     samples = torch.randn(8, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        wanted = samples.double() @ samples.double().mT
-        torch.testing.assert_close(gram(samples, torch.zeros(8, 8)).double(), wanted, rtol=1e-6, atol=1e-5)
+        expected = samples.double() @ samples.double().mT
+        torch.testing.assert_close(gram(samples, torch.zeros(8, 8)).double(), expected, rtol=1e-6, atol=1e-5)
         assert torch.mm(samples, samples.T).dtype == torch.bfloat16

@@ -177,9 +177,9 @@ def test_a_layer_is_the_map_of_every_position_that_it_computes(layer: nn.Module,
     assert affine is not None
     with torch.no_grad():
         output = layer(images)
-    found = affine.apply(strided(images, affine.stride).movedim(1, -1))
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, output.movedim(1, -1).double(), rtol=1e-5, atol=1e-5)
+    computed = affine.apply(strided(images, affine.stride).movedim(1, -1))
+    assert computed.dtype == torch.float64
+    torch.testing.assert_close(computed, output.movedim(1, -1).double(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_linear_layer_is_the_map_of_its_last_dimension() -> None:
@@ -238,7 +238,7 @@ def hooked_before(layer: nn.Module) -> nn.Module:
         in_inference_mode(),
     ],
 )
-def test_other_functions_are_no_map_of_every_position(layer: nn.Module) -> None:
+def test_other_functions_are_not_maps_of_every_position(layer: nn.Module) -> None:
     assert affine_of(layer) is None
 
 
@@ -269,11 +269,11 @@ def test_the_state_of_a_layer_changes_with_its_weights_its_statistics_and_its_mo
         seen.add(state_of(norm))
 
 
-@pytest.mark.parametrize(("stride", "wanted"), [((2, 3), (3, 2)), ((2,), (5, 3)), ((), (5, 6)), ((1, 4), (5, 2))])
-def test_strides_are_of_the_last_dimensions(stride: tuple[int, ...], wanted: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("stride", "expected"), [((2, 3), (3, 2)), ((2,), (5, 3)), ((), (5, 6)), ((1, 4), (5, 2))])
+def test_strides_are_of_the_last_dimensions(stride: tuple[int, ...], expected: tuple[int, int]) -> None:
     images = torch.arange(60.0).view(1, 2, 5, 6)
     steps = (1,) * (2 - len(stride)) + stride
-    assert strided(images, stride).shape[2:] == wanted
+    assert strided(images, stride).shape[2:] == expected
     assert torch.equal(strided(images, stride), images[:, :, :: steps[0], :: steps[1]])
 
 

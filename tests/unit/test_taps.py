@@ -154,9 +154,9 @@ def test_channels_are_found_in_token_layouts_and_channels_last_networks() -> Non
         model.get_submodule(name).register_forward_hook(hook)
     with torch.no_grad(), tap(model, ("conv", "linear", "norm", "act", "block")) as taps:
         model(torch.randn(1, 3, 48, 48))
-    found = {key.module: covariance for key, covariance in taps.items()}
+    by_module = {key.module: covariance for key, covariance in taps.items()}
     for name, channel_dim in names.items():
-        assert error(found[name].covariance(), exact(seen[name], channel_dim)) < 1e-6
+        assert error(by_module[name].covariance(), exact(seen[name], channel_dim)) < 1e-6
     tokens = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval()
     with tap(tokens, ("linear", "norm", "output"), modules=["linear1", "norm2", "dropout"]) as taps:
         tokens(torch.randn(2, 5, 8))
@@ -239,7 +239,7 @@ def test_padding_is_left_out_where_the_model_says_which_positions_it_is() -> Non
         rows = torch.cat(real, dim=1).T if says else output.movedim(1, -1).flatten(0, 2)
         assert taps["body.1#0:act"].count == len(rows) == (8 * 5 + 4 * 12 if says else 2 * 8 * 12)
         assert error(taps["body.1#0:act"].covariance(), exact(rows)) < 1e-6
-        assert {found.padding for found in taps.taps()} == {"excluded" if says else "unknown"}
+        assert {observed.padding for observed in taps.taps()} == {"excluded" if says else "unknown"}
     with torch.no_grad(), tap(model, "act") as taps:
         taps.image_sizes([(16, 9), (7, 24)], (16, 24))
         model(images)

@@ -160,13 +160,7 @@ class Taps(Mapping[TapKey, Covariance]):
         for position, (key, padding) in enumerate(self._observer.padding.items()):
             yield Tap(key, position, padding, self._observer.resolve(key), self._observer.image_means(key))
 
-    def save(
-        self,
-        path: Path | str,
-        images: Sequence[str | int] | None = None,
-        *,
-        single: bool = False,
-    ) -> None:
+    def save(self, path: Path | str, images: Sequence[str | int] | None = None, *, single: bool = False) -> None:
         """Write an HDF5 file, as `eigendet.observe.store` describes it.
 
         Args:
@@ -180,7 +174,9 @@ class Taps(Mapping[TapKey, Covariance]):
         store.write_covariances(Path(path), [(0, self.taps())], provenance, images, single=single)
 
     def image_sizes(self, sizes: Sequence[Sequence[int]], canvas: Sequence[int]) -> None:
-        """Say, before a pass, how large the images are in a batch that is padded; torchvision's detectors say so too.
+        """Say, before a pass, how large the images are in a padded batch.
+
+        torchvision's detectors say so themselves.
 
         Args:
             sizes: (height, width) of each image.
