@@ -82,10 +82,8 @@ def tap(
         ...         output = model(images)
         >>> [str(key) for key in taps]
         ['0#0:conv', '1#0:act']
-        >>> taps["1#0:act"].count == 6 * 14 * 14
-        True
-        >>> taps["1#0:act"].covariance().shape
-        torch.Size([8, 8])
+        >>> taps["1#0:act"].count, taps["1#0:act"].covariance().shape
+        (1176, torch.Size([8, 8]))
     """
     refuse_hookless(model)
     patterns = [modules] if isinstance(modules, str) else list(modules)
