@@ -80,7 +80,7 @@ def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> No
     )
     arms = distances[distances["relation"] == "arms"]["value"]
     assert layer["between"] == pytest.approx(np.sqrt((arms**2).mean()))
-    sentences = findings.spectra(results.comparison(planted, "tiny", "rcnn"))
+    sentences = findings.spectra(eigendet.read_spectra(planted).tests)
     assert "the arms differ by more than their seeds (permutation test over runs, p = 0.029)" in sentences[0]
     assert "4 differ on their own" in sentences[0]
     assert "larger in finetune in 0 layers and in scratch in 4, of 4" in sentences[1]
@@ -89,7 +89,7 @@ def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> No
 def test_planted_equality_is_not_called_a_difference(tmp_path: Path) -> None:
     simulate(tmp_path, seeds=range(4))
     compare(tmp_path)
-    sentences = findings.spectra(results.comparison(tmp_path, "tiny", "rcnn"))
+    sentences = findings.spectra(eigendet.read_spectra(tmp_path).tests)
     assert "that the arms differ is not shown (p = " in sentences[0]
 
 
@@ -97,13 +97,13 @@ def test_with_few_seeds_no_claim_is_made(tmp_path: Path) -> None:
     simulate(tmp_path / "two", seeds=(0, 1), effect=1.0)
     compare(tmp_path / "two")
     assert "with so few seeds no difference can be established (p = 0.33" in " ".join(
-        findings.spectra(results.comparison(tmp_path / "two", "tiny", "rcnn"))
+        findings.spectra(eigendet.read_spectra(tmp_path / "two").tests)
     )
     experiment = simulate(tmp_path / "one", seeds=(0,), effect=1.0)
     compare(tmp_path / "one")
-    tables = results.comparison(tmp_path / "one", "tiny", "rcnn")
-    assert "With one seed an arm no spread can be given" in findings.spectra(tables)[0]
-    assert tables["tests"]["p"].isna().all() and tables["tests"]["between"].notna().any()
+    tests = eigendet.read_spectra(tmp_path / "one").tests
+    assert "With one seed an arm no spread can be given" in findings.spectra(tests)[0]
+    assert tests["p"].isna().all() and tests["between"].notna().any()
     runs = results.summary(tmp_path / "one", experiment)
     assert "one seed an arm: nothing says how much other seeds would differ" in findings.accuracy(runs)
 
@@ -111,9 +111,11 @@ def test_with_few_seeds_no_claim_is_made(tmp_path: Path) -> None:
 def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -> None:
     simulate(tmp_path, arms=("scratch",), seeds=(0,))
     compare(tmp_path)
-    tables = results.comparison(tmp_path, "tiny", "rcnn")
-    assert set(tables["distances"]["relation"]) == {"own start"} and tables["tests"].empty
-    assert findings.spectra(tables) == ["Only one arm was observed, so there is nothing to compare its spectra with."]
+    tables = eigendet.read_spectra(tmp_path)
+    assert set(tables.distances["relation"]) == {"own start"} and tables.tests.empty
+    assert findings.spectra(tables.tests) == [
+        "Only one arm was observed, so there is nothing to compare its spectra with."
+    ]
 
 
 def rewritten(folder: Path, path: str, **changes: object) -> None:
@@ -143,17 +145,17 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert compare(tmp_path) == [
         "scratch seed 1 was observed on other images than finetune seed 0, so it is compared with no other run."
     ]
-    assert len(results.comparison(tmp_path, "tiny", "rcnn")["metrics"].groupby(["arm", "seed"])) == 4  # it is measured
+    assert len(eigendet.read_spectra(tmp_path).metrics.groupby(["arm", "seed"])) == 4  # it is measured
     rewritten(tmp_path, "scratch/tiny/rcnn/seed_1", probe={"split": "train"}, zero="layer2.relu", without=[1])
     notes = compare(tmp_path)
     assert notes[0] == "scratch seed 1 has maps that never vary, so that they have no spectrum: layer2.relu#0:act."
     assert notes[1] == "The runs have snapshots at different steps; compared are those at 0 and the last of each."
-    tests = results.comparison(tmp_path, "tiny", "rcnn")["tests"]
+    tests = eigendet.read_spectra(tmp_path).tests
     dead = tests[(tests["module"] == "layer2.relu") & (tests["measure"] == "jensen_shannon")]
     assert dead["p"].isna().all() and tests[tests["module"] == "layer1.relu"]["p"].notna().any()
     shutil.rmtree(tmp_path / "spectra/scratch")
     assert compare(tmp_path) == []
-    assert "Only one arm was observed" in findings.spectra(results.comparison(tmp_path, "tiny", "rcnn"))[0]
+    assert "Only one arm was observed" in findings.spectra(eigendet.read_spectra(tmp_path).tests)[0]
 
 
 def test_maps_with_too_few_samples_are_named(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_nan_in_a_table_is_named_and_spoils_nothing_else(tmp_path: Path) -> None
     table.loc[(table["module"] == "layer0.relu") & (table["index"] == 0), "value"] = np.nan
     table.to_parquet(file, index=False)
     assert compare(tmp_path) == ["scratch seed 0 has NaN or infinity in the spectra of layer0.relu#0:act."]
-    tests = results.comparison(tmp_path, "tiny", "rcnn")["tests"].query("measure == 'jensen_shannon'")
+    tests = eigendet.read_spectra(tmp_path).tests.query("measure == 'jensen_shannon'")
     assert tests.groupby("module")["p"].apply(lambda p: p.isna().all()).to_dict() == {
         "layer0.relu": True, "layer1.relu": False, "layer2.relu": False, "layer3.relu": False,
     }  # fmt: skip

@@ -34,6 +34,6 @@ def test_other_files_are_not_removed_and_nothing_is_an_error(tmp_path: Path) -> 
     simulate(tmp_path / "results", seeds=(0,))
     (tmp_path / "events").mkdir()
     (tmp_path / "events/thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"events: holds thesis.tex, no event file"):
+    with pytest.raises(UserError, match=r"events: holds thesis.tex, which is not an event file"):
         events.write_events(tmp_path / "results", tmp_path / "events")
     assert (tmp_path / "events/thesis.tex").exists()

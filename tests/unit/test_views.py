@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,14 +69,14 @@ def test_the_summary_has_each_runs_own_numbers(made: tuple[Path, config.Experime
 def test_averages_are_of_an_arms_own_seeds_and_ratios_are_to_the_reference(
     made: tuple[Path, config.Experiment],
 ) -> None:
-    rows = {row["arm"]: row for row in results.averages(results.summary(*made))}
+    rows = {row.arm: row for row in results.averages(results.summary(*made))}
     assert list(rows) == list(ARMS)
     for place, (arm, row) in enumerate(rows.items()):
         values = [100 * score(arm, seed) for seed in SEEDS]
-        assert row["AP"] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-        assert {name: row[name] for name in costs(arm)} == costs(arm)
-        assert row["backbone_macs_ratio"] == pytest.approx((1 + 2 * place) / 1)  # finetune has the reference's widths
-        assert row["detector_ms_ratio"] == pytest.approx(milliseconds(arm) / milliseconds("finetune"))
+        assert row.scores["AP"] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+        assert row.costs == costs(arm)
+        assert row.ratios["backbone_macs"] == pytest.approx((1 + 2 * place) / 1)  # finetune has the reference's widths
+        assert row.ratios["detector_ms"] == pytest.approx(milliseconds(arm) / milliseconds("finetune"))
 
 
 def test_the_pages_table_has_them_in_the_row_of_the_arm(made: tuple[Path, config.Experiment], tmp_path: Path) -> None:
@@ -94,9 +93,9 @@ def test_the_pages_table_has_them_in_the_row_of_the_arm(made: tuple[Path, config
 
 
 def test_courses_are_means_over_an_arms_own_seeds(made: tuple[Path, config.Experiment]) -> None:
-    tables: Any = results.read_spectra(made[0])._asdict()
-    shown = views.courses(tables)
-    metrics = tables["metrics"]
+    tables = results.read_spectra(made[0])
+    shown = views.courses(tables.metrics, tables.distances)
+    metrics = tables.metrics
     for arm, place in itertools.product(ARMS, range(4)):
         own = metrics[(metrics["arm"] == arm) & (metrics["metric"] == "entropy")]
         layer = own[own["module"] == f"layer{place}.relu"]
@@ -105,7 +104,7 @@ def test_courses_are_means_over_an_arms_own_seeds(made: tuple[Path, config.Exper
         assert shown["arms"][arm]["steps"] == [0, 1, 4]
     between = shown["between"]["jensen_shannon arms"]
     assert between.keys() == {"finetune|scratch", "finetune|mine", "mine|scratch"}
-    distances = tables["distances"].query("relation == 'arms' and measure == 'jensen_shannon' and snapshot == 2")
+    distances = tables.distances.query("relation == 'arms' and measure == 'jensen_shannon' and snapshot == 2")
     for pair, grid in between.items():
         both = distances["arm"].isin(pair.split("|")) & distances["other_arm"].isin(pair.split("|"))
         of_layer = distances[both & (distances["module"] == "layer2.relu")]["value"]
@@ -113,7 +112,7 @@ def test_courses_are_means_over_an_arms_own_seeds(made: tuple[Path, config.Exper
 
 
 def test_spectra_on_the_page_are_those_of_the_run_they_are_called_after(made: tuple[Path, config.Experiment]) -> None:
-    tables = list(views.eigenvalues(*made, "tiny", "rcnn"))
+    tables = results.eigenvalues(*made, "tiny", "rcnn")
     shown = views.packed(tables)
     assert [(run["arm"], run["seed"]) for run in shown["runs"]] == RUNS
     for table, run in zip(tables, shown["runs"], strict=True):
@@ -130,15 +129,14 @@ def test_spectra_on_the_page_are_those_of_the_run_they_are_called_after(made: tu
 
 
 def test_the_last_layers_spectra_and_the_spread_say_whose_they_are(made: tuple[Path, config.Experiment]) -> None:
-    name, drawn = views.last_spectra(*made, "tiny", "rcnn")
+    name, drawn = views.last_spectra(results.eigenvalues(*made, "tiny", "rcnn"))
     assert name == "layer3.relu#0:act"
     for (arm, seed), rows in drawn.groupby(["arm", "seed"]):
         table = pd.read_parquet(made[0] / f"spectra/{arm}/tiny/rcnn/seed_{seed}/eigenvalues.parquet")
         own = table[(table["step"] == 4) & (table["module"] == "layer3.relu")]["value"].to_numpy()
         np.testing.assert_allclose(rows["value"], own / own.max())
-    tables: Any = results.read_spectra(made[0])._asdict()
-    pairs = views.spread(tables)
-    distances = tables["distances"]
+    distances = results.read_spectra(made[0]).distances
+    pairs = views.spread(distances)
     for layer in range(4):
         (value,) = pairs[(pairs["pair"] == "finetune 0, mine 1") & (pairs["layer"] == f"layer{layer}.relu#0:act")][
             "value"

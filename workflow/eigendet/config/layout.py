@@ -30,10 +30,9 @@ SPECTRA = f"spectra/{RUN}"
 EIGENVALUES, JACKKNIFE = f"{SPECTRA}/eigenvalues.parquet", f"{SPECTRA}/jackknife.parquet"
 SIMILARITY = f"{SPECTRA}/similarity.h5"
 COMPARISON = f"comparison/{NETWORK}"
-COMPARISON_FILES = tuple(
-    f"{COMPARISON}/{name}" for name in ("metrics.parquet", "distances.parquet", "tests.parquet", "notes.json")
-)
-COMPARISON_NOTES = f"{COMPARISON}/notes.json"
+METRICS, DISTANCES = f"{COMPARISON}/metrics.parquet", f"{COMPARISON}/distances.parquet"
+TESTS, COMPARISON_NOTES = f"{COMPARISON}/tests.parquet", f"{COMPARISON}/notes.json"
+COMPARISON_FILES = (METRICS, DISTANCES, TESTS, COMPARISON_NOTES)
 WIDTHS = f"widths/{NETWORK}/{{arm}}.json"
 FRONT = f"widths/{NETWORK}/front.csv"
 EVALUATION = f"evaluation/{RUN}.json"

@@ -1,9 +1,8 @@
-"""Losses of training and metrics of every layer as TensorBoard's scalars."""
+"""Write losses of training and metrics of every layer as TensorBoard's scalars."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,9 +12,15 @@ from eigendet.errors import UserError
 from eigendet.observe.keys import TapKey
 from eigendet.report import results
 
+Scalar = tuple[str, float, int]  # name, value, step
+
 
 def write_events(folder: Path, output: Path) -> str:
-    """Write event files, one folder a run, from what an experiment's folder holds; returns a line that says what.
+    """Write event files, one folder for each run, of what an experiment's folder holds; returns a line that says what.
+
+    Args:
+        folder: results/EXPERIMENT.
+        output: the folder for the files; event files that it holds are removed.
 
     Raises:
         UserError: TensorBoard is not installed; there is nothing to write; the output folder holds other files.
@@ -26,14 +31,15 @@ def write_events(folder: Path, output: Path) -> str:
         raise UserError("the package tensorboard is not installed; 'pip install tensorboard' brings it.") from None
     _clear(output)
     experiment = configuration.load([folder / layout.CONFIGURATION])
-    metrics = {network: results.comparison(folder, *network).get("metrics") for network in experiment.networks}
+    comparisons = {network: results.comparison(folder, *network) for network in experiment.networks}
     written = 0
     for run in layout.runs(experiment, experiment.all_arms):
         log = layout.path(folder, layout.RUN_LOG, **run._asdict())
         scalars = _losses(log) if log.is_file() else []
-        numbers = metrics[run.backbone, run.detector]
-        if numbers is not None:
-            scalars += _metrics(numbers[(numbers["arm"] == run.arm) & (numbers["seed"] == run.seed)])
+        compared = comparisons[run.backbone, run.detector]
+        if compared:
+            of_run = (compared.metrics["arm"] == run.arm) & (compared.metrics["seed"] == run.seed)
+            scalars += _metrics(compared.metrics[of_run])
         if scalars:
             with SummaryWriter(str(output / str(run))) as writer:
                 for name, value, step in scalars:
@@ -44,7 +50,7 @@ def write_events(folder: Path, output: Path) -> str:
     return f"{output}: {written} runs"
 
 
-def _losses(log: Path) -> list[tuple[str, float, int]]:
+def _losses(log: Path) -> list[Scalar]:
     table = pd.read_csv(log)
     return [
         (f"training/{name}", float(value), int(row["step"]))
@@ -54,12 +60,12 @@ def _losses(log: Path) -> list[tuple[str, float, int]]:
     ]
 
 
-def _metrics(numbers: pd.DataFrame) -> list[tuple[str, float, int]]:
-    """Layers are TensorBoard's sections, so that the metrics of one stand together."""
-    columns: list[Any] = ["metric", "module", "call", "point", "step", "value"]
+def _metrics(metrics: pd.DataFrame) -> list[Scalar]:
+    """Name scalars so that layers are TensorBoard's sections, and the metrics of one stand together."""
+    columns = ["metric", "module", "call", "point", "step", "value"]
     return [
         (f"{TapKey(module, call, point)}/{metric}", value, step)
-        for metric, module, call, point, step, value in numbers[columns].itertuples(index=False)
+        for metric, module, call, point, step, value in metrics[columns].itertuples(index=False)
         if pd.notna(value)
     ]
 
@@ -70,7 +76,7 @@ def _clear(output: Path) -> None:
     for path in files:
         if not path.name.startswith("events.out.tfevents"):
             raise UserError(
-                f"{output}: holds {path.relative_to(output)}, no event file; give a folder for these alone."
+                f"{output}: holds {path.relative_to(output)}, which is not an event file; give a folder of its own."
             )
     for path in files:
         path.unlink()

@@ -1,4 +1,4 @@
-"""The figures: one definition of each, for the page and as files for papers.
+"""Define each figure once, for the page and as a file for papers.
 
 Every figure is a Vega-Lite chart over one tidy table, so that its data can be taken from it.
 """
@@ -16,6 +16,7 @@ import pandas as pd
 
 from eigendet.config import UNIFORM, Experiment
 from eigendet.files import replacing
+from eigendet.report.results import Content, NetworkWidths
 
 # Okabe and Ito's colors, then some of Tol's, told apart by color-blind readers, on white and on black.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
@@ -24,21 +25,22 @@ FORMATS = ("svg", "png")
 STATIC_WIDTH = 520  # pixels, of a file; on the page figures are as wide as there is room
 
 Colors = dict[str, str]
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart
+Specification = dict[str, Any]  # Vega-Lite's JSON
 
 
 def colors(experiment: Experiment) -> Colors:
-    """Arm -> color: always the same for those that most experiments have."""
-    usual = ["scratch", "finetune", "derived"]
-    others = [arm for arm in experiment.all_arms if arm not in usual]
-    return dict(zip([*usual, *others], itertools.cycle(PALETTE), strict=False))
+    """Return the color of every arm, always the same for those that most experiments have."""
+    frequent = ["scratch", "finetune", "derived"]
+    others = [arm for arm in experiment.all_arms if arm not in frequent]
+    return dict(zip([*frequent, *others], itertools.cycle(PALETTE), strict=False))
 
 
-def scores(runs: pd.DataFrame, cost: str, colors: Colors) -> alt.Chart:
-    """AP of every run against a cost of its backbone, `backbone_parameters` or `backbone_macs`."""
+def scores(runs: pd.DataFrame, cost: str, colors: Colors) -> Chart:
+    """Draw AP of every run against a cost of its backbone, `backbone_parameters` or `backbone_macs`."""
     several = runs.groupby(["backbone", "detector"]).ngroups > 1
     table = runs[["arm", "backbone", "detector", "seed", cost]].assign(AP=100 * runs["AP"])
     table["network"] = table["detector"] + " on " + table["backbone"]
-    encodings: dict[str, Any] = {"shape": alt.Shape("network:N").title(None)} if several else {}
     title = {
         "backbone_parameters": "parameters of the backbone",
         "backbone_macs": "multiply-accumulates of the backbone",
@@ -57,49 +59,63 @@ def scores(runs: pd.DataFrame, cost: str, colors: Colors) -> alt.Chart:
                 alt.Tooltip("AP:Q").format(".2f"),
                 alt.Tooltip(f"{cost}:Q").format(","),
             ],
-            **encodings,
+            shape=alt.Shape("network:N").title(None) if several else alt.Undefined,
         )
     )
 
 
-def widths(entry: dict[str, Any], colors: Colors) -> alt.LayerChart | alt.FacetChart:
-    """Widths of every arm by group; of derived ones the interval before rounding as well, where there is one."""
-    reference = entry["derived"][0]["reference"]
-    rows = [{"arm": "reference", "group": group, "width": width} for group, width in reference.items()]
-    for arm, content in entry["files"].items():
-        if content["widths"] == reference and arm == "reference":
-            continue
-        for group, width in content["widths"].items():
-            low, high = content.get("width_intervals", {}).get(group, (None, None))
-            rows.append({"arm": arm, "group": group, "width": width, "low": low, "high": high})
-    table = pd.DataFrame(rows).assign(reference=lambda table: table["group"].map(reference))
+def widths(network: NetworkWidths, colors: Colors) -> Chart:
+    """Draw the widths of every arm by group; of derived ones the interval before rounding as well, if there is one."""
+    reference = network.derived[0]["reference"]
+    table = _widths_table(reference, network.files)
     base = _chart(table).encode(
         y=alt.Y("group:N").sort(list(reference)).title("channel group, after its first layer").axis(labelLimit=260),
         color=_arms(table["arm"], {"reference": "#888888"} | colors),
         tooltip=["group:N", "arm:N", "width:Q", "reference:Q",
                  alt.Tooltip("low:Q").format(".1f"), alt.Tooltip("high:Q").format(".1f")],
     )  # fmt: skip
-    x, place = alt.X("width:Q").title("channels"), alt.YOffset("arm:N")
+    x, offset = alt.X("width:Q").title("channels"), alt.YOffset("arm:N")
     before = base.transform_filter("datum.arm == 'reference'").mark_tick(thickness=4, opacity=0.6).encode(x=x)
     arms = base.transform_filter("datum.arm != 'reference'")
-    spans = arms.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q", yOffset=place)
-    points = arms.mark_point(filled=True, size=45, opacity=1).encode(x=x, yOffset=place)
+    spans = arms.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q"), x2="high:Q", yOffset=offset)
+    points = arms.mark_point(filled=True, size=45, opacity=1).encode(x=x, yOffset=offset)
     return alt.layer(before, spans, points).properties(height=24 * len(reference))
 
 
-def front(entry: dict[str, Any], colors: Colors) -> alt.LayerChart | alt.FacetChart:
-    """Parameters against MACs: a line for each value of the rule's option, with what every arm has."""
-    table = entry["front"].rename(columns={"mac_share": "MACs", "parameter_share": "parameters_share"})
+def _widths_table(reference: dict[str, int], files: dict[str, Content]) -> pd.DataFrame:
+    """Return columns arm, group, width, low, high, reference; the reference widths are an arm of that name."""
+    rows = [{"arm": "reference", "group": group, "width": width} for group, width in reference.items()]
+    for arm, content in files.items():
+        if content["widths"] == reference and arm == "reference":
+            continue
+        for group, width in content["widths"].items():
+            low, high = content.get("width_intervals", {}).get(group, (None, None))
+            rows.append({"arm": arm, "group": group, "width": width, "low": low, "high": high})
+    return pd.DataFrame(rows).assign(reference=lambda table: table["group"].map(reference))
+
+
+def front(table: pd.DataFrame, files: dict[str, Content], colors: Colors) -> Chart:
+    """Draw parameters against MACs: a line for each value of the rule's option, and what every arm has.
+
+    Args:
+        table: as `eigendet front` writes it.
+        files: the content of each arm's file of widths.
+        colors: of arms.
+    """
+    table = table.rename(columns={"mac_share": "MACs", "parameter_share": "parameters_share"})
     table = table[["widths", "cap", "MACs", "parameters_share", "on_front"]]
     arms = pd.DataFrame(
-        {"arm": arm} | {name: content[cost]["result"] / content[cost]["reference"]
-                        for name, cost in (("MACs", "macs"), ("parameters_share", "parameters"))}
-        for arm, content in entry["files"].items()
-    )  # fmt: skip
+        {
+            "arm": arm,
+            "MACs": content["macs"]["result"] / content["macs"]["reference"],
+            "parameters_share": content["parameters"]["result"] / content["parameters"]["reference"],
+        }
+        for arm, content in files.items()
+    )
     rows = pd.concat([table, arms], ignore_index=True)
     x = alt.X("MACs:Q").title("MACs / reference")
     y = alt.Y("parameters_share:Q").title("parameters / reference")
-    lines = [how for how in table["widths"].unique() if how != UNIFORM]
+    lines = [rule for rule in table["widths"].unique() if rule != UNIFORM]
     shade = alt.Color("widths:N").sort([*lines, UNIFORM]).scale(scheme="viridis").title(None)
     of_rule = _chart(rows).transform_filter("isValid(datum.widths)")
     course = of_rule.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=shade)
@@ -120,30 +136,32 @@ def front(entry: dict[str, Any], colors: Colors) -> alt.LayerChart | alt.FacetCh
     )
 
 
-def course(table: pd.DataFrame, title: str, diverging: bool = False) -> alt.Chart:
-    """A heat map, layer by snapshot.
+def course(table: pd.DataFrame, title: str) -> Chart:
+    """Draw a heat map, layer by snapshot.
 
     Args:
         table: columns layer (in order of execution), step, value.
-        diverging: zero is the middle of the colors.
+        title: of the colors.
+
+    >>> table = pd.DataFrame({"layer": ["conv1"], "step": [0], "value": [3.5]})
+    >>> specification(course(table, "rank"))["mark"]
+    {'type': 'rect'}
     """
-    largest = float(table["value"].abs().max())
-    scale = alt.Scale(scheme="blueorange", domain=[-largest, largest]) if diverging else alt.Scale(scheme="viridis")
     return (
         _chart(table)
         .mark_rect()
         .encode(
             x=alt.X("step:O").title("step"),
             y=alt.Y("layer:N").sort(list(dict.fromkeys(table["layer"]))).title(None).axis(labelLimit=240),
-            color=alt.Color("value:Q").scale(scale).title(title),
+            color=alt.Color("value:Q").scale(scheme="viridis").title(title),
             tooltip=["layer:N", "step:O", alt.Tooltip("value:Q").format(".4~g")],
         )
         .properties(height=15 * table["layer"].nunique())
     )
 
 
-def spread(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
-    """For every layer, how far spectra of different arms lie apart, and spectra of one arm's seeds.
+def spread(table: pd.DataFrame) -> Chart:
+    """Draw for every layer how far spectra of different arms lie apart, and spectra of one arm's seeds.
 
     Args:
         table: columns layer (in order of execution), pair, relation (`arms` or `seeds`), value.
@@ -166,11 +184,13 @@ def spread(table: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     return alt.layer(points, means).properties(height=18 * len(order))
 
 
-def spectra(table: pd.DataFrame, colors: Colors, logarithmic: bool = True) -> alt.Chart:
-    """Spectra of one layer, a line a run, the arms overlaid.
+def spectra(table: pd.DataFrame, colors: Colors, logarithmic: bool = True) -> Chart:
+    """Draw the spectra of one layer, a line for each run, the arms overlaid.
 
     Args:
         table: columns arm, seed, x (index, or share of the width), value (relative to the largest eigenvalue).
+        colors: of arms.
+        logarithmic: whether the axis of values is.
     """
     scale = alt.Scale(type="log", clamp=True) if logarithmic else alt.Scale(type="linear")
     return (
@@ -187,13 +207,12 @@ def spectra(table: pd.DataFrame, colors: Colors, logarithmic: bool = True) -> al
     )
 
 
-def specification(chart: Any) -> dict[str, Any]:
-    """Vega-Lite for the page: as wide as there is room."""
-    found: dict[str, Any] = chart.properties(width="container").to_dict()
-    return found
+def specification(chart: Chart) -> Specification:
+    """Return a chart as Vega-Lite for the page: as wide as there is room."""
+    return chart.properties(width="container").to_dict()
 
 
-def save(chart: Any, path: Path) -> None:
+def save(chart: Chart, path: Path) -> None:
     """Write a figure as .svg, or as .png with twice the pixels."""
     import vl_convert
 
@@ -208,7 +227,11 @@ def save(chart: Any, path: Path) -> None:
 
 
 def file_name(*parts: str) -> str:
-    """Of a figure: lower case, words joined by hyphens."""
+    """Return the name of a figure's file: lower case, words joined by hyphens.
+
+    >>> file_name("spread", "faster_rcnn on ResNet18")
+    'spread-faster_rcnn-on-resnet18'
+    """
     return re.sub(r"[^a-z0-9_]+", "-", " ".join(parts).lower()).strip("-")
 
 
@@ -217,7 +240,7 @@ def _chart(table: pd.DataFrame) -> alt.Chart:
 
 
 def _data(table: pd.DataFrame) -> alt.Data:
-    """Rows in the chart itself; what is missing is null, since JSON knows no NaN."""
+    """Put the rows into the chart itself; what is missing is null, since JSON knows no NaN."""
     return alt.Data(values=table.astype(object).where(table.notna(), None).to_dict("records"))
 
 

@@ -1,20 +1,41 @@
-"""What an experiment's folder holds, read back as tables."""
+"""Read what an experiment's folder holds, as tables and records."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from eigendet import config as configuration
-from eigendet.config import Experiment, layout
+from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.layout import Run
 from eigendet.errors import UserError
 from eigendet.files import read_json
 from eigendet.spectra.tables import joined, read_table
 
-COMPARISONS = ("metrics", "distances", "tests")
+# A file that a command wrote, as parsed JSON: a file of widths, the record of a run, the summary of a data set.
+Content = dict[str, Any]
+
+# Columns of the summary that `averages` reads; those of masks, whole detectors and times need not be there.
+SCORES = ("AP", "AP50", "AP75", "mask_AP")
+COSTS = ("parameters", "backbone_parameters", "backbone_macs", "macs")
+TIMES = ("detector_ms", "backbone_ms")
+
+
+class Network(NamedTuple):
+    """A detector over a backbone, by their names. As text it is a heading of the page.
+
+    >>> str(Network("resnet18", "faster_rcnn"))
+    'faster_rcnn on resnet18'
+    """
+
+    backbone: str
+    detector: str
+
+    def __str__(self) -> str:
+        return f"{self.detector} on {self.backbone}"
 
 
 class Spectra(NamedTuple):
@@ -26,37 +47,126 @@ class Spectra(NamedTuple):
     tests: pd.DataFrame
 
 
+class Comparison(NamedTuple):
+    """The comparison of one network's runs: tables as in `Spectra`, and what could not be compared, in sentences."""
+
+    metrics: pd.DataFrame
+    distances: pd.DataFrame
+    tests: pd.DataFrame
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class NetworkWidths:
+    """The widths files of one network.
+
+    Attributes:
+        files: the content of each file, by arm.
+        derived: those of the derived arms, one a round; never empty.
+        front: the table of the front, if it was made.
+    """
+
+    network: Network
+    files: dict[str, Content]
+    derived: list[Content]
+    front: pd.DataFrame | None
+
+
+@dataclass(frozen=True)
+class Average:
+    """What the runs of one arm of a network have in common.
+
+    Attributes:
+        scores: mean and standard deviation over seeds in percent, like "38.1 ± 0.4"; empty where a run has no score.
+        costs: parameters and multiply-accumulates.
+        times: milliseconds for an image.
+        ratios: each cost and time over that of the reference widths; empty if no arm has these.
+    """
+
+    network: Network
+    arm: str
+    scores: dict[str, str]
+    costs: dict[str, int]
+    times: dict[str, float]
+    ratios: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the page shows of an experiment: the summary, and what there is of each network."""
+
+    folder: Path
+    experiment: Experiment
+    runs: pd.DataFrame
+    comparisons: dict[Network, Comparison]
+    widths: list[NetworkWidths]
+
+
+def read_results(folder: Path) -> Results:
+    """Read an experiment's folder; whatever is not there yet is left out.
+
+    Raises:
+        UserError: no run has been evaluated; a file cannot be read.
+    """
+    experiment = configuration.load([folder / layout.CONFIGURATION])
+    runs = summary(folder, experiment)
+    comparisons = {}
+    for network in map(Network._make, experiment.networks):
+        compared = comparison(folder, *network)
+        if compared:
+            comparisons[network] = compared
+    return Results(folder, experiment, runs, comparisons, widths(folder, experiment))
+
+
 def read_spectra(folder: Path | str) -> Spectra:
-    """The spectra of an experiment and what was read from them.
+    """Read the spectra of an experiment and what was computed from them.
 
     Args:
-        folder: results/EXPERIMENT; what is not there yet is left out.
+        folder: results/EXPERIMENT; whatever is not there yet is left out.
 
     Raises:
         UserError: there are no spectra in the folder.
     """
     folder = Path(folder)
     experiment = configuration.load([folder / layout.CONFIGURATION])
-    files = [folder / path for path in layout.run_paths(experiment, layout.EIGENVALUES, experiment.observed)]
-    found = [read_table(file) for file in files if file.is_file()]
-    if not found:
-        raise UserError(f"{folder / 'spectra'}: holds no spectra of this experiment; run 'eigendet spectra' first.")
-    comparisons = [comparison(folder, *network) for network in experiment.networks]
-    tables = {name: [tables[name] for tables in comparisons if name in tables] for name in COMPARISONS}
-    return Spectra(*(joined(tables_of_kind) for tables_of_kind in [found, *tables.values()]))
+    tables = [table for network in experiment.networks for table in eigenvalues(folder, experiment, *network)]
+    if not tables:
+        raise UserError(f"{folder}: holds no spectra of this experiment; run 'eigendet spectra' first.")
+    comparisons = [compared for network in experiment.networks if (compared := comparison(folder, *network))]
+    return Spectra(
+        joined(tables),
+        joined([compared.metrics for compared in comparisons]),
+        joined([compared.distances for compared in comparisons]),
+        joined([compared.tests for compared in comparisons]),
+    )
 
 
-def comparison(folder: Path, backbone: str, detector: str) -> dict[str, Any]:
-    """Tables of the comparison of a network's runs, and its notes; nothing if it was not made."""
-    place = layout.path(folder, layout.COMPARISON, backbone=backbone, detector=detector)
-    if not (place / "notes.json").is_file():
-        return {}
-    tables: dict[str, Any] = {name: read_table(place / f"{name}.parquet") for name in COMPARISONS}
-    return tables | {"notes": read_json(place / "notes.json", "notes")}
+def eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: str) -> list[pd.DataFrame]:
+    """Read the spectra of a network's runs, a table for each run that has them."""
+    files = [
+        layout.path(folder, layout.EIGENVALUES, **run._asdict())
+        for run in layout.runs(experiment, experiment.observed)
+        if (run.backbone, run.detector) == (backbone, detector)
+    ]
+    return [read_table(file) for file in files if file.is_file()]
+
+
+def comparison(folder: Path, backbone: str, detector: str) -> Comparison | None:
+    """Read the comparison of a network's runs, if it was made."""
+    network = {"backbone": backbone, "detector": detector}
+    notes = layout.path(folder, layout.COMPARISON_NOTES, **network)
+    if not notes.is_file():
+        return None
+    return Comparison(
+        read_table(layout.path(folder, layout.METRICS, **network)),
+        read_table(layout.path(folder, layout.DISTANCES, **network)),
+        read_table(layout.path(folder, layout.TESTS, **network)),
+        read_json(notes, "notes"),
+    )
 
 
 def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
-    """A row a run: arm, backbone, detector, seed; AP; parameters; multiply-accumulates; latency; time of training.
+    """Return a row for each run: arm, backbone, detector, seed; AP; costs; latency; time of training.
 
     Raises:
         UserError: no run has been evaluated.
@@ -64,26 +174,26 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     rows = []
     for run in layout.runs(experiment, experiment.all_arms):
         file = layout.path(folder, layout.EVALUATION, **run._asdict())
-        if not file.is_file():
-            continue
-        scores = read_json(file, "an evaluation")
-        record = read_json(layout.path(folder, layout.RUN_RECORD, **run._asdict()), "the record of a run")
-        row = {**scores["run"]}
-        for kind, prefix in (("boxes", ""), ("masks", "mask_")):
-            row |= {prefix + name: value for name, value in scores.get(kind, {}).items()}
-        row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
-        rows.append(row | _latency(folder, run))
+        if file.is_file():
+            rows.append(_summary_row(folder, run, read_json(file, "an evaluation")))
     if not rows:
-        raise UserError(
-            f"{folder / 'evaluation'}: holds no evaluation of this experiment; run 'eigendet evaluate' first."
-        )
+        raise UserError(f"{folder}: holds no evaluation of this experiment; run 'eigendet evaluate' first.")
     table = pd.DataFrame(rows)
     table["arm"] = pd.Categorical(table["arm"], experiment.all_arms, ordered=True)
     return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
 
 
+def _summary_row(folder: Path, run: Run, evaluation: Content) -> dict[str, object]:
+    record = run_record(folder, run)
+    row = dict(evaluation["run"])
+    for kind, prefix in (("boxes", ""), ("masks", "mask_")):
+        row |= {prefix + name: value for name, value in evaluation.get(kind, {}).items()}
+    row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
+    return row | _latency(folder, run)
+
+
 def _latency(folder: Path, run: Run) -> dict[str, float]:
-    """Milliseconds for an image, of an arm's first seed: its other seeds have the same network."""
+    """Return the milliseconds for an image of an arm's first seed: its other seeds have the same network."""
     file = layout.path(folder, layout.LATENCY, backbone=run.backbone, detector=run.detector)
     for entry in read_json(file, "latencies")["runs"] if file.is_file() else ():
         if entry["arm"] == run.arm:
@@ -91,46 +201,75 @@ def _latency(folder: Path, run: Run) -> dict[str, float]:
     return {}
 
 
-def averages(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each arm: mean and standard deviation over seeds, costs relative to the arm scratch."""
-    rows = []
-    for (backbone, detector), group in runs.groupby(["backbone", "detector"], sort=False):
-        usual = group[group["arm"].isin(["scratch", "finetune"])]
-        for arm, seeds in group.groupby("arm", sort=False):
-            row: dict[str, Any] = {"backbone": backbone, "detector": detector, "arm": arm, "seeds": len(seeds)}
-            for score in [name for name in ("AP", "AP50", "AP75", "mask_AP") if name in seeds]:
-                values = 100 * seeds[score].astype(float)
-                spread = f" ± {values.std():.1f}" if len(seeds) > 1 else ""
-                row[score] = f"{values.mean():.1f}{spread}" if values.notna().all() else ""
-            for cost in [c for c in ("parameters", "backbone_parameters", "backbone_macs", "macs") if c in seeds]:
-                row[cost] = int(seeds[cost].iloc[0])
-                row[f"{cost}_ratio"] = row[cost] / int(usual[cost].iloc[0]) if len(usual) else None
-            for time in [name for name in ("detector_ms", "backbone_ms") if name in seeds]:
-                row[time] = float(seeds[time].iloc[0])
-                row[f"{time}_ratio"] = row[time] / float(usual[time].iloc[0]) if len(usual) else None
-            rows.append(row)
-    return rows
+def averages(runs: pd.DataFrame) -> list[Average]:
+    """Average over the seeds of each arm of each network, and relate costs to those of the reference widths.
+
+    >>> runs = pd.DataFrame({"arm": ["scratch", "derived"], "backbone": "b", "detector": "d", "AP": [0.3, 0.4],
+    ...                      "parameters": [200, 100]})
+    >>> derived = averages(runs)[1]
+    >>> derived.scores, derived.costs, derived.ratios
+    ({'AP': '40.0'}, {'parameters': 100}, {'parameters': 0.5})
+    """
+    return [
+        _average(Network(backbone, detector), arm, seeds, of_network[of_network["arm"].isin(WITH_REFERENCE_WIDTHS)])
+        for (backbone, detector), of_network in runs.groupby(["backbone", "detector"], sort=False)
+        for arm, seeds in of_network.groupby("arm", sort=False)
+    ]
 
 
-def widths(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
-    """Contents of the widths files, a dict for each backbone and detector: of every arm, and the front."""
-    found = []
-    for backbone, detector in experiment.networks:
-        network = {"backbone": backbone, "detector": detector}
-        files = [layout.path(folder, layout.WIDTHS, arm=arm, **network) for arm in experiment.all_arms]
-        contents = {file.stem: read_json(file, "widths") for file in files if file.is_file()}
-        derived = [contents[arm] for arm in experiment.derived if arm in contents]
+def _average(network: Network, arm: str, seeds: pd.DataFrame, reference: pd.DataFrame) -> Average:
+    scores = {}
+    for name in SCORES:
+        if name in seeds:
+            values = 100 * seeds[name].astype(float)
+            spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
+            scores[name] = f"{values.mean():.1f}{spread}" if values.notna().all() else ""
+    costs = {name: int(seeds[name].iloc[0]) for name in COSTS if name in seeds}
+    times = {name: float(seeds[name].iloc[0]) for name in TIMES if name in seeds}
+    ratios = {}
+    if not reference.empty:
+        ratios = {name: value / float(reference[name].iloc[0]) for name, value in (costs | times).items()}
+    return Average(network, arm, scores, costs, times, ratios)
+
+
+def widths(folder: Path, experiment: Experiment) -> list[NetworkWidths]:
+    """Read the widths files of every network that has derived widths."""
+    networks = []
+    for network in map(Network._make, experiment.networks):
+        paths = {arm: layout.path(folder, layout.WIDTHS, arm=arm, **network._asdict()) for arm in experiment.all_arms}
+        files: dict[str, Content] = {arm: read_json(path, "widths") for arm, path in paths.items() if path.is_file()}
+        derived = [files[arm] for arm in experiment.derived if arm in files]
         if derived:
-            front_file = layout.path(folder, layout.FRONT, **network)
-            front = pd.read_csv(front_file) if front_file.is_file() else None
-            found.append(
-                {"backbone": backbone, "detector": detector, "files": contents, "derived": derived, "front": front}
-            )
-    return found
+            front = layout.path(folder, layout.FRONT, **network._asdict())
+            networks.append(NetworkWidths(network, files, derived, pd.read_csv(front) if front.is_file() else None))
+    return networks
+
+
+def run_record(folder: Path, run: Run) -> Content:
+    """Read the record of a run: how it was trained, what it costs, and by what it was made."""
+    record: Content = read_json(layout.path(folder, layout.RUN_RECORD, **run._asdict()), "the record of a run")
+    return record
+
+
+def pretraining_records(folder: Path, experiment: Experiment) -> list[Content]:
+    """Read the records of the pre-trained backbones that are there."""
+    files = [layout.path(folder, layout.PRETRAINED_RECORD, backbone=backbone) for backbone in experiment.backbones]
+    return [read_json(file, "a record") for file in files if file.is_file()]
+
+
+def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Content]:
+    """Read the summaries of the experiment's data sets that were checked, by task and split."""
+    summaries = {}
+    for task, splits in (("classification", experiment.data.classification), ("detection", experiment.data.detection)):
+        for split in ("train", "val") if splits else ():
+            file = folder / layout.data_check(experiment, task, split)
+            if file.is_file():
+                summaries[f"{task} {split}"] = read_json(file, "a summary")
+    return summaries
 
 
 def missing(folder: Path, experiment: Experiment) -> list[str]:
-    """What the experiment asks for and its folder does not hold yet, in sentences."""
+    """Say in sentences what the experiment asks for and its folder does not hold yet."""
     sentences = []
     for stage, arms, pattern in (
         ("evaluated", experiment.all_arms, layout.EVALUATION),
@@ -140,7 +279,8 @@ def missing(folder: Path, experiment: Experiment) -> list[str]:
         absent = [run for run in runs if not layout.path(folder, pattern, **run._asdict()).is_file()]
         if absent:
             sentences.append(f"Not {stage} yet, and so not on this page: {', '.join(map(str, absent))}.")
-    for backbone, detector in experiment.networks:
-        if experiment.observed and not comparison(folder, backbone, detector):
-            sentences.append(f"The spectra of {detector} on {backbone} have not been compared yet.")
+    for network in map(Network._make, experiment.networks):
+        notes = layout.path(folder, layout.COMPARISON_NOTES, **network._asdict())
+        if experiment.observed and not notes.is_file():
+            sentences.append(f"The spectra of {network} have not been compared yet.")
     return sentences
