@@ -112,7 +112,7 @@ def test_further_folders_come_from_the_configuration(folder: Path) -> None:
     assert " lab/mine.py:8 " in listed("--config", str(configuration))[1]
     assert discovery.find("rule", "mine").file == lab / "mine.py"
     for wrong, message in (
-        ("plugins: [absent]", "plugins: 'absent' is no folder"),
+        ("plugins: [absent]", "plugins: 'absent' is not a folder"),
         ("plugins: no", "plugins is False; expected"),
     ):
         configuration.write_text(wrong)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from eigendet.config.experiment import AFTER_DERIVED, Experiment
+from eigendet.config.experiment import Experiment
 
 NETWORK = "{backbone}/{detector}"
 RUN = "{arm}/{backbone}/{detector}/seed_{seed}"
@@ -73,30 +73,7 @@ def runs(experiment: Experiment, arms: Iterable[str]) -> Iterator[Run]:
             yield Run(arm, backbone, detector, seed)
 
 
-def run_paths(experiment: Experiment, pattern: str, arms: Iterable[str]) -> list[str]:
-    """Return a pattern's path for every run of these arms, below the experiment's folder."""
-    return [pattern.format(**run._asdict()) for run in runs(experiment, arms)]
-
-
-def network_paths(experiment: Experiment, pattern: str) -> list[str]:
-    """Return a pattern's path for every network, below the experiment's folder."""
-    return [pattern.format(backbone=backbone, detector=detector) for backbone, detector in experiment.networks]
-
-
 def data_check(experiment: Experiment, task: str, split: str) -> str:
-    """Return the path of a data set's summary; its name changes with the data set's settings."""
+    """Return a data set's summary, below the experiment's folder; its name changes with the data set's settings."""
     choice = getattr(getattr(experiment.data, task), split)
     return DATA.format(task=task, split=split, digest=choice.digest)
-
-
-def spectra_for(experiment: Experiment, arm: str, backbone: str, detector: str) -> list[str]:
-    """Return the folders of the spectra that an arm's widths are read from, one for each seed; none for a control."""
-    source = experiment.spectra_for(arm)
-    seeds = experiment.seeds if source else []
-    return [SPECTRA.format(arm=source, backbone=backbone, detector=detector, seed=seed) for seed in seeds]
-
-
-def derived_for(experiment: Experiment, arm: str, backbone: str, detector: str) -> list[str]:
-    """Return the file of the derived widths that a control is compared with, if it is with any."""
-    compared = arm in AFTER_DERIVED
-    return [WIDTHS.format(arm=experiment.derived[-1], backbone=backbone, detector=detector)] if compared else []

@@ -1,15 +1,16 @@
-"""Say what each stage of an experiment reads, and with which settings: what the workflow's rules are made of.
+"""Say what each stage of an experiment reads and which settings change its result; the workflow's rules ask it.
 
-A stage runs again when a file or a setting changes that is named here, and only then. Paths are relative to the working
+A stage runs again when one of these files or settings changes, and only then. Paths are relative to the working
 directory, as Snakemake takes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
+from eigendet.config import AFTER_DERIVED, WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.sections import IMMATERIAL, Optimization, PluginChoice
 from eigendet.plugins.discovery import discover
 from eigendet.plugins.loading import files, package_versions
@@ -19,7 +20,7 @@ Settings = list[Any]  # plain values
 
 def checked_data(experiment: Experiment, task: str, split: str) -> str:
     """Return the summary of a data set that was found usable."""
-    return _below(experiment, layout.data_check(experiment, task, split))
+    return _path(experiment, layout.data_check(experiment, task, split))
 
 
 def data_files(experiment: Experiment, task: str, split: str) -> list[str]:
@@ -57,14 +58,16 @@ def pretrain_inputs(experiment: Experiment, backbone: str) -> list[str]:
 def pretrain_settings(experiment: Experiment, backbone: str) -> Settings:
     """Return what changes the result of pre-training."""
     choice = experiment.backbones[backbone]
-    here = [experiment.pretraining] if choice.pretrained == "workflow" and experiment.pretraining else []
-    return [choice.model_dump(mode="json"), *map(_material, here), package_versions(backbone=choice)]
+    settings: Settings = [choice.model_dump(mode="json")]
+    if choice.pretrained == "workflow" and experiment.pretraining:
+        settings.append(_material(experiment.pretraining))
+    return [*settings, package_versions(backbone=choice)]
 
 
 def train_inputs(experiment: Experiment, arm: str, backbone: str, detector: str) -> dict[str, list[str]]:
     """Return the checks that come before a run, the files of its plugins, and what it starts from."""
     return {
-        "network": [_below(experiment, layout.NETWORK_CHECK.format(backbone=backbone, detector=detector))],
+        "network": [_path(experiment, layout.NETWORK_CHECK, backbone=backbone, detector=detector)],
         "data": [checked_data(experiment, "detection", "train")],
         "plugins": network_files(experiment, backbone, detector),
         "start": list(_start(experiment, arm, backbone, detector).values()),
@@ -72,7 +75,7 @@ def train_inputs(experiment: Experiment, arm: str, backbone: str, detector: str)
 
 
 def train_options(experiment: Experiment, arm: str, backbone: str, detector: str) -> str:
-    """Return the arguments that say how a run starts."""
+    """Return the arguments of `eigendet train` that say how a run starts."""
     start = _start(experiment, arm, backbone, detector)
     return " ".join([f"--arm {arm}", *(f"{option} {file}" for option, file in start.items())])
 
@@ -89,53 +92,45 @@ def covariance_settings(experiment: Experiment) -> dict[str, Any]:
 
 def covariance_shards(experiment: Experiment, arm: str, backbone: str, detector: str, seed: str) -> list[str]:
     """Return the files that are merged to the covariances of a run."""
-    run = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
     shards = experiment.covariance.shards
+    run = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
     return [
-        _below(experiment, layout.COVARIANCE_SHARD.format(shard=shard, shards=shards, **run))
-        for shard in range(1, shards + 1)
+        _path(experiment, layout.COVARIANCE_SHARD, shard=shard, shards=shards, **run) for shard in range(1, shards + 1)
     ]
 
 
 def observed_spectra(experiment: Experiment, backbone: str, detector: str) -> list[str]:
     """Return the folders of all spectra of a network."""
-    return [
-        _below(experiment, layout.SPECTRA.format(**run._asdict()))
-        for run in layout.runs(experiment, experiment.observed)
-        if (run.backbone, run.detector) == (backbone, detector)
-    ]
+    return _of_runs(experiment, experiment.observed, backbone, detector, layout.SPECTRA)
 
 
 def comparison_inputs(experiment: Experiment, backbone: str, detector: str) -> list[str]:
     """Return the tables that are compared, and the files of all width rules, each of which is a metric too."""
-    tables = [
-        f"{folder}/{table}"
-        for folder in observed_spectra(experiment, backbone, detector)
-        for table in ("eigenvalues.parquet", "similarity.h5")
-    ]
+    patterns = layout.EIGENVALUES, layout.SIMILARITY
+    tables = _of_runs(experiment, experiment.observed, backbone, detector, *patterns)
     return [*tables, *files("rule", [PluginChoice(plugin=name) for name in discover("rule")])]
 
 
 def width_spectra(experiment: Experiment, backbone: str, detector: str, arm: str = "derived") -> list[str]:
     """Return the folders of the spectra that an arm's widths, or the front, are read from."""
-    return [_below(experiment, folder) for folder in layout.spectra_for(experiment, arm, backbone, detector)]
+    return _of_runs(experiment, _sources(experiment, arm), backbone, detector, layout.SPECTRA)
 
 
 def width_inputs(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:
     """Return what an arm's widths are made from: spectra, derived widths, a file of the user's, the rule's plugin."""
-    tables = [
-        f"{folder}/{table}.parquet"
-        for folder in width_spectra(experiment, backbone, detector, arm)
-        for table in ("eigenvalues", "jackknife")
-    ]
+    patterns = layout.EIGENVALUES, layout.JACKKNIFE
+    inputs = _of_runs(experiment, _sources(experiment, arm), backbone, detector, *patterns)
+    inputs += _derived(experiment, backbone, detector, arm)
     own = experiment.arms[arm].widths if arm in experiment.arms else None
-    return [*tables, *_derived(experiment, arm, backbone, detector), *([own] if own else []), *rule_files(experiment)]
+    if own:
+        inputs.append(own)
+    return [*inputs, *rule_files(experiment)]
 
 
 def front_inputs(experiment: Experiment, backbone: str, detector: str) -> list[str]:
     """Return the tables and the plugin that the front is made from."""
-    folders = width_spectra(experiment, backbone, detector)
-    return [*(f"{folder}/eigenvalues.parquet" for folder in folders), *rule_files(experiment)]
+    tables = _of_runs(experiment, _sources(experiment, "derived"), backbone, detector, layout.EIGENVALUES)
+    return [*tables, *rule_files(experiment)]
 
 
 def rule_files(experiment: Experiment) -> list[str]:
@@ -144,8 +139,8 @@ def rule_files(experiment: Experiment) -> list[str]:
 
 
 def width_sources(experiment: Experiment, backbone: str, detector: str, arm: str) -> str:
-    """Return spectra and derived widths as arguments."""
-    derived = (f"--derived {file}" for file in _derived(experiment, arm, backbone, detector))
+    """Return the arguments of `eigendet widths` that name spectra and derived widths."""
+    derived = [f"--derived {file}" for file in _derived(experiment, backbone, detector, arm)]
     return " ".join([*width_spectra(experiment, backbone, detector, arm), *derived])
 
 
@@ -157,25 +152,31 @@ def width_settings(experiment: Experiment) -> Settings:
 
 def latency_runs(experiment: Experiment, backbone: str, detector: str) -> list[str]:
     """Return the folders of every arm's first run."""
-    run = {"backbone": backbone, "detector": detector, "seed": experiment.seeds[0]}
-    return [_below(experiment, layout.RUNS.format(arm=arm, **run)) for arm in experiment.all_arms]
+    return _first_runs(experiment, backbone, detector, layout.RUNS)
 
 
 def latency_records(experiment: Experiment, backbone: str, detector: str) -> list[str]:
-    """Return the records of every arm's first run, which are there when it is complete."""
-    return [f"{folder}/run.json" for folder in latency_runs(experiment, backbone, detector)]
+    """Return the records of every arm's first run, which are there once it is complete."""
+    return _first_runs(experiment, backbone, detector, layout.RUN_RECORD)
 
 
 def report_inputs(experiment: Experiment) -> list[str]:
     """Return everything that the page shows."""
-    wanted = [
-        *layout.run_paths(experiment, layout.EVALUATION, experiment.all_arms),
-        *(layout.data_check(experiment, "detection", split) for split in ("train", "val")),
-        *layout.network_paths(experiment, layout.COMPARISON_NOTES),
-        *layout.network_paths(experiment, layout.LATENCY),
-        *(layout.network_paths(experiment, layout.FRONT) if experiment.derived else []),
+    of_networks = [layout.COMPARISON_NOTES, layout.LATENCY]
+    if experiment.derived:
+        of_networks.append(layout.FRONT)
+    return [
+        *(
+            _path(experiment, layout.EVALUATION, **run._asdict())
+            for run in layout.runs(experiment, experiment.all_arms)
+        ),
+        *(checked_data(experiment, "detection", split) for split in ("train", "val")),
+        *(
+            _path(experiment, pattern, backbone=backbone, detector=detector)
+            for pattern in of_networks
+            for backbone, detector in experiment.networks
+        ),
     ]
-    return [_below(experiment, path) for path in wanted]
 
 
 def plugin_options(experiment: Experiment) -> str:
@@ -186,20 +187,42 @@ def plugin_options(experiment: Experiment) -> str:
 def _start(experiment: Experiment, arm: str, backbone: str, detector: str) -> dict[str, str]:
     """Return the file that a run starts from, by the option that names it."""
     if arm == "finetune":
-        return {"--init": _below(experiment, layout.PRETRAINED_WEIGHTS.format(backbone=backbone))}
+        return {"--init": _path(experiment, layout.PRETRAINED_WEIGHTS, backbone=backbone)}
     if arm in WITH_REFERENCE_WIDTHS:
         return {}
-    return {"--widths": _below(experiment, layout.WIDTHS.format(arm=arm, backbone=backbone, detector=detector))}
+    return {"--widths": _path(experiment, layout.WIDTHS, arm=arm, backbone=backbone, detector=detector)}
 
 
-def _derived(experiment: Experiment, arm: str, backbone: str, detector: str) -> list[str]:
-    return [_below(experiment, file) for file in layout.derived_for(experiment, arm, backbone, detector)]
+def _sources(experiment: Experiment, arm: str) -> list[str]:
+    """Return the arm whose spectra an arm's widths are read from, if any."""
+    source = experiment.spectra_for(arm)
+    return [source] if source else []
+
+
+def _derived(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:
+    """Return the file of the derived widths that a control is compared with, if any."""
+    if arm not in AFTER_DERIVED:
+        return []
+    return [_path(experiment, layout.WIDTHS, arm=experiment.derived[-1], backbone=backbone, detector=detector)]
 
 
 def _material(section: Optimization) -> dict[str, Any]:
-    """Return the settings of a section that change what comes of a run."""
+    """Return the settings of a section that change the result of a run."""
     return section.model_dump(mode="json", exclude=IMMATERIAL)
 
 
-def _below(experiment: Experiment, path: str) -> str:
-    return f"{layout.results_folder(experiment)}/{path}"
+def _of_runs(experiment: Experiment, arms: Sequence[str], backbone: str, detector: str, *patterns: str) -> list[str]:
+    """Return the paths of these patterns for every run of a network in these arms."""
+    runs = [run for run in layout.runs(experiment, arms) if (run.backbone, run.detector) == (backbone, detector)]
+    return [_path(experiment, pattern, **run._asdict()) for run in runs for pattern in patterns]
+
+
+def _first_runs(experiment: Experiment, backbone: str, detector: str, pattern: str) -> list[str]:
+    """Return a pattern's path for every arm's run with the first seed: its others have the same network."""
+    run = {"backbone": backbone, "detector": detector, "seed": experiment.seeds[0]}
+    return [_path(experiment, pattern, arm=arm, **run) for arm in experiment.all_arms]
+
+
+def _path(experiment: Experiment, pattern: str, **wildcards: object) -> str:
+    """Return the path of a pattern of `layout` below the experiment's folder."""
+    return str(layout.path(layout.results_folder(experiment), pattern, **wildcards))

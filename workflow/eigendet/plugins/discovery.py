@@ -1,10 +1,10 @@
-"""Which plugins there are, read from their files without importing anything.
+"""Find out which plugins there are from their files, without importing anything.
 
 A plugin is a function marked with the name of its kind, in a file of a plugin folder, or the entry point of an
-installed package; `plugins` says what each kind must do. Files are parsed, not run, so that one broken or heavy plugin
-hinders no other and a list of all takes no time: the summary is the first line of the docstring, and a plugin is
-unavailable where a package that its file imports is not installed. (Imports inside `try` and `if TYPE_CHECKING` do not
-count.) A file may say how to get it: `INSTALL = "pip install …"`.
+installed package; `plugins` says what each kind must do. Files are parsed, not run, so that a broken or heavy plugin
+does not affect the others, and a list of all takes no time. The first line of the docstring is the summary. A plugin is
+unavailable if a package that its file imports is not installed; imports inside `try` and `if TYPE_CHECKING` do not
+count. A file may say how to get what it lacks: `INSTALL = "pip install …"`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _further: list[Path] = []  # folders that the configuration names
 
 @dataclass(frozen=True)
 class Plugin:
+    """A plugin, as its file or its package's metadata describe it."""
+
     kind: Kind
     name: str
     file: Path | None  # None where a package's file cannot be found without importing it
@@ -41,16 +43,15 @@ class Plugin:
     @property
     def origin(self) -> str:
         """Where it stands: file and line, and the package if it comes from one."""
-        here = Path.cwd()
-        place = self.file and f"{self.file.relative_to(here) if self.file.is_relative_to(here) else self.file}"
+        place = f"{from_here(self.file)}:{self.line}" if self.file else ""
         if self.entry_point is None:
-            return f"{place}:{self.line}"
+            return place
         package = f"package {self.entry_point.dist.name}" if self.entry_point.dist else "a package"
-        return f"{package}, {place}:{self.line}" if place else f"{package}, {self.entry_point.value}"
+        return f"{package}, {place or self.entry_point.value}"
 
     @property
     def version(self) -> str:
-        """Of the package; of a file by itself, eight characters that stand for its content."""
+        """The package's version; of a file by itself, eight characters that stand for its content."""
         if self.entry_point is not None:
             return self.entry_point.dist.version if self.entry_point.dist else "unknown"
         assert self.file is not None
@@ -60,59 +61,76 @@ class Plugin:
         return f"{self.kind} plugin '{self.name}' ({self.origin})"
 
 
+def from_here(file: Path) -> Path:
+    """Return a path relative to the working directory if it is below it."""
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file
+
+
 def search(folders: Sequence[str | Path]) -> None:
     """Look in these folders too, from now on in this process.
 
     Raises:
-        UserError: one is no folder.
+        UserError: one is not a folder.
     """
     for folder in (Path(folder).expanduser() for folder in folders):
         if not folder.is_dir():
-            raise UserError(f"plugins: '{folder}' is no folder; expected one with Python files of plugins.")
+            raise UserError(f"plugins: '{folder}' is not a folder; expected one with Python files of plugins.")
         _further.append(folder.resolve())
 
 
 def folders() -> list[Path]:
-    """`plugins/` of the working directory and of the checkout that this package stands in, then those of `search`."""
+    """Return `plugins/` of the working directory and of this package's checkout, then the folders given to `search`."""
     here = Path.cwd() / "plugins"
     checkout = Path(__file__).resolve().parents[3] / "plugins"
     return [folder for folder in dict.fromkeys([here.resolve(), checkout, *_further]) if folder.is_dir()]
 
 
 def everything() -> list[Plugin]:
-    """All plugins, by kind; of those that share a name with another, each says so."""
-    found = [plugin for kind in KINDS for plugin in [*_in_folders(kind), *_installed(kind)]]
-    return sorted(found, key=lambda plugin: (KINDS.index(plugin.kind), plugin.name))
+    """Return all plugins, sorted by kind and name; several may share a name."""
+    plugins = [plugin for kind in KINDS for plugin in (*_in_folders(kind), *_installed(kind))]
+    return sorted(plugins, key=lambda plugin: (KINDS.index(plugin.kind), plugin.name))
 
 
 def discover(kind: Kind) -> dict[str, Plugin]:
-    """All plugins of one kind, by name.
+    """Return all plugins of one kind, by name.
 
     Raises:
         UserError: two plugins have one name.
+
+    >>> sorted(discover("rule"))[:3]
+    ['dof', 'effective_rank', 'energy']
     """
-    found: dict[str, Plugin] = {}
-    for plugin in [*_in_folders(kind), *_installed(kind)]:
-        if plugin.name in found:
-            raise UserError(same_name(found[plugin.name], plugin))
-        found[plugin.name] = plugin
-    return found
+    plugins: dict[str, Plugin] = {}
+    for plugin in (*_in_folders(kind), *_installed(kind)):
+        if plugin.name in plugins:
+            raise UserError(same_name(plugins[plugin.name], plugin))
+        plugins[plugin.name] = plugin
+    return plugins
 
 
 def same_name(one: Plugin, other: Plugin) -> str:
+    """Say where two plugins of one name stand."""
     return f"two {one.kind} plugins are named '{one.name}': {one.origin} and {other.origin}. Rename one of them."
 
 
 def find(kind: Kind, name: str) -> Plugin:
-    """The plugin of that name; UserError lists the near ones, and files that cannot be read."""
-    known = discover(kind)
-    if name not in known:
-        raise UserError(" ".join([unknown(f"{kind} plugin", name, known), *unmarked(kind, name), *broken()]))
-    return known[name]
+    """Return the plugin of that name.
+
+    Raises:
+        UserError: there is none; the message lists those with similar names, and files that cannot be read.
+
+    >>> find("rule", "dof").kind
+    'rule'
+    """
+    plugins = discover(kind)
+    if name not in plugins:
+        raise UserError(" ".join([unknown(f"{kind} plugin", name, plugins), *unmarked(kind, name), *broken()]))
+    return plugins[name]
 
 
 def unmarked(kind: Kind, name: str) -> list[str]:
-    """A sentence for every file that has something of that name which is no plugin of the kind."""
+    """Return a sentence for every file that has something of that name which is not a plugin of the kind."""
     sources = {file: _read(file, file.stat().st_mtime_ns) for file in _files()}
     return [
         f"{file} has '{name}', but not as a function marked with @{kind} from eigendet.plugins."
@@ -122,13 +140,13 @@ def unmarked(kind: Kind, name: str) -> list[str]:
 
 
 def broken() -> list[str]:
-    """A sentence for every file that is not Python, whose plugins are therefore unknown."""
+    """Return a sentence for every file that is not Python, whose plugins are therefore unknown."""
     return [fault for file in _files() if (fault := _read(file, file.stat().st_mtime_ns).fault)]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What a file says: line, summary and marks of each function, what it imports, and how that is installed."""
+    """What a file holds: line, summary and marks of each function, what it imports, and how that is installed."""
 
     functions: dict[str, tuple[int, str, tuple[str, ...]]]
     names: frozenset[str] = frozenset()  # whatever is defined or imported at its top level
@@ -139,14 +157,14 @@ class _Source:
 
     @property
     def unavailable(self) -> str:
-        """Why, of a file of a plugin folder; a package's may import what stands beside it."""
+        """Why a file of a plugin folder cannot be used; unlike it, a package's may import what stands beside it."""
         if self.beside:
             return f"it imports {self.beside} from beside it, but stands alone: make a package of the two"
         return self.lacking
 
     @property
     def lacking(self) -> str:
-        """What is not installed that it imports."""
+        """What it imports that is not installed."""
         lacking = [name for name in self.imports if name != "." and not _is_installed(name)]
         if not lacking:
             return ""
@@ -170,7 +188,7 @@ def _in_folders(kind: Kind) -> Iterator[Plugin]:
 
 @cache
 def _entry_points(path: tuple[str, ...]) -> Any:
-    """Of all packages on the path, which is here so that another path is seen. Finding them takes 40 ms."""
+    """Return those of all packages, which takes 40 ms; the path is an argument so that another path is seen."""
     return entry_points()
 
 
@@ -192,19 +210,19 @@ def _installed(kind: Kind) -> Iterator[Plugin]:
 
 @cache
 def _read(file: Path, changed: int) -> _Source:
-    """A file by its syntax; `changed`, the time of its last change, is here so that an edit is seen."""
+    """Read a file by its syntax; the time of its last change is an argument so that an edit is seen."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         reason = getattr(error, "msg", None) or str(error)
-        return _Source({}, fault=f"{file}, line {line}: not Python ({reason}). Mend the plugin or move it away.")
+        return _Source({}, fault=f"{file}, line {line}: not Python ({reason}). Correct the file or move it away.")
     functions = {
         node.name: (node.lineno, (ast.get_docstring(node) or "").split("\n")[0], tuple(_marks(node)))
         for node in tree.body
         if isinstance(node, ast.FunctionDef)
     }
-    install = next((how for node in tree.body if (how := _install(node))), "")
+    install = next(filter(None, map(_install, tree.body)), "")
     names = frozenset(name for node in tree.body for name in _bound(node))
     imports = tuple(dict.fromkeys(_imports(tree)))
     near = (name for name in imports if name == "." or file.with_name(f"{name}.py").is_file())
@@ -213,7 +231,7 @@ def _read(file: Path, changed: int) -> _Source:
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
-    """Names that a statement of a file's top level binds, also inside of `if` and `try`."""
+    """Yield the names that a statement of a file's top level binds, also inside of `if` and `try`."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -233,20 +251,23 @@ def _marks(function: ast.FunctionDef) -> Iterator[str]:
 
 
 def _imports(node: ast.AST) -> Iterator[str]:
-    """Top-level names of what is imported anywhere in a file, unless that is optional."""
+    """Yield the packages that are imported anywhere in a file, unless that is optional."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             yield "." if child.level else (child.module or "").partition(".")[0]
-        elif not (
-            isinstance(child, ast.Try) or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
-        ):
+        elif not _is_optional(child):
             yield from _imports(child)
 
 
+def _is_optional(node: ast.AST) -> bool:
+    for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    return for_types or isinstance(node, ast.Try)
+
+
 def _install(node: ast.stmt) -> str:
-    """The text of `INSTALL = "…"`, if this is that statement."""
+    """Return the text of `INSTALL = "…"`, if this is that statement."""
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
         return str(node.value.value) if any(getattr(target, "id", "") == "INSTALL" for target in node.targets) else ""
     return ""
@@ -254,18 +275,18 @@ def _install(node: ast.stmt) -> str:
 
 def _is_installed(package: str) -> bool:
     if package in sys.modules:
-        return sys.modules[package] is not None  # as Python takes it, that says there is none
+        return sys.modules[package] is not None  # to Python, None says that there is none
     return _can_be_found(package, tuple(sys.path))
 
 
 @cache
 def _can_be_found(package: str, path: tuple[str, ...]) -> bool:
-    """On that path. Plugins import much the same, and looking takes a millisecond."""
+    """Look on that path, which takes a millisecond; plugins import much the same."""
     return importlib.util.find_spec(package) is not None
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of a module of an installed package, without importing the package."""
+    """Find the file of a module of an installed package, without importing the package."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None:

@@ -19,10 +19,10 @@ from eigendet.plugins.discovery import Plugin
 
 
 def load(plugin: Plugin) -> Callable[..., Any]:
-    """The plugin's function.
+    """Import a plugin and return its function.
 
     Raises:
-        UserError: the plugin is not available, cannot be imported, or is no function.
+        UserError: the plugin is not available, cannot be imported, or is not a function.
     """
     keep_old_names()
     if plugin.unavailable:
@@ -49,7 +49,7 @@ MOVED = {
 
 
 def keep_old_names() -> None:
-    """Let modules be imported by their names of version 0.1; each is loaded when something of it is used."""
+    """Let modules be imported by their names of version 0.1; each is loaded once something of it is used."""
     for old, new in MOVED.items():
         module = types.ModuleType(old, f"{new}, by the name that it had in version 0.1.")
         module.__getattr__ = partial(_from, new)  # type: ignore[method-assign]
@@ -57,7 +57,7 @@ def keep_old_names() -> None:
 
 
 def _from(module: str, name: str) -> Any:
-    if name.startswith("__"):  # of the import system, not of a plugin
+    if name.startswith("__"):  # asked for by the import system, not by a plugin
         raise AttributeError(name)
     return getattr(importlib.import_module(module), name)
 
@@ -75,9 +75,9 @@ def _import(file: Path) -> Any:
 
 @contextlib.contextmanager
 def failures_named(*plugins: Plugin) -> Iterator[None]:
-    """Turn what a plugin's own code raises inside into a UserError with its file and line.
+    """Turn what a plugin's own code raises into a UserError that names its file and line.
 
-    Of several plugins, the one whose code was running last; the first, if none was.
+    Of several plugins it names the one whose code was running last; the first, if none was.
     """
     try:
         yield
@@ -85,13 +85,13 @@ def failures_named(*plugins: Plugin) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # whatever it raises
         frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        last = {str(plugin.file): plugin for plugin in plugins}
-        plugin = next((last[file] for file in reversed(frames) if file in last), plugins[0])
+        by_file = {str(plugin.file): plugin for plugin in plugins}
+        plugin = next((by_file[file] for file in reversed(frames) if file in by_file), plugins[0])
         raise UserError(f"{plugin} fails{_place(plugin, error)}: {_reason(error)}") from error
 
 
 def _place(plugin: Plugin, error: BaseException) -> str:
-    """The last line of the plugin's own file that was running."""
+    """Return the last line of the plugin's own file that was running, in words."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(plugin.file)]
     return f" at line {lines[-1]}" if lines else ""
 

@@ -1,11 +1,10 @@
-"""The plugin that a configuration names, with its options checked and filled in."""
+"""Load the plugin that a configuration names, with its options checked and filled in."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 from eigendet.config import Experiment, validate_options
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
-from eigendet.plugins.discovery import Kind, discover, find
+from eigendet.plugins.discovery import Kind, discover, find, from_here
 from eigendet.plugins.importing import failures_named, load
 from eigendet.plugins.options import Options, options_of
 
@@ -21,13 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 def bind(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool = True) -> Callable[..., Any]:
-    """The plugin's function with the choice's options checked and filled in; call it with the contract's arguments.
+    """Return the plugin's function with its options filled in; call it with the arguments of the contract.
 
-    Whatever the plugin's own code raises then is a UserError that names its file and line.
+    Whatever the plugin's own code raises then becomes a UserError that names its file and line.
 
     Args:
+        kind: of the plugin.
+        choice: its name and options.
         where: the key of the configuration that errors name.
         paths: whether files and folders among the options must exist.
+
+    Raises:
+        UserError: there is no such plugin, it cannot be loaded, or an option is wrong.
+
+    >>> rule = bind("rule", PluginChoice(plugin="energy", share=0.6))
+    >>> rule([4.0, 2.0, 1.0, 1.0])
+    2.0
     """
     options = _checked(kind, choice, where, paths)
     plugin = find(kind, choice.plugin)
@@ -43,16 +51,16 @@ def bind(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool
 
 
 def _checked(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool = False) -> BaseModel:
-    """The options of a choice, checked and filled in."""
+    """Return the options of a choice, checked and filled in."""
     return validate_options(
         options_of(find(kind, choice.plugin), paths), choice.options, where or f"{kind} {choice.plugin}"
     )
 
 
 def rules(taken: Collection[str] = ()) -> dict[str, Callable[..., Any]]:
-    """All width rules by name, with their default options.
+    """Return all width rules by name, with their default options.
 
-    A rule that cannot be used so, or has a name that is `taken` by another metric, is left out with a warning.
+    A rule that has no defaults, or whose name is `taken` by another metric, is left out with a warning.
     """
     usable: dict[str, Callable[..., Any]] = {}
     for name in discover("rule"):
@@ -67,20 +75,25 @@ def rules(taken: Collection[str] = ()) -> dict[str, Callable[..., Any]]:
 
 
 def summaries(kind: Kind) -> dict[str, str]:
-    """The summary of every plugin of a kind, by name."""
+    """Return the summary of every plugin of a kind, by name."""
     return {name: plugin.summary for name, plugin in discover(kind).items()}
 
 
 def variants(kind: Kind, choice: PluginChoice) -> list[PluginChoice]:
-    """The choice with the first option that has examples at each of these and at its own value, or the choice alone."""
+    """Vary the first option that has examples over these and its own value; the choice alone if none has any.
+
+    >>> [str(other.options["share"]) for other in variants("rule", PluginChoice(plugin="energy", share=0.97))]
+    ['0.8', '0.9', '0.95', '0.97', '0.98', '0.99', '0.999']
+    """
     own = _checked(kind, choice)
     plain = dict(own)
     for name, field in type(own).model_fields.items():
         values: list[Any] = []
-        for example in [*(field.examples or []), plain[name]] if field.examples else ():
+        for example in [*field.examples, plain[name]] if field.examples else []:
             with contextlib.suppress(UserError):  # an example that the option does not accept
                 value = getattr(validate_options(type(own), plain | {name: example}, name), name)
-                values += [value] if value not in values else []
+                if value not in values:
+                    values.append(value)
         if values:
             if all(isinstance(value, int | float) for value in values):
                 values.sort()
@@ -89,7 +102,11 @@ def variants(kind: Kind, choice: PluginChoice) -> list[PluginChoice]:
 
 
 def described(kind: Kind, choice: PluginChoice) -> str:
-    """A choice in words, with the options that were left out: "dof at scale 0.1"."""
+    """Describe a choice in words, options included that were left out.
+
+    >>> described("rule", PluginChoice(plugin="dof"))
+    'dof at scale 0.1'
+    """
     values = ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in _checked(kind, choice)
     )
@@ -97,12 +114,19 @@ def described(kind: Kind, choice: PluginChoice) -> str:
 
 
 def validate(experiment: Experiment, paths: bool = True) -> None:
-    """Check the options of every plugin that an experiment names; UserError holds a line for each wrong one."""
+    """Check the options of every plugin that an experiment names.
+
+    Args:
+        experiment: names them.
+        paths: whether files and folders among the options must exist.
+
+    Raises:
+        UserError: a line for each wrong option.
+    """
     chosen: dict[str, tuple[Kind, PluginChoice]] = {}
-    for task in ("classification", "detection"):
-        splits = getattr(experiment.data, task)
-        for split in ("train", "val") if splits else ():
-            chosen[f"data.{task}.{split}"] = "dataset", getattr(splits, split)
+    for task, splits in (("classification", experiment.data.classification), ("detection", experiment.data.detection)):
+        if splits:
+            chosen |= {f"data.{task}.{split}": ("dataset", getattr(splits, split)) for split in ("train", "val")}
     chosen |= {f"backbones.{name}": ("backbone", choice) for name, choice in experiment.backbones.items()}
     chosen |= {f"detectors.{name}": ("detector", choice) for name, choice in experiment.detectors.items()}
     chosen["widths.rule"] = "rule", experiment.widths.rule
@@ -117,20 +141,18 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
 
 
 def versions(**choices: PluginChoice) -> dict[str, str]:
-    """What the code of the chosen plugins is, by kind: `versions(backbone=…, detector=…)`."""
+    """Return the version of each chosen plugin, by kind: `versions(backbone=…, detector=…)`."""
     return {kind: find(kind, choice.plugin).version for kind, choice in choices.items()}  # type: ignore[arg-type]
 
 
 def package_versions(**choices: PluginChoice) -> dict[str, str]:
-    """Of those that come from packages; Snakemake watches the files of the others."""
-    installed = [kind for kind, choice in choices.items() if find(kind, choice.plugin).entry_point]  # type: ignore[arg-type]
-    return {kind: version for kind, version in versions(**choices).items() if kind in installed}
+    """Return the versions of those that packages bring; Snakemake watches the files of the others."""
+    plugins = {kind: find(kind, choice.plugin) for kind, choice in choices.items()}  # type: ignore[arg-type]
+    return {kind: plugin.version for kind, plugin in plugins.items() if plugin.entry_point}
 
 
 def files(kind: Kind, choices: list[PluginChoice]) -> list[str]:
-    """Files of the chosen plugins, for Snakemake to watch; a plugin of a package is known by the package's version."""
-    here = Path.cwd()
+    """Return the files of the chosen plugins, for Snakemake to watch; those of packages have a version instead."""
     plugins = [find(kind, choice.plugin) for choice in choices]
-    found = {plugin.file for plugin in plugins if plugin.file and not plugin.entry_point}
     # Relative where possible, so that a checkout can be moved without everything being made again.
-    return sorted(str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found)
+    return sorted({str(from_here(plugin.file)) for plugin in plugins if plugin.file and not plugin.entry_point})

@@ -1,4 +1,4 @@
-"""The marks by which a function says that it is a plugin, and of which kind."""
+"""Mark functions as plugins; `discovery` looks for these decorators by name, without running them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+"""What each stage reads, and which settings make it run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigendet import config
+from eigendet.plugins import dependencies
+
+RESULTS = "results/minimal"
+NETWORK = ("tiny", "rcnn")
+
+
+@pytest.fixture
+def experiment(values: dict[str, Any], tmp_path: Path) -> config.Experiment:
+    """Two seeds, two rounds, a control of every sort, and an arm with a file of widths."""
+    (tmp_path / "mine.json").write_text("{}")
+    arms: dict[str, Any] = {arm: {} for arm in config.ARMS}
+    return config.parse(
+        values | {"seeds": [0, 1], "rounds": 2, "arms": arms | {"mine": {"widths": str(tmp_path / "mine.json")}}}
+    )
+
+
+def spectra(arm: str) -> list[str]:
+    return [f"{RESULTS}/spectra/{arm}/tiny/rcnn/seed_{seed}" for seed in (0, 1)]
+
+
+def tables(arm: str, *names: str) -> list[str]:
+    return [f"{folder}/{name}" for folder in spectra(arm) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("arm", "options"),
+    [
+        ("finetune", f"--init {RESULTS}/pretrained/tiny/backbone.pt"),
+        ("scratch", ""),
+        ("derived_2", f"--widths {RESULTS}/widths/tiny/rcnn/derived_2.json"),
+        ("profile", f"--widths {RESULTS}/widths/tiny/rcnn/profile.json"),
+        ("mine", f"--widths {RESULTS}/widths/tiny/rcnn/mine.json"),
+    ],
+)
+def test_a_run_reads_what_it_starts_from(experiment: config.Experiment, arm: str, options: str) -> None:
+    assert dependencies.train_options(experiment, arm, *NETWORK) == f"--arm {arm} {options}".strip()
+    inputs = dependencies.train_inputs(experiment, arm, *NETWORK)
+    assert inputs["start"] == options.split()[1:]
+    assert inputs["network"] == [f"{RESULTS}/networks/tiny/rcnn.json"]
+    assert inputs["data"] == [dependencies.checked_data(experiment, "detection", "train")]
+    assert inputs["plugins"] == ["plugins/resnet.py", "plugins/rcnn.py"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "source", "derived"),
+    [
+        ("derived", "scratch", False),
+        ("derived_2", "derived", False),
+        ("reference", None, False),
+        ("uniform_parameters", None, True),
+        ("uniform_macs", None, True),
+        ("profile", None, True),
+        ("untrained", "scratch", False),
+        ("permuted", "derived", True),
+    ],
+)
+def test_widths_are_made_from_spectra_and_the_last_derived_widths(
+    experiment: config.Experiment, arm: str, source: str | None, derived: bool
+) -> None:
+    file = f"{RESULTS}/widths/tiny/rcnn/derived_2.json"
+    expected = tables(source, "eigenvalues.parquet", "jackknife.parquet") if source else []
+    expected += [file] if derived else []
+    assert dependencies.width_inputs(experiment, *NETWORK, arm) == [*expected, "plugins/rules.py"]
+    arguments = spectra(source) if source else []
+    arguments += ["--derived", file] if derived else []
+    assert dependencies.width_sources(experiment, *NETWORK, arm).split() == arguments
+
+
+def test_an_arms_own_file_is_read_and_gives_no_arguments(experiment: config.Experiment, tmp_path: Path) -> None:
+    inputs = dependencies.width_inputs(experiment, *NETWORK, "mine")
+    assert inputs == [str(tmp_path / "mine.json"), "plugins/rules.py"]
+    assert dependencies.width_sources(experiment, *NETWORK, "mine") == ""
+
+
+def test_the_front_is_made_from_the_spectra_that_widths_are_first_derived_from(experiment: config.Experiment) -> None:
+    assert dependencies.width_spectra(experiment, *NETWORK) == spectra("scratch")
+    assert dependencies.front_inputs(experiment, *NETWORK) == [
+        *tables("scratch", "eigenvalues.parquet"), "plugins/rules.py",
+    ]  # fmt: skip
+
+
+def test_all_observed_runs_are_compared_by_every_rule(experiment: config.Experiment) -> None:
+    folders = dependencies.observed_spectra(experiment, *NETWORK)
+    assert folders == [*spectra("finetune"), *spectra("scratch"), *spectra("derived")]
+    assert dependencies.comparison_inputs(experiment, *NETWORK) == [
+        *(f"{folder}/{name}" for folder in folders for name in ("eigenvalues.parquet", "similarity.h5")),
+        "plugins/rules.py",
+    ]
+
+
+def test_shards_are_merged_to_a_run(values: dict[str, Any]) -> None:
+    experiment = config.parse(values | {"covariance": {"images": 3, "shards": 2}})
+    assert dependencies.covariance_shards(experiment, "scratch", *NETWORK, "0") == [
+        f"{RESULTS}/covariance/scratch/tiny/rcnn/seed_0.{shard}_of_2.h5" for shard in (1, 2)
+    ]
+
+
+def test_latency_is_of_every_arms_first_run(experiment: config.Experiment) -> None:
+    folders = dependencies.latency_runs(experiment, *NETWORK)
+    assert folders == [f"{RESULTS}/runs/{arm}/tiny/rcnn/seed_0" for arm in experiment.all_arms]
+    assert dependencies.latency_records(experiment, *NETWORK) == [f"{folder}/run.json" for folder in folders]
+
+
+def test_the_page_reads_what_is_made_for_every_run_and_network(values: dict[str, Any]) -> None:
+    inputs = dependencies.report_inputs(config.parse(values))
+    assert inputs == [
+        *(f"{RESULTS}/evaluation/{arm}/tiny/rcnn/seed_0.json"
+          for arm in ("finetune", "scratch", "derived", "uniform_parameters", "profile")),
+        *(dependencies.checked_data(config.parse(values), "detection", split) for split in ("train", "val")),
+        f"{RESULTS}/comparison/tiny/rcnn/notes.json", f"{RESULTS}/latency/tiny/rcnn.json",
+        f"{RESULTS}/widths/tiny/rcnn/front.csv",
+    ]  # fmt: skip
+    without = dependencies.report_inputs(config.parse(values | {"arms": {"scratch": {}}}))
+    assert not any("front" in path for path in without)
+
+
+def test_pre_training_reads_checked_data_or_a_file_of_weights(values: dict[str, Any], tmp_path: Path) -> None:
+    experiment = config.parse(values)
+    checked = [dependencies.checked_data(experiment, "classification", split) for split in ("train", "val")]
+    assert dependencies.pretrain_inputs(experiment, "tiny") == checked
+    values["backbones"]["tiny"]["pretrained"] = str(tmp_path / "weights.pt")
+    assert dependencies.pretrain_inputs(config.parse(values), "tiny") == []  # the command says that it is missing
+    (tmp_path / "weights.pt").touch()
+    assert dependencies.pretrain_inputs(config.parse(values), "tiny") == [str(tmp_path / "weights.pt")]
+
+
+def test_files_among_a_data_sets_options_are_read_and_folders_are_not(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").touch()
+    values["data"]["detection"]["val"] = {
+        "plugin": "coco", "annotations": str(tmp_path / "boxes.json"), "images": str(tmp_path),
+    }  # fmt: skip
+    files = dependencies.data_files(config.parse(values), "detection", "val")
+    assert files == ["plugins/coco.py", str(tmp_path / "boxes.json")]
+
+
+def test_only_what_changes_a_result_is_among_the_settings(values: dict[str, Any]) -> None:
+    before = config.parse(values)
+    values["training"] |= {"workers": 3, "log_every": 1}
+    values["covariance"] |= {"memory": 2.0, "shards": 2}
+    values["backbones"]["tiny"]["pretrained"] = "elsewhere.pt"
+    same = config.parse(values)
+    values["training"]["steps"] = 5
+    values["covariance"]["images"] = 2
+    values["backbones"]["tiny"]["norm_groups"] = 2
+    other = config.parse(values)
+    for settings in (
+        dependencies.covariance_settings,
+        lambda experiment: dependencies.train_settings(experiment, "scratch", *NETWORK),
+        lambda experiment: dependencies.network_settings(experiment, *NETWORK),
+    ):
+        assert settings(before) == settings(same) != settings(other)
