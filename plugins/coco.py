@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataset
 def coco(*, annotations: FilePath, images: DirectoryPath) -> "Detection":
-    """A COCO JSON file (boxes, polygons, run lengths, crowds) over a folder of images."""
+    """Read a COCO JSON file (boxes, polygons, run lengths, crowds) over a folder of images."""
     from eigendet.data.coco import CocoDetection
 
     return CocoDetection(annotations, images)

@@ -11,7 +11,7 @@ from eigendet.errors import UserError, unknown
 from eigendet.plugins import Options, backbone, detector
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 INSTALL = "pip install --no-build-isolation on a checkout of its repository, facebookresearch/detectron2"
 
@@ -25,6 +25,8 @@ NAMED = {
 
 
 class Detectron2(Options):
+    """Options of detectron2's detectors."""
+
     model: str = Field(
         "faster_rcnn",
         description="faster_rcnn, mask_rcnn, retinanet, cascade_rcnn, or a yaml configuration of detectron2: a file, "
@@ -39,28 +41,25 @@ class Detectron2(Options):
 
 @detector
 def detectron2(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: Detectron2) -> "nn.Module":
-    """detectron2's Faster, Mask and Cascade R-CNN and RetinaNet over an FPN, or what its yaml configurations say."""
+    """Build detectron2's Faster, Mask or Cascade R-CNN or RetinaNet over an FPN, or one of its yaml configurations."""
     import torch
     from detectron2.modeling import build_model
-    from detectron2.structures import BitMasks, Boxes, Instances
     from detectron2.utils.events import EventStorage
     from torch import Tensor, nn
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+    from eigendet.networks.parts import check_levels
+
     cfg = _configuration(options, classes)
     pyramid: Any = _pyramid(backbone, cfg)
-    shapes = pyramid.output_shape()
-    if options.anchor_sizes is not None and len(options.anchor_sizes) != len(shapes):
-        raise UserError(
-            f"anchor_sizes is {options.anchor_sizes}; this pyramid has {len(shapes)} levels, so expected {len(shapes)} "
-            "sizes in pixels."
-        )
+    if options.anchor_sizes is not None:
+        check_levels("anchor_sizes", options.anchor_sizes, pyramid)
     with _built_around(pyramid):
         inside: Any = build_model(cfg)
     averaging = hasattr(inside, "_ema_update")
 
     class Detector(nn.Module):
-        """Images are resized, normalized and padded as for torchvision's detectors, so that backbones see the same."""
+        """Resizes, normalizes and pads images as torchvision's detectors do, so that backbones see the same."""
 
         normalizer: Tensor
 
@@ -82,15 +81,11 @@ def detectron2(backbone: "nn.Module", classes: int, size: tuple[int, int], *, op
             inputs = [{"image": crop, "height": h, "width": w} for crop, (h, w) in zip(crops, own, strict=True)]
             if not self.training:
                 return [_detections(entry["instances"]) for entry in self.model(inputs)]
-            for entry, target in zip(inputs, targets or [], strict=True):
-                entry["instances"] = instances = Instances(entry["image"].shape[1:])
-                instances.gt_boxes, instances.gt_classes = Boxes(target["boxes"]), target["labels"] - 1
-                if "masks" in target:
-                    instances.gt_masks = BitMasks(target["masks"].bool())
             if averaging:
                 self.model.loss_normalizer = float(self.normalizer)
+            objects = [_objects(crop, target) for crop, target in zip(crops, targets or [], strict=True)]
             with EventStorage():
-                losses = self.model(inputs)
+                losses = self.model([entry | own for entry, own in zip(inputs, objects, strict=True)])
             if averaging:
                 self.normalizer.fill_(self.model.loss_normalizer)
             return losses
@@ -104,13 +99,29 @@ def detectron2(backbone: "nn.Module", classes: int, size: tuple[int, int], *, op
     return model
 
 
-def _detections(found: Any) -> dict[str, Any]:
-    result = {"boxes": found.pred_boxes.tensor, "labels": found.pred_classes + 1, "scores": found.scores}
-    return result | ({"masks": found.pred_masks[:, None].float()} if found.has("pred_masks") else {})
+def _objects(image: "Tensor", target: "dict[str, Tensor]") -> dict[str, Any]:
+    """Return the objects of an image as detectron2 learns from them."""
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    instances: Any = Instances(image.shape[1:])
+    instances.gt_boxes, instances.gt_classes = Boxes(target["boxes"]), target["labels"] - 1
+    if "masks" in target:
+        instances.gt_masks = BitMasks(target["masks"].bool())
+    return {"instances": instances}
+
+
+def _detections(instances: Any) -> "dict[str, Tensor]":
+    """Return what detectron2 detected in an image as torchvision's detectors give it."""
+    detections = {
+        "boxes": instances.pred_boxes.tensor, "labels": instances.pred_classes + 1, "scores": instances.scores,
+    }  # fmt: skip
+    if instances.has("pred_masks"):
+        detections["masks"] = instances.pred_masks[:, None].float()
+    return detections
 
 
 def _configuration(options: Detectron2, classes: int) -> Any:
-    """detectron2's settings of the detector alone: images come normalized, and the backbone is given."""
+    """Read detectron2's settings of the detector alone: images come normalized, and the backbone is given."""
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -141,19 +152,19 @@ def _configuration(options: Detectron2, classes: int) -> Any:
 
 
 def _file(name: str) -> Path:
-    """A configuration file by path, or by its name among those that detectron2 ships."""
+    """Find a configuration file by its path, or by its name among those that detectron2 ships."""
     import detectron2 as package
 
     shipped = Path(package.__file__).parent / "model_zoo/configs"
     for path in (Path(name), shipped / NAMED.get(name, name)):
         if path.is_file():
             return path
-    known = [*NAMED, *(str(path.relative_to(shipped)) for path in shipped.rglob("*.yaml"))]
-    raise UserError(unknown("configuration of detectron2", name, known))
+    names = [*NAMED, *(str(path.relative_to(shipped)) for path in shipped.rglob("*.yaml"))]
+    raise UserError(unknown("configuration of detectron2", name, names))
 
 
 def _pyramid(backbone: "nn.Module", cfg: Any) -> "nn.Module":
-    """detectron2's FPN over the given backbone's maps, of those levels that the configuration names."""
+    """Build detectron2's FPN over the backbone's maps, of those levels that the configuration names."""
     import math
 
     from detectron2.layers import ShapeSpec
@@ -169,7 +180,7 @@ def _pyramid(backbone: "nn.Module", cfg: Any) -> "nn.Module":
     names = {name: f"res{int(math.log2(stride))}" for name, (stride, _) in maps.items()}
 
     class Bottom(Backbone):
-        """The backbone under detectron2's names: res2 for stride 4, and so on."""
+        """Gives the backbone's maps detectron2's names: res2 for stride 4, and so on."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -202,7 +213,7 @@ def _pyramid(backbone: "nn.Module", cfg: Any) -> "nn.Module":
 
 @contextmanager
 def _built_around(pyramid: "nn.Module") -> Iterator[None]:
-    """While open, detectron2's builders take this pyramid where a configuration names the backbone `eigendet`."""
+    """Let detectron2's builders take this pyramid where a configuration names the backbone `eigendet`."""
     from detectron2.modeling import BACKBONE_REGISTRY
 
     BACKBONE_REGISTRY._obj_map["eigendet"] = lambda cfg, shape: pyramid
@@ -220,7 +231,7 @@ def detectron2_resnet(
     norm_groups: PositiveInt = 32,
     stride_in_1x1: bool = False,
 ) -> "nn.Module":
-    """detectron2's ResNet, nothing of it frozen; feature maps of strides 4, 8, 16 and 32.
+    """Build detectron2's ResNet, nothing of it frozen; feature maps of strides 4, 8, 16 and 32.
 
     It activates by functions, so it has no taps at `act`: choose `conv` and `block`. `stride_in_1x1` is for the
     bottlenecks of depth 50 and 101.

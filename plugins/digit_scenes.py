@@ -1,4 +1,4 @@
-"""The embedded default, which needs no download: real handwritten digits on crops of real photographs.
+"""The default data, which needs no download: real handwritten digits on crops of real photographs.
 
 Digits are the UCI ones and photographs the two samples that scikit-learn ships. Detection and classification, training
 and validation, each have digits of their own and a strip of each photograph of their own, so no pixel is in two splits.
@@ -36,7 +36,7 @@ SHARES = {
 def digit_scenes(
     *, split: Split, images: PositiveInt = 400, size: Size = 128, digits: PositiveInt = 6, seed: NonNegativeInt = 0
 ) -> "Detection":
-    """Scenes of at most `digits` handwritten digits, of varying size and color, partly overlapping, with masks."""
+    """Draw scenes of up to `digits` handwritten digits, of varying size and color, partly overlapping, with masks."""
     return DigitScenes(split, images, size, digits, seed)
 
 
@@ -44,12 +44,12 @@ def digit_scenes(
 def digit_crops(
     *, split: Split, images: PositiveInt = 4000, size: Size = 32, seed: NonNegativeInt = 0
 ) -> "Classification":
-    """Single handwritten digits on photographs, to pre-train on; other digits than those in `digit_scenes`."""
+    """Draw single handwritten digits on photographs, to pre-train on; other digits than those of `digit_scenes`."""
     return DigitCrops(split, images, size, seed)
 
 
 class DigitScenes:
-    """Drawn when asked for; image `index` depends on (seed, split, index) alone."""
+    """Scenes that are drawn when asked for; each depends on seed, split and index alone."""
 
     def __init__(self, split: Split, images: int, size: int, digits: int, seed: int) -> None:
         self.classes = CLASSES
@@ -62,12 +62,15 @@ class DigitScenes:
         return self._images
 
     def name(self, index: int) -> str:
+        """Name an image in messages."""
         return f"digit_scenes image {index}"
 
     def size(self, index: int) -> tuple[int, int]:
+        """Return height and width."""
         return self._size, self._size
 
     def objects(self, index: int) -> int:
+        """Return the number of digits."""
         return len(self._scene(index)[1])
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
@@ -86,7 +89,7 @@ class DigitScenes:
         return torch.from_numpy(canvas).permute(2, 0, 1).contiguous(), target
 
     def _scene(self, index: int) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
-        """Pixels (size, size, 3) uint8, the digits' labels, and the mask of what is visible of each."""
+        """Draw pixels (size, size, 3) uint8, the digits' labels, and the mask of what is visible of each."""
         random = self._material.random(index)
         canvas = self._material.background(random, self._size)
         labels: list[int] = []
@@ -97,9 +100,9 @@ class DigitScenes:
             label, ink = self._material.digit(random, side)
             mask = np.zeros((self._size, self._size), dtype=bool)
             mask[top : top + side, left : left + side] = ink > 0.4
-            visible = [old & ~mask for old in masks]
+            visible = [other & ~mask for other in masks]
             # At least 70 % of what was visible of a digit stays so, and every digit can be told from the others.
-            if any(new.sum() < 0.7 * old.sum() for new, old in zip(visible, masks, strict=True)):
+            if any(after.sum() < 0.7 * before.sum() for after, before in zip(visible, masks, strict=True)):
                 continue
             _paint(canvas, ink, left, top, random)
             labels, masks = [*labels, label], [*visible, mask]
@@ -107,6 +110,8 @@ class DigitScenes:
 
 
 class DigitCrops:
+    """Digits that are drawn when asked for; each depends on seed, split and index alone."""
+
     def __init__(self, split: Split, images: int, size: int, seed: int) -> None:
         self.classes = CLASSES
         self.notes: list[str] = []
@@ -146,7 +151,7 @@ class _Material:
         return np.random.default_rng([*self._stream, index])
 
     def background(self, random: np.random.Generator, size: int) -> np.ndarray:
-        """A square crop of a photograph at a random scale, dimmed, (size, size, 3) uint8."""
+        """Crop a square of a photograph at a random scale and dim it, (size, size, 3) uint8."""
         strip = self._strips[random.integers(len(self._strips))]
         side = int(random.uniform(0.4, 1.0) * min(strip.shape[:2]))
         top, left = (int(random.integers(0, length - side + 1)) for length in strip.shape[:2])
@@ -154,7 +159,7 @@ class _Material:
         return np.array(crop.resize((size, size), Image.Resampling.BILINEAR)) // 2
 
     def digit(self, random: np.random.Generator, side: int) -> tuple[int, np.ndarray]:
-        """A label and its ink, (side, side) float32 in [0, 1]."""
+        """Draw a label and its ink, (side, side) float32 in [0, 1]."""
         number = random.integers(len(self._images))
         ink = Image.fromarray(self._images[number]).resize((side, side), Image.Resampling.BICUBIC)
         return int(self._labels[number]), np.clip(np.array(ink), 0.0, 1.0)
@@ -162,9 +167,9 @@ class _Material:
 
 @cache
 def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Digits (n, 8, 8) float32 in [0, 1], their labels, and the photographs (H, W, 3) uint8.
+    """Read digits (n, 8, 8) float32 in [0, 1], their labels, and the photographs (H, W, 3) uint8.
 
-    From the files that scikit-learn installs: to import it takes longer than everything else that a job starts with.
+    They come from the files that scikit-learn installs; importing it would take longer than all else that a job loads.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:

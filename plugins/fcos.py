@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 class FCOSOptions(Options):
+    """Options of FCOS."""
+
     fpn_channels: PositiveInt = Field(256, description="of each level of the pyramid, and of the heads")
     norm_groups: PositiveInt = Field(32, description="of each GroupNorm in the heads, at most")
     anchor_sizes: list[PositiveInt] = Field(
@@ -22,7 +24,7 @@ class FCOSOptions(Options):
 
 @detector
 def fcos(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: FCOSOptions) -> "nn.Module":
-    """torchvision's FCOS, without anchor boxes, over an FPN of strides 8 to 128, that is without the finest map."""
+    """Build torchvision's FCOS, without anchor boxes, over an FPN of strides 8 to 128, without the finest map."""
     from torchvision.models.detection import FCOS
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead

@@ -17,11 +17,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
 @dataset
 def image_folder(*, path: DirectoryPath) -> "Classification":
-    """A folder with a folder of images for each class; classes are the folders' names, sorted."""
+    """Read a folder that holds a folder of images for each class; classes are the folders' names, sorted."""
     return ImageFolder(path)
 
 
 class ImageFolder:
+    """Images that are decoded when asked for; the digest is of their paths and sizes."""
+
     def __init__(self, path: Path) -> None:
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
         if not folders:
@@ -32,7 +34,7 @@ class ImageFolder:
         for label, folder in enumerate(folders):
             images = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not images:
-                raise UserError(f"{folder}: class folder without images; expected files {', '.join(sorted(SUFFIXES))}.")
+                raise UserError(f"{folder}: holds no images; expected files {', '.join(sorted(SUFFIXES))}.")
             self._samples += [(image, label) for image in images]
         self.digest = value_digest([[str(file.relative_to(path)), file.stat().st_size] for file, _ in self._samples])
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 class FasterRCNNOptions(Options):
+    """Options of Faster R-CNN."""
+
     version: Literal[1, 2] = Field(
         1,
         description="of torchvision's heads: 1, linear layers; 2, four convolutions before one linear layer, two "
@@ -25,6 +27,8 @@ class FasterRCNNOptions(Options):
 
 
 class MaskRCNNOptions(FasterRCNNOptions):
+    """Options of Mask R-CNN."""
+
     mask_channels: PositiveInt = Field(256, description="of each layer that looks at masks")
 
 
@@ -32,7 +36,7 @@ class MaskRCNNOptions(FasterRCNNOptions):
 def faster_rcnn(
     backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: FasterRCNNOptions
 ) -> "nn.Module":
-    """torchvision's Faster R-CNN over an FPN."""
+    """Build torchvision's Faster R-CNN over an FPN."""
     from torchvision.models.detection import FasterRCNN
 
     model = FasterRCNN(**_parts(backbone, classes, size, options))
@@ -42,7 +46,7 @@ def faster_rcnn(
 
 @detector
 def mask_rcnn(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: MaskRCNNOptions) -> "nn.Module":
-    """torchvision's Mask R-CNN over an FPN."""
+    """Build torchvision's Mask R-CNN over an FPN."""
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
     from torchvision.ops import MultiScaleRoIAlign
@@ -63,7 +67,7 @@ def mask_rcnn(backbone: "nn.Module", classes: int, size: tuple[int, int], *, opt
 
 
 def _parts(backbone: "nn.Module", classes: int, size: tuple[int, int], options: FasterRCNNOptions) -> dict[str, Any]:
-    """Arguments that the two have in common."""
+    """Make the arguments that the two have in common."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
     from torchvision.models.detection.rpn import RPNHead

@@ -19,7 +19,7 @@ def resnet(
     ] = "group",
     norm_groups: Annotated[PositiveInt, Field(description="of each GroupNorm; it divides every width")] = 32,
 ) -> "nn.Module":
-    """torchvision's ResNet-18, 34, 50 or 101; feature maps of strides 4, 8, 16 and 32.
+    """Build torchvision's ResNet-18, 34, 50 or 101; feature maps of strides 4, 8, 16 and 32.
 
     Its state dict has torchvision's names, so that published weights fit.
     """

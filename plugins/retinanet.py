@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 class RetinaNetOptions(Options):
+    """Options of RetinaNet."""
+
     version: Literal[1, 2] = Field(
         1,
         description="of torchvision's: 2 has GroupNorm in the heads, learns boxes by their overlap, and makes its "
@@ -26,7 +28,7 @@ class RetinaNetOptions(Options):
 
 @detector
 def retinanet(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: RetinaNetOptions) -> "nn.Module":
-    """torchvision's RetinaNet over an FPN of strides 8 to 128, that is without the finest map."""
+    """Build torchvision's RetinaNet over an FPN of strides 8 to 128, without the finest map."""
     from torchvision.models.detection import RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.retinanet import RetinaNetHead

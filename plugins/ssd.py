@@ -15,6 +15,8 @@ Head = Callable[[list[int], list[int], int], "nn.Module"]  # from channels and d
 
 
 class SSDOptions(Options):
+    """Options of SSD."""
+
     skip_maps: NonNegativeInt = Field(1, description="how many of the backbone's finest maps are left out")
     extra_channels: list[Annotated[int, Field(ge=2)]] = Field(
         [512, 256, 256], description="of the levels that are added to the backbone's maps, each half as fine as before"
@@ -29,6 +31,8 @@ class SSDOptions(Options):
 
 
 class SSDLiteOptions(SSDOptions):
+    """Options of SSDlite: those of SSD with other defaults, and its normalization."""
+
     skip_maps: NonNegativeInt = Field(2, description="how many of the backbone's finest maps are left out")
     extra_channels: list[Annotated[int, Field(ge=2)]] = Field(
         [512, 256, 256, 128], description="of the levels that are added to the backbone's maps, each half as fine"
@@ -42,7 +46,7 @@ class SSDLiteOptions(SSDOptions):
 
 @detector
 def ssd(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: SSDOptions) -> "nn.Module":
-    """torchvision's SSD over the backbone's maps and levels of its own, without normalization."""
+    """Build torchvision's SSD over the backbone's maps and levels of its own, without normalization."""
     from torch import nn
     from torchvision.models.detection.ssd import SSDHead
     from torchvision.ops import Conv2dNormActivation
@@ -58,7 +62,7 @@ def ssd(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: 
 
 @detector
 def ssdlite(backbone: "nn.Module", classes: int, size: tuple[int, int], *, options: SSDLiteOptions) -> "nn.Module":
-    """torchvision's SSDlite: SSD with separable convolutions, and with GroupNorm."""
+    """Build torchvision's SSDlite: SSD with separable convolutions, and with GroupNorm."""
     from functools import partial
 
     from torch import nn
@@ -80,7 +84,7 @@ def ssdlite(backbone: "nn.Module", classes: int, size: tuple[int, int], *, optio
 def _ssd(
     backbone: "nn.Module", classes: int, size: tuple[int, int], options: SSDOptions, level: Level, head: Head
 ) -> "nn.Module":
-    """SSD with blocks of one kind for its own levels, and a head."""
+    """Build an SSD with this kind of block for its own levels, and this head."""
     from torch import Tensor, cat, nn
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
     from torchvision.models.detection.image_list import ImageList
@@ -102,14 +106,14 @@ def _ssd(
 
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             features = self.body(images)
-            found = {name: features[name] for name in self.maps}
-            x = found[self.maps[-1]]
+            maps = {name: features[name] for name in self.maps}
+            x = maps[self.maps[-1]]
             for number, block in enumerate(self.extra):
-                x = found[f"extra{number}"] = block(x)
-            return found
+                x = maps[f"extra{number}"] = block(x)
+            return maps
 
     class DefaultBoxes(DefaultBoxGenerator):
-        """Whose scales are shares of the side that images have, not of a canvas that depends on the rest of a batch."""
+        """Takes scales as shares of the images' own side, not of a canvas that depends on the rest of a batch."""
 
         def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
             boxes = super().forward(image_list, feature_maps)
@@ -120,7 +124,8 @@ def _ssd(
 
     levels, scales = Levels(), options.scales
     check_levels("scales", scales, levels, "shares of the images' shorter side")
-    scales = [*scales, 2 * scales[-1] - scales[-2:][0]]  # a level has boxes of its scale, and of one on to the next
+    last, before = scales[-1], scales[-2] if len(scales) > 1 else scales[-1]
+    scales = [*scales, 2 * last - before]  # a level has boxes of its scale, and of one on to the next
     boxes = DefaultBoxes([options.aspect_ratios] * (len(scales) - 1), scales=scales, clip=False)
     heads = head(list(feature_channels(levels).values()), boxes.num_anchors_per_location(), classes + 1)
     model = SSD(levels, boxes, size, classes + 1, head=heads, _skip_resize=True)  # in training, images come resized

@@ -22,9 +22,9 @@ def timm(
     ] = "own",
     norm_groups: Annotated[PositiveInt, Field(description="of each GroupNorm; it divides every width")] = 32,
 ) -> "nn.Module":
-    """Any convolutional network of timm, by name; a feature map of each stride from 4 on.
+    """Build any convolutional network of timm, by name; a feature map of each stride from 4 on.
 
-    They are the maps of timm's `features_only`, named as it says; the state dict has its names too. Nothing is
+    The maps are those of timm's `features_only`, named as it says; the state dict has its names too. Nothing is
     downloaded.
     """
     import timm as library
@@ -44,8 +44,8 @@ def timm(
             "with NCHW maps of several strides."
         )
 
-    def chosen(module: "nn.Module", inputs: Any, maps: "list[Tensor]") -> "dict[str, Tensor]":
+    def by_name(module: "nn.Module", inputs: Any, maps: "list[Tensor]") -> "dict[str, Tensor]":
         return {names[index]: maps[index] for index in last.values()}
 
-    network.register_forward_hook(chosen)  # and no module around it, whose name all parameters would bear
+    network.register_forward_hook(by_name)  # not a module around it, whose name would begin all parameters' names
     return with_norm(network, norm, norm_groups)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRANSFORMERS = ("maxvit", "swin", "vit")
-CONTAINERS = ("features", "layers", "trunk_output")  # what holds stages, and is none
+CONTAINERS = ("features", "layers", "trunk_output")  # hold the stages
 HEADS = ("avgpool", "dropout", "classifier", "fc")
-# Without the helpers to classification halfway; with the weights of their own that they would warn of otherwise.
+# Without auxiliary classifiers; with their own initialization, of which they would warn otherwise.
 OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
@@ -29,20 +29,20 @@ def torchvision(
     ] = "own",
     norm_groups: Annotated[PositiveInt, Field(description="of each GroupNorm; it divides every width")] = 32,
 ) -> "nn.Module":
-    """Any convolutional classifier of torchvision, by name; the last feature map of each stride from 4 on.
+    """Build any convolutional classifier of torchvision, by name; the last feature map of each stride from 4 on.
 
-    Of the four largest strides, where there are more; maps are named after the layers that give them. The state dict
-    has torchvision's names, so that published weights fit.
+    Where there are more than four strides it gives the maps of the four largest. Maps are named after the layers that
+    give them. The state dict has torchvision's names, so that published weights fit.
     """
     from torch import Tensor, nn
     from torchvision import models
 
     from eigendet.networks.norms import with_norm
 
-    known = models.list_models(module=models, exclude=[f"{family}*" for family in TRANSFORMERS])
-    if name not in known:
+    names = models.list_models(module=models, exclude=[f"{family}*" for family in TRANSFORMERS])
+    if name not in names:
         transformer = "it is a transformer; " if name in models.list_models(module=models) else ""
-        raise UserError(f"name: {transformer}{unknown('convolutional classifier of torchvision', name, known)}")
+        raise UserError(f"name: {transformer}{unknown('convolutional classifier of torchvision', name, names)}")
 
     class Features(nn.Module):
         """The classifier's own parts, in the order in which it runs them, without its head."""
@@ -62,7 +62,7 @@ def torchvision(
             for step in self.steps:
                 x = self.get_submodule(step)(x)
                 last[max(x.shape[2:])] = step, x
-            # By the longer side, since it tells strides apart in any image of 32 pixels or more.
+            # The longer side tells strides apart in any image of 32 pixels or more.
             strides = {side: round(max(images.shape[2:]) / side) for side in last}
             return dict([last[side] for side, stride in strides.items() if stride >= FINEST][-MAPS:])
 
