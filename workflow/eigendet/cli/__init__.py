@@ -1,4 +1,4 @@
-"""The command line: a command for each stage, each usable without Snakemake.
+"""Run each stage by a command, with or without Snakemake.
 
 commands            the command line itself, and what runs networks
 analysis            from covariance files on: spectra, their comparison, widths, the report

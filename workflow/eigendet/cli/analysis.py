@@ -1,9 +1,9 @@
-"""Commands from covariance files on: spectra, their comparison, widths, the report."""
+"""Define the commands from covariance files on: spectra, their comparison, widths, the report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +22,7 @@ from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
     from eigendet.config import Experiment
+    from eigendet.networks.models import Definition
 
 
 @click.command()
@@ -38,7 +39,7 @@ def inspect(covariance: Path) -> None:
 @click.argument("covariances", type=EXISTING, nargs=-1, required=True)
 @output_option("HDF5 file of all images together.")
 def merge(covariances: tuple[Path, ...], output: Path) -> None:
-    """Merge covariance files of one run over different images, for example its shards, exactly."""
+    """Merge covariance files of one run over different images, for example its shards; the result is exact."""
     from eigendet.observe import merging, store
 
     merging.merge(output, covariances)
@@ -49,7 +50,7 @@ def merge(covariances: tuple[Path, ...], output: Path) -> None:
 
 @click.command()
 @click.argument("covariance", type=EXISTING)
-@click.option("--raw", is_flag=True, help="Of the raw second moments, for `widths.centered: false`.")
+@click.option("--raw", is_flag=True, help="Take the raw second moments, as `widths.centered: false` does.")
 @output_option("Folder for eigenvalues.parquet, jackknife.parquet and similarity.h5.")
 def spectra(covariance: Path, raw: bool, output: Path) -> None:
     """Write the eigenvalues and leading eigenvectors of covariances.
@@ -68,7 +69,7 @@ def spectra(covariance: Path, raw: bool, output: Path) -> None:
     "folders",
     type=FOLDER,
     multiple=True,
-    help="Further folder of plugins, for width rules of your own; may be given several times.",
+    help="A further folder of plugins, for width rules of your own; may be given several times.",
 )
 @output_option("Folder for metrics.parquet, distances.parquet, tests.parquet and notes.json.")
 def comparison(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Path) -> None:
@@ -86,7 +87,7 @@ def comparison(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Pat
 
 @click.command()
 @config_option
-@click.option("--detector", help="Of this entry of `detectors` over the backbone, pyramid and heads included.")
+@click.option("--detector", help="Include the pyramid and heads of this entry of `detectors`.")
 @click.argument("backbone")
 def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> None:
     """Print the channel groups of a backbone: which widths are tied, and what they cost.
@@ -99,8 +100,8 @@ def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> 
     from eigendet.runs import definitions
 
     experiment = read_experiment(configs)
-    chosen = detector if detector is not None else next(iter(experiment.detectors))
-    network = definitions.definition_for_widths(experiment, backbone, chosen, heads=detector is not None)
+    over = detector if detector is not None else next(iter(experiment.detectors))
+    network = definitions.definition_for_widths(experiment, backbone, over, heads=detector is not None)
     click.echo(table(*network.reference(network.size[0])))
 
 
@@ -121,7 +122,7 @@ def widths(
     derived: Path | None,
     output: Path,
 ) -> None:
-    """Derive the widths of a network from spectra, or those of a control.
+    """Derive the widths of a network from spectra, or choose those of a control.
 
     ARM is a key of `arms`. SPECTRA are folders that `eigendet spectra` wrote, one for each seed, of the arm from which
     the widths are read (for `derived`, `untrained` and `permuted`).
@@ -139,8 +140,8 @@ def widths(
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
     files.write_json(output, content)
-    change = {cost: content[cost]["result"] / content[cost]["reference"] for cost in ("parameters", "macs")}
-    click.echo(f"{arm}: {change['parameters']:.3f} of the parameters, {change['macs']:.3f} of the MACs")
+    parameters, macs = (content[cost]["result"] / content[cost]["reference"] for cost in ("parameters", "macs"))
+    click.echo(f"{arm}: {parameters:.3f} of the parameters, {macs:.3f} of the MACs")
     if content.get("undetermined"):
         click.echo(f"the images leave open the widths of {', '.join(content['undetermined'])}")
 
@@ -199,7 +200,7 @@ def figures(results: Path, suffix: str, quantity: str, output: Path) -> None:
 
 @click.command()
 @click.argument("results", type=FOLDER)
-@output_option("Folder for event files, anew; `tensorboard --logdir` shows it.")
+@output_option("Folder for event files, whose old ones are removed; `tensorboard --logdir` shows it.")
 def tensorboard(results: Path, output: Path) -> None:
     """Write losses and metrics of every layer for TensorBoard.
 
@@ -212,15 +213,16 @@ def tensorboard(results: Path, output: Path) -> None:
 
 
 def _search_as(results: Path) -> None:
-    """Find the width rules that an experiment's results were made with, where their folders are still there."""
-    from eigendet.config import load
+    """Look for width rules where the experiment did whose results these are, in folders that are still there."""
+    from eigendet.config import layout, load
 
-    if (results / "config.yaml").is_file():
-        discovery.search([folder for folder in load([results / "config.yaml"]).plugins if Path(folder).is_dir()])
+    configuration = results / layout.CONFIGURATION
+    if configuration.is_file():
+        discovery.search([folder for folder in load([configuration]).plugins if Path(folder).is_dir()])
 
 
-def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Any:
-    """The definition whose widths are chosen."""
+def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Definition:
+    """Return the definition of the network whose widths are chosen."""
     from eigendet.runs import definitions
 
     backbone = only(experiment.backbones, backbone, "backbone")

@@ -1,4 +1,4 @@
-"""The command line: a verb for each stage, each usable without Snakemake."""
+"""Define the command line, and the commands of stages that run networks."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ from eigendet.cli.options import (  # fmt: skip
 from eigendet.cli.plugin_commands import plugins
 from eigendet.errors import UserError
 
-# Imports of torch, and of pydantic, stand inside the commands, so that help and errors come at once.
-
+# torch and pydantic are imported inside the commands, so that help and errors come at once.
 
 # Commands by their names in version 0.1.
 RENAMED = {"dump": "covariance", "spectrum": "spectra", "compare": "comparison"}
 
 
 class Main(click.Group):
-    """Lists commands in the order of the stages, not of the alphabet; a `UserError` is one message, not a traceback."""
+    """A group whose commands stand in the order of the stages, and whose user errors are messages, not tracebacks."""
 
     def list_commands(self, context: click.Context) -> list[str]:
+        """Return the commands in the order of the stages, not of the alphabet."""
         return list(self.commands)
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        """Refuse a command by its old name, with the new one."""
         if args and args[0] in RENAMED:
             context.fail(f"'{args[0]}' is called '{RENAMED[args[0]]}' now: eigendet {RENAMED[args[0]]} --help")
         return super().resolve_command(context, args)
 
     def invoke(self, context: click.Context) -> Any:
+        """Turn what the user can correct into a message."""
         try:
             return super().invoke(context)
         except UserError as error:
@@ -58,7 +60,7 @@ class Main(click.Group):
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__)
 def main() -> None:
-    """What pre-training changes inside an object detector, and how wide each layer must be.
+    """Measure what pre-training changes inside an object detector, and how wide each layer must be.
 
     The stages in order: pretrain, train, evaluate, covariance, spectra, comparison, widths, report. `snakemake` runs
     them all for an experiment; each can also be run by hand, from a configuration file such as config.yaml.
@@ -91,7 +93,7 @@ def check_data(configs: tuple[Path, ...], task: str, split: str, output: Path) -
 def check_network(configs: tuple[Path, ...], backbone: str | None, detector: str | None, output: Path) -> None:
     """Check a detector over a backbone: build it, train a step and detect once.
 
-    So a plugin's mistake is known before any run is started.
+    It shows a plugin's mistake before any run is started.
     """
     from eigendet import files
     from eigendet.runs import network_check
@@ -106,28 +108,27 @@ def check_network(configs: tuple[Path, ...], backbone: str | None, detector: str
 
 @main.command()
 @config_option
-@click.option("--images-per-second", "rate", type=click.FloatRange(min=0, min_open=True), help="Of one device that "
-              "trains a detector of this experiment; what else there is to do is inferred from it.")  # fmt: skip
-@click.option("--measure", is_flag=True, help="Find that out here, by some steps of every network.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, help="How many run at once, as for Snakemake.")
+@click.option("--images-per-second", "rate", type=click.FloatRange(min=0, min_open=True), help="How fast one "
+              "device trains a detector of this experiment; all else is inferred from it.")  # fmt: skip
+@click.option("--measure", is_flag=True, help="Measure that here, by some steps of every network.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="How many jobs run at once, as for Snakemake.")
 def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int) -> None:
     """Print what an experiment takes before anything of it is run: jobs, steps, images, disk, hours of devices.
 
-    It needs the data, but no GPU unless it is to measure on one.
+    It needs the data, and a GPU only to measure on it.
     """
+    from eigendet.config.layout import results_folder
     from eigendet.runs import plan as stage
     from eigendet.runs import throughput
 
     if rate is not None and measure:
         raise UserError("--images-per-second and --measure: give one of them.")
-    from eigendet.config.layout import results_folder
-
     experiment = read_experiment(configs)
     rates: Any = partial(throughput.inferred, rate, experiment) if rate else None
     if measure:
         rates = partial(throughput.measured, experiment)
-    found = stage.stages(experiment, Path(results_folder(experiment)), rates)
-    for line in stage.lines(found, jobs, throughput.device_name(experiment) if measure else "device"):
+    stages = stage.stages(experiment, Path(results_folder(experiment)), rates)
+    for line in stage.lines(stages, jobs, throughput.device_name(experiment) if measure else "device"):
         click.echo(line)
     if rates is None:
         click.echo("hours: give --images-per-second, or --measure on a machine like those that will run it")
@@ -142,7 +143,7 @@ def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int
 def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, nodes: int, output: Path) -> None:
     """Pre-train a backbone as a classifier, or fetch the weights that the configuration names.
 
-    Stopped at any moment, the same command goes on from the last checkpoint.
+    After a stop at any moment the same command continues from the last checkpoint.
     """
     from eigendet.runs import network_check, parallel, stages
 
@@ -150,7 +151,7 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, node
     backbone = only(experiment.backbones, backbone, "backbone")
 
     def work() -> None:
-        for detector in experiment.detectors:  # it would be of no use to those that fail
+        for detector in experiment.detectors:  # first, since to one that fails the backbone would be of no use
             network_check.network(experiment, backbone, detector)
         stages.pretrain(experiment, backbone, output)
 
@@ -162,7 +163,7 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, node
 @click.option("--arm", default="scratch", help="How the run starts and with which widths: a key of `arms`.")
 @backbone_option
 @detector_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Fixes weights, order and augmentation.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of weights, order and augmentation.")
 @click.option("--init", type=EXISTING, help="Weights that the backbone starts from, for the arm finetune.")
 @click.option(
     "--widths", type=EXISTING, help="File of widths, for all arms but finetune and scratch; may be edited by hand."
@@ -182,9 +183,9 @@ def train(
     nodes: int,
     output: Path,
 ) -> None:
-    """Train a detector, keeping snapshots of its weights.
+    """Train a detector, and keep snapshots of its weights.
 
-    Stopped at any moment, the same command goes on from the last checkpoint.
+    After a stop at any moment the same command continues from the last checkpoint.
     """
     from eigendet.runs import parallel, stages
 
@@ -201,7 +202,7 @@ def train(
 @devices_option
 @output_option("JSON file for the result.")
 def evaluate(configs: tuple[Path, ...], run: Path, devices: int, output: Path) -> None:
-    """Test a run's last snapshot on the validation split: COCO average precision, or top-1 accuracy.
+    """Evaluate a run's last snapshot on the validation split: COCO average precision, or top-1 accuracy.
 
     RUN is the folder of a complete run.
     """
@@ -222,9 +223,9 @@ def evaluate(configs: tuple[Path, ...], run: Path, devices: int, output: Path) -
 @devices_option
 @output_option("JSON file for the times.")
 def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], devices: int, output: Path) -> None:
-    """Measure how long detectors and their backbones take for one image, in turns.
+    """Measure in turns how long detectors and their backbones take for one image.
 
-    RUNS are folders of complete runs. Let nothing else run meanwhile.
+    RUNS are folders of complete runs. Let nothing else run at the same time.
     """
     from eigendet import files
     from eigendet.runs import latency as stage
@@ -249,7 +250,7 @@ def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], devices: int, out
 def covariance(configs: tuple[Path, ...], run: Path, shard: str, devices: int, nodes: int, output: Path) -> None:
     """Compute the covariance of every chosen feature map, at every snapshot of a run.
 
-    RUN is the folder of a complete run of a detector. Stopped at any moment, the same command goes on with the
+    RUN is the folder of a complete run of a detector. After a stop at any moment the same command continues with the
     snapshot that it was at.
     """
     from eigendet.runs import covariances as stage

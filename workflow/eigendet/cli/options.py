@@ -1,8 +1,8 @@
-"""Options and arguments that several commands share."""
+"""Define the options and arguments that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,6 @@ config_option = click.option(
 )  # fmt: skip
 backbone_option = click.option("--backbone", help="Which entry of `backbones`. [default: the only one]")
 detector_option = click.option("--detector", help="Which entry of `detectors`. [default: the only one]")
-
-
 devices_option = click.option(
     "--devices", type=click.IntRange(min=0), default=0, show_default=False,
     help="How many GPUs the job has, each for a process of its own where several can work together; with `device: cpu` "
@@ -37,10 +35,12 @@ nodes_option = click.option(
 
 
 def output_option(what: str) -> Callable[..., Any]:
+    """Make the option that says where a result is written; `what` is its help."""
     return click.option("--output", "-o", type=NEW, required=True, help=what)
 
 
 def read_experiment(configs: tuple[Path, ...]) -> Experiment:
+    """Read an experiment, and look for plugins in the folders that it names."""
     from eigendet.config import load
 
     experiment = load([Path(config) for config in configs])
@@ -48,7 +48,15 @@ def read_experiment(configs: tuple[Path, ...]) -> Experiment:
     return experiment
 
 
-def only(choices: dict[str, Any], name: str | None, kind: str) -> str:
+def only(choices: Mapping[str, object], name: str | None, kind: str) -> str:
+    """Return a name that was given, or else that of the only choice.
+
+    Raises:
+        UserError: there are several choices.
+
+    >>> only({"resnet18": ...}, None, "backbone")
+    'resnet18'
+    """
     if name is None and len(choices) > 1:
         raise UserError(f"--{kind}: there are several, {', '.join(choices)}; name one.")
     return name if name is not None else next(iter(choices))

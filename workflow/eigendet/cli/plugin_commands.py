@@ -1,4 +1,4 @@
-"""`eigendet plugins`: what there is, what it takes, and an author's kit."""
+"""Define `eigendet plugins`: list plugins, show their options, write an example, check the contract."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import builtins
 import itertools
 import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,45 @@ from eigendet.errors import UserError, unknown
 from eigendet.plugins import discovery
 from eigendet.plugins.discovery import KINDS, Kind, Plugin
 
-# Like the command line as a whole, the list must come at once: no import of torch, none of pydantic.
+# The list must come at once, so neither torch nor pydantic is imported up here.
 
 TEMPLATES = Path(__file__).parent / "templates"
+Schema = Mapping[str, Any]  # a JSON schema, or a part of one
 
 
 def table() -> tuple[list[str], list[str]]:
-    """Lines for all plugins, and what is wrong with some."""
-    found = discovery.everything()
-    rows = [(plugin.kind, plugin.name, plugin.version, plugin.origin) for plugin in found]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    """Return lines for all plugins, and sentences for what is wrong with some."""
+    all_plugins = discovery.everything()
+    rows = [(plugin.kind, plugin.name, plugin.version, plugin.origin, plugin.summary) for plugin in all_plugins]
+    indent = " " * max(map(len, KINDS))
     lines = []
-    for plugin, row in zip(found, rows, strict=True):
-        lines.append(
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + f"  {plugin.summary}"
-        )
+    for plugin, line in zip(all_plugins, _columns(rows), strict=True):
+        lines.append(line)
         if plugin.unavailable:
-            lines.append(f"{'':{widths[0]}}  unavailable: {plugin.unavailable}")
+            lines.append(f"{indent}  unavailable: {plugin.unavailable}")
     faults = discovery.broken()
-    for one, other in itertools.pairwise(found):
+    for one, other in itertools.pairwise(all_plugins):
         if (one.kind, one.name) == (other.kind, other.name):
             faults.append(discovery.same_name(one, other))
     return lines, faults
 
 
 def named(name: str) -> list[Plugin]:
-    """The plugins of that name, of whatever kind; UserError lists the near ones."""
-    found = [plugin for plugin in discovery.everything() if plugin.name == name]
-    if not found:
-        known = {plugin.name for plugin in discovery.everything()}
-        raise UserError(" ".join([unknown("plugin", name, known), *discovery.broken()]))
-    return found
+    """Return the plugins of that name, of whatever kind.
+
+    Raises:
+        UserError: there is none; the message lists similar names.
+    """
+    all_plugins = discovery.everything()
+    same_name = [plugin for plugin in all_plugins if plugin.name == name]
+    if not same_name:
+        names = {plugin.name for plugin in all_plugins}
+        raise UserError(" ".join([unknown("plugin", name, names), *discovery.broken()]))
+    return same_name
 
 
 def description(plugin: Plugin) -> list[str]:
-    """What a plugin is, where it stands, and its options with types, defaults and meaning."""
+    """Return lines that say what a plugin is, where it stands, and its options with types, defaults and meaning."""
     from eigendet import plugins
     from eigendet.config.sections import BackboneChoice
 
@@ -58,8 +62,8 @@ def description(plugin: Plugin) -> list[str]:
     lines = [f"{plugin.kind} {plugin.name}, version {plugin.version}, from {plugin.origin}", ""]
     lines += [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
     schema = plugins.options_of(plugin, paths=True).model_json_schema()
-    properties: dict[str, Any] = schema.get("properties", {})
-    if plugin.kind == "backbone":  # and what the library itself takes beside the options
+    properties = schema.get("properties", {})
+    if plugin.kind == "backbone":  # has further keys, which the library reads itself
         of_all = BackboneChoice.model_json_schema()["properties"]
         properties |= {name: of_all[name] for name in ("width", "pretrained")}
     if not properties:
@@ -68,16 +72,29 @@ def description(plugin: Plugin) -> list[str]:
     for name, entry in properties.items():
         default = _plain(entry["default"]) if "default" in entry else "(required)"
         rows.append((name, accepted(entry, schema), default, entry.get("description", "")))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        *lines,
-        "",
-        *("  ".join(text.ljust(w) for text, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows),
-    ]
+    return [*lines, "", *_columns(rows)]
 
 
-def accepted(entry: dict[str, Any], schema: dict[str, Any]) -> str:
-    """What an option accepts, from its JSON schema, in words."""
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, its columns as wide as the widest of all rows."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def accepted(entry: Schema, schema: Schema) -> str:
+    """Say in words what an option accepts.
+
+    Args:
+        entry: the option's part of the JSON schema.
+        schema: the whole of it, which holds what entries refer to.
+
+    >>> accepted({"anyOf": [{"type": "integer", "minimum": 1}, {"const": None}]}, {})
+    'integer >= 1 | null'
+    """
     if "$ref" in entry:
         return accepted(schema["$defs"][entry["$ref"].rpartition("/")[2]], schema)
     if "const" in entry:
@@ -100,10 +117,10 @@ def _plain(value: Any) -> str:
 
 
 def write_example(kind: Kind, name: str, folder: Path) -> list[Path]:
-    """A working example of a plugin, and its test.
+    """Write a working example of a plugin, and its test; returns their paths.
 
     Raises:
-        UserError: the name is no name of a function, or taken; a file is there already.
+        UserError: the name cannot be a function's, or is taken; a file is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or hasattr(builtins, name):
         raise UserError(f"'{name}' cannot be the name of a plugin; expected one of a Python function, like my_{kind}.")
@@ -113,25 +130,27 @@ def write_example(kind: Kind, name: str, folder: Path) -> list[Path]:
     taken = discovery.discover(kind).get(name)
     if taken:
         raise UserError(f"there is a {kind} plugin '{name}' already, {taken.origin}; choose another name.")
-    words = "".join(part.capitalize() for part in name.split("_"))
-    made = []
+    texts = {}
     for template, path in ((f"{kind}.py", folder / f"{name}.py"), ("test.py", folder / f"test_{name}.py")):
         if path.exists():
             raise UserError(f"{path}: is there already; choose another name or folder.")
-        text = (TEMPLATES / template).read_text()
-        own = {"Contract": f"{kind.capitalize()}Contract", "FILE": str(path), "TestExample": f"Test{words}"}
-        own["example"] = name
-        for word, replacement in own.items():
-            text = re.sub(rf"\b{word}\b", replacement, text)
-        made.append((path, text))
+        texts[path] = (TEMPLATES / template).read_text()
+        replacements = {
+            "Contract": f"{kind.capitalize()}Contract",
+            "FILE": str(path),
+            "TestExample": "Test" + "".join(part.capitalize() for part in name.split("_")),
+            "example": name,
+        }
+        for word, replacement in replacements.items():
+            texts[path] = re.sub(rf"\b{word}\b", replacement, texts[path])
     folder.mkdir(parents=True, exist_ok=True)
-    for path, text in made:
+    for path, text in texts.items():
         path.write_text(text)
-    return [path for path, _ in made]
+    return list(texts)
 
 
-def check(plugin: Plugin, options: dict[str, Any]) -> bool:
-    """Try every promise of a plugin and print what came of it; whether all are kept."""
+def check(plugin: Plugin, options: Mapping[str, Any]) -> bool:
+    """Try every promise of a plugin and print whether it is kept; returns whether all are."""
     import logging
     import time
 
@@ -139,7 +158,7 @@ def check(plugin: Plugin, options: dict[str, Any]) -> bool:
     from eigendet.config.sections import PluginChoice
     from eigendet.plugins import failures_named
 
-    logging.disable(logging.INFO)  # what training reports
+    logging.disable(logging.INFO)  # of training
     kept = True
     for promise, test in testing.promises(plugin.kind, PluginChoice(plugin=plugin.name, **options)):
         start = time.perf_counter()
@@ -160,7 +179,7 @@ def check(plugin: Plugin, options: dict[str, Any]) -> bool:
 @click.group(invoke_without_command=True)
 @click.option(
     "--config", "-c", "configs", type=click.Path(exists=True, path_type=Path), multiple=True,
-    help="The experiment's YAML file, whose `plugins` are further folders. [default: config.yaml, if there is one]",
+    help="The experiment's YAML file, whose `plugins` are further folders. [default: config.yaml, if it exists]",
 )  # fmt: skip
 @click.pass_context
 def plugins(context: click.Context, configs: Sequence[Path]) -> None:
@@ -168,20 +187,25 @@ def plugins(context: click.Context, configs: Sequence[Path]) -> None:
 
     The version of a file is made from its content.
     """
-    from eigendet.files import read_yaml
-
     default = Path("config.yaml")
     for path in configs or ([default] if default.is_file() else []):
-        content = read_yaml(path)
-        further = content.get("plugins", []) if isinstance(content, dict) else []
-        if not isinstance(further, list):
-            raise UserError(f"{path}: plugins is {further!r}; expected a list of folders.")
-        discovery.search([str(folder) for folder in further])
+        discovery.search(_folders(path))
     if context.invoked_subcommand is None:
         lines, faults = table()
         click.echo("\n".join(lines))
         if faults:
             raise UserError("\n".join(faults))
+
+
+def _folders(configuration: Path) -> list[str]:
+    """Read the folders of plugins that a configuration names; whatever else stands in it may be wrong."""
+    from eigendet.files import read_yaml
+
+    content = read_yaml(configuration)
+    folders = content.get("plugins", []) if isinstance(content, dict) else []
+    if not isinstance(folders, list):
+        raise UserError(f"{configuration}: plugins is {folders!r}; expected a list of folders.")
+    return [str(folder) for folder in folders]
 
 
 @plugins.command("show")
@@ -196,7 +220,7 @@ def show_command(name: str) -> None:
 @click.argument("kind", type=click.Choice(KINDS))
 @click.argument("name")
 @click.option(
-    "--folder", type=click.Path(path_type=Path), default="plugins", show_default=True, help="Where it is written."
+    "--folder", type=click.Path(path_type=Path), default="plugins", show_default=True, help="Where to write it."
 )
 def new_command(kind: Kind, name: str, folder: Path) -> None:
     """Write a working, commented example of a plugin, and its test."""
@@ -211,7 +235,7 @@ def new_command(kind: Kind, name: str, folder: Path) -> None:
 @click.argument("name")
 @click.option("--options", default="", help="Options of the plugin, as in a configuration: 'depth: 18, norm: batch'.")
 def check_command(name: str, options: str) -> None:
-    """Try whether a plugin keeps its contract: it is built, trained, resized, tapped and more, which takes minutes."""
+    """Check whether a plugin keeps its contract: build, train, resize and tap it, and more, which takes minutes."""
     import yaml
 
     try:

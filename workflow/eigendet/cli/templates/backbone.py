@@ -1,4 +1,4 @@
-"""A backbone plugin: a plain network, to be changed into your own."""
+"""A backbone plugin: a plain network, to change into your own."""
 
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 # their types before anything runs. `eigendet plugins show example` prints them.
 @backbone
 def example(*, channels: PositiveInt = 32, blocks: Annotated[int, Field(ge=1, le=8)] = 1) -> "nn.Module":
-    """A small residual network of five stages, `channels` wide in the first and doubling."""
+    """Build a small residual network of five stages, `channels` wide in the first and doubling."""
     from torch import Tensor, nn  # here, so that options are checked without waiting for torch
 
     def layer(source: int, width: int, stride: int) -> nn.Module:
-        # Group norm does not depend on the batch; all arms of an experiment have the same.
+        # Group norm does not depend on the batch.
         return nn.Sequential(
             nn.Conv2d(source, width, 3, stride, 1, bias=False), nn.GroupNorm(8, width), nn.ReLU(inplace=True)
         )
@@ -43,12 +43,12 @@ def example(*, channels: PositiveInt = 32, blocks: Annotated[int, Field(ge=1, le
             )
 
         def forward(self, images: Tensor) -> dict[str, Tensor]:
-            # Images come normalized. Maps are named, finest first: strides 4, 8, 16 and 32.
+            # Images come normalized. Maps are named, finest first.
             x = self.stem(images)
             maps = {}
             for number, stage in enumerate(self.stages):
                 x = maps[f"stage{number}"] = stage(x)
             return maps
 
-    # Nothing here says how widths may change: `eigendet channels` finds out by following one pass.
+    # Nothing here says how widths may change: `eigendet channels` finds that out by following one pass.
     return Network()

@@ -1,4 +1,4 @@
-"""A data set plugin: bright rectangles on noise, to be changed into your own images."""
+"""A data set plugin: bright rectangles on noise, to change into your own images."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,30 +18,33 @@ if TYPE_CHECKING:
 def example(
     *, split: Literal["train", "val"] = "train", images: PositiveInt = 100, size: PositiveInt = 64
 ) -> "Detection":
-    """Images of one bright rectangle, wide or tall."""
+    """Draw images of one bright rectangle, wide or tall."""
     return Scenes(split, images, size)
 
 
 class Scenes:
-    """Map-style: everything but the pixels is known before an image is decoded."""
+    """Images by index; everything but the pixels is known before an image is decoded."""
 
     def __init__(self, split: str, images: int, size: int) -> None:
         self.classes = ["wide", "tall"]  # label 1, label 2
         self.notes: list[str] = []  # sentences for the report: what was dropped or clipped
-        self.digest = value_digest([split, images, size])  # equal digests, equal data
+        self.digest = value_digest([split, images, size])  # the same for the same data
         self._split, self._images, self._size = split, images, size
 
     def __len__(self) -> int:
         return self._images
 
     def name(self, index: int) -> str:
+        """Name an image in messages."""
         return f"{self._split} image {index}"
 
     def size(self, index: int) -> tuple[int, int]:
-        return self._size, self._size  # height, width
+        """Return height and width."""
+        return self._size, self._size
 
     def objects(self, index: int) -> int:
-        return 1  # that training uses: without crowds
+        """Return the number of objects that training uses, that is without crowds."""
+        return 1
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         import torch  # here, so that options are checked without waiting for torch
@@ -58,6 +61,6 @@ class Scenes:
             "labels": torch.tensor([2 if tall else 1]),
             "crowd": torch.tensor([False]),
             "area": torch.tensor([float(width * height)]),
-            "masks": None,  # or COCO's run lengths, one an object
+            "masks": None,  # or COCO's run lengths of each object
         }
         return torch.from_numpy(image), target

@@ -1,4 +1,4 @@
-"""A detector plugin: a Faster R-CNN from torchvision's parts, to be changed into your own."""
+"""A detector plugin: a Faster R-CNN from torchvision's parts, to change into your own."""
 
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ def example(
     head_channels: PositiveInt = 128,
     proposals: PositiveInt = 200,
 ) -> "nn.Module":
-    """A Faster R-CNN over a feature pyramid, with anchors that follow from the number of levels."""
+    """Build a Faster R-CNN over a feature pyramid, with anchors that follow from the number of levels."""
     from torchvision.models.detection import FasterRCNN  # here, so that options are checked without waiting for torch
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -31,8 +31,8 @@ def example(
 
     from eigendet.networks.parts import PyramidBackbone
 
-    # The backbone is any backbone plugin's: a dict of maps, finest first. Its widths may be anybody's guess, so read
-    # them off as this pyramid does, and nothing else needs to know them.
+    # Any backbone plugin may have made the backbone, which gives a dict of maps, finest first. This pyramid reads its
+    # widths off a small image, so that nothing here needs to know them.
     pyramid = PyramidBackbone(backbone, fpn_channels, LastLevelMaxPool())
     levels = len(pyramid.maps) + 1
     model = FasterRCNN(
@@ -49,7 +49,7 @@ def example(
         box_head=TwoMLPHead(fpn_channels * 7**2, head_channels),
         box_predictor=FastRCNNPredictor(head_channels, classes + 1),  # label 0 is background
     )
-    # The box head sees so many regions of an image: what it costs is counted with that.
+    # So many regions of an image go through the box head; its cost is counted by that.
     model.regions = {"roi_heads": proposals}
-    # Nothing is frozen, nothing is loaded, and nothing is said of training: that is the configuration's to decide.
+    # Nothing is frozen or loaded here, and nothing is said of training: the configuration decides that.
     return model

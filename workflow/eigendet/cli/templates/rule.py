@@ -1,4 +1,4 @@
-"""A width rule plugin, to be changed into your own."""
+"""A width rule plugin, to change into your own."""
 
 from typing import Annotated
 
@@ -8,12 +8,12 @@ from pydantic import Field
 from eigendet.plugins import rule
 
 
-# The first line of the docstring is what `eigendet plugins` lists and what the report says of the metric. An option's
+# The first line of the docstring is what `eigendet plugins` lists and what the report says of this metric. An option's
 # `examples` are the values over which `eigendet front` compares the rule with itself.
 @rule
 def example(
     values: np.ndarray, *, share: Annotated[float, Field(gt=0, lt=1, examples=[0.5, 0.1, 0.01])] = 0.1
 ) -> float:
-    """Number of eigenvalues above `share` of their mean."""
+    """Count the eigenvalues above `share` of their mean."""
     # `values` are the eigenvalues of one feature map's covariance: (C,), descending, none negative, the first positive.
     return float(np.count_nonzero(values > share * values.mean()))

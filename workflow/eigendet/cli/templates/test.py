@@ -1,4 +1,4 @@
-"""Whether the plugin keeps its contract: `pytest FILE`, or `eigendet plugins check example`."""
+"""Check that the plugin keeps its contract: `pytest FILE`, or `eigendet plugins check example`."""
 
 from pathlib import Path
 
@@ -9,4 +9,6 @@ search([Path(__file__).parent])
 
 
 class TestExample(Contract):
+    """The promises of its kind, each a test."""
+
     plugin = "example"
