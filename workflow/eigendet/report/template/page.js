@@ -1,4 +1,4 @@
-// What moves on the page: figures, their downloads, sorted tables, heat maps over training, the spectrum explorer.
+// Everything that moves on the page: figures, their downloads, sorted tables, heat maps over training, the spectrum explorer.
 "use strict";
 const content = JSON.parse(document.getElementById("content").textContent);
 const element = id => document.getElementById(id);
@@ -46,16 +46,16 @@ for (const figure of document.querySelectorAll("figure")) {
   const tools = document.createElement("p");
   tools.className = "tools";
   const button = (text, action) => {
-    const made = document.createElement("button");
-    Object.assign(made, {type: "button", textContent: text, onclick: action});
-    tools.append(made);
+    const tool = document.createElement("button");
+    Object.assign(tool, {type: "button", textContent: text, onclick: action});
+    tools.append(tool);
   };
   button("Data (CSV)", () => save(`${figure.id}.csv`, csv(views.get(figure.id).spec.data.values), "text/csv"));
   button("Picture (SVG)", async () => save(`${figure.id}.svg`, await views.get(figure.id).view.toSVG(), "image/svg+xml"));
   figure.append(tools);
 }
 
-// Tables of class `sortable`: a click on a heading sorts by it, another one the other way round.
+// Tables of class `sortable`: a click on a heading sorts by it, another click in the other order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const [head, ...rows] = table.rows;
   const key = (row, place) => {
@@ -81,7 +81,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 const fill = (select, entries) => select.replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
 const same = names => names.map(name => [name, name]);
 
-// Heat maps over training: a quantity in two arms, and how they differ.
+// Draws heat maps over training: a quantity in two arms, and how they differ.
 function courses() {
   const chosen = content.courses[element("course-network").value];
   const quantity = element("course-quantity").value, arms = [element("course-first").value, element("course-second").value];
@@ -89,16 +89,16 @@ function courses() {
     (step, column) => ({layer, step, value: values[row][column]})));
   const title = content.quantities[quantity].title;
   const spec = (values, scale, name) => {
-    const made = structuredClone(content.specs.course);
-    made.data = {values};
-    made.height *= chosen.layers.length;
-    made.encoding.y.sort = chosen.layers;
-    made.encoding.color.scale = scale;
-    made.encoding.color.title = name;
-    return made;
+    const filled = structuredClone(content.specs.course);
+    filled.data = {values};
+    filled.height *= chosen.layers.length;
+    filled.encoding.y.sort = chosen.layers;
+    filled.encoding.color.scale = scale;
+    filled.encoding.color.title = name;
+    return filled;
   };
   const between = quantity in chosen.between;
-  const found = arms.map(arm => chosen.arms[arm]);
+  const both = arms.map(arm => chosen.arms[arm]);
   for (const [place, id] of ["course-a", "course-b"].entries()) element(id).hidden = between;
   element("course-text").textContent = content.quantities[quantity].text;
   if (between) {
@@ -106,21 +106,21 @@ function courses() {
     element("course-c").hidden = values === undefined;
     return values && draw("course-c", spec(rows(values, chosen.snapshots), {scheme: "viridis"}, `${title}, ${arms.join(" and ")}`));
   }
-  const known = found.map(arm => arm.values[quantity].flat().filter(value => value !== null));
-  const domain = [Math.min(...known.flat()), Math.max(...known.flat())];
-  const drawn = found.map((arm, place) => draw(
+  const numbers = both.flatMap(arm => arm.values[quantity].flat().filter(value => value !== null));
+  const domain = [Math.min(...numbers), Math.max(...numbers)];
+  const drawn = both.map((arm, place) => draw(
     ["course-a", "course-b"][place],
     spec(rows(arm.values[quantity], arm.steps), {scheme: "viridis", domain}, `${title}: ${arms[place]}`)));
-  const comparable = arms[0] !== arms[1] && found[0].steps.length === found[1].steps.length;
+  const comparable = arms[0] !== arms[1] && both[0].steps.length === both[1].steps.length;
   element("course-c").hidden = !comparable;
   if (comparable) {
-    const apart = found[0].values[quantity].map((row, layer) => row.map((value, column) => {
-      const other = found[1].values[quantity][layer][column];
+    const apart = both[0].values[quantity].map((row, layer) => row.map((value, column) => {
+      const other = both[1].values[quantity][layer][column];
       return value === null || other === null ? null : value - other;
     }));
     const most = Math.max(...apart.flat().map(Math.abs)) || 1;
     drawn.push(draw("course-c", spec(
-      rows(apart, found[0].steps), {scheme: "blueorange", domain: [-most, most]}, `${arms[0]} minus ${arms[1]}`)));
+      rows(apart, both[0].steps), {scheme: "blueorange", domain: [-most, most]}, `${arms[0]} minus ${arms[1]}`)));
   }
   return Promise.all(drawn);
 }
@@ -133,7 +133,7 @@ function courseNetwork() {
   return courses();
 }
 
-// The spectrum explorer. Spectra are numbers of 16 bits on a logarithmic scale, see report.py.
+// The spectrum explorer. Spectra are numbers of 16 bits on a logarithmic scale, see views.py.
 const decoded = new Map();
 
 function levels(packed) {
@@ -151,10 +151,10 @@ function spectraShown() {
   const rows = [], steps = new Map();
   layer.runs.forEach(({run, width, packed}) => {
     const {arm, seed, steps: all} = chosen.runs[run], index = chosen.index[width];
-    const place = Math.min(snapshot, all.length - 1), found = levels(packed);
+    const place = Math.min(snapshot, all.length - 1), spectra = levels(packed);
     steps.set(arm, all[place]);
     index.forEach((number, point) => {
-      const level = found[place * index.length + point];
+      const level = spectra[place * index.length + point];
       if (logarithmic && level === 0) return;
       const value = level === 0 ? 0 : 10 ** (decades * (level / largest - 1));
       rows.push({arm, seed, step: all[place], index: number, x: share ? number / width : number, value});
@@ -173,7 +173,7 @@ async function explore() {
   await draw("spectrum", spec);
 }
 
-// The same axes, other spectra: without building the figure anew.
+// Shows other spectra on the same axes, without building the figure again.
 function move() {
   const shown = views.get("spectrum"), rows = spectraShown();
   shown.spec.data.values = rows;
