@@ -34,7 +34,7 @@ class ImageFolder:
         for label, folder in enumerate(folders):
             images = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not images:
-                raise UserError(f"{folder}: holds no images; expected files {', '.join(sorted(SUFFIXES))}.")
+                raise UserError(f"{folder}: class folder without images; expected files {', '.join(sorted(SUFFIXES))}.")
             self._samples += [(image, label) for image in images]
         self.digest = value_digest([[str(file.relative_to(path)), file.stat().st_size] for file, _ in self._samples])
 
