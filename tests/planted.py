@@ -10,7 +10,7 @@ import pandas as pd
 
 from eigendet.channels.groups import Channels
 from eigendet.networks.models import Definition
-from eigendet.widths import dimensions
+from eigendet.spectra import tables
 
 
 def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> pd.DataFrame:
@@ -19,7 +19,7 @@ def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> p
     for (module, call), group in traced.outputs.items():
         if "relu" in module:
             values = (np.arange(traced.widths[group]) < rank[group]).astype(float)
-            tap: dict[str, Any] = dict.fromkeys(dimensions.COLUMNS, 0) | {
+            tap: dict[str, Any] = dict.fromkeys(tables.COLUMNS["eigenvalues"], 0) | {
                 "arm": "scratch",
                 "backbone": "tiny",
                 "detector": "rcnn",
@@ -29,9 +29,11 @@ def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> p
     return pd.concat(rows, ignore_index=True)
 
 
-def written(folder: Path, network: Definition, **tables: pd.DataFrame) -> Path:
-    folder.mkdir()
-    for name, table in tables.items():
-        table.attrs = {"experiment": "minimal", "definition": network.plain()}
-        table.to_parquet(folder / f"{name}.parquet")
+def written(
+    folder: Path, network: Definition, eigenvalues: pd.DataFrame, jackknife: pd.DataFrame | None = None
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    if jackknife is None:
+        jackknife = eigenvalues.assign(left_out=0)[:0]
+    tables.write_run(folder, tables.Provenance("minimal", network.plain()), eigenvalues, jackknife)
     return folder

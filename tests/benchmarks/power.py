@@ -31,7 +31,9 @@ def rates(random: np.random.Generator, seeds: int, effect: float, share: float) 
         shared, own = random.normal(size=(1, 2 * seeds)), random.normal(size=(LAYERS, 2 * seeds))
         deviations = (shared + own) / np.sqrt(2) + effect * affected[:, None] * (labels == "b")
         spectra = np.arange(1, CHANNELS + 1.0) ** -(1 + 0.1 * deviations[:, :, None])
-        test = significance.test(np.array([similarity.distances(layer) for layer in spectra]), labels)
+        test = significance.permutation_test(
+            np.array([similarity.jensen_shannon_matrix(layer) for layer in spectra]), labels
+        )
         corrected = bool((test.corrected[looked_at] <= LEVEL).any())
         found += np.array([np.mean(test.p[looked_at] <= LEVEL), corrected, test.overall <= LEVEL])
     return list(found / SIMULATIONS)

@@ -39,7 +39,7 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "observe.padding": "padding taps",
     "observe.shortcuts": "shortcuts",
     "spectra.similarity": "similarity",
-    "spectra.metric_tables": "spectrum",
+    "spectra.metric_table": "spectrum",
     "widths.derivation": "widths",
     "spectra.metrics": "metrics",
     "spectra.spectrum": "spectrum",

@@ -138,13 +138,13 @@ def test_marginal_takes_the_best_of_all_single_steps_each_time(traced: Channels)
 
 
 def test_a_power_law_is_recovered_and_never_sums_to_infinity() -> None:
-    factor, exponent = allocation.power_law(5 * np.arange(1.0, 65) ** -1.7)
+    factor, exponent = allocation.decay_law(5 * np.arange(1.0, 65) ** -1.7)
     assert factor == pytest.approx(5)
     assert exponent == pytest.approx(1.7)
-    assert allocation.power_law(np.ones(16))[1] == 1.01
-    assert allocation.power_law(np.zeros(8)) == (0.0, 1.01)
+    assert allocation.decay_law(np.ones(16))[1] == 1.01
+    assert allocation.decay_law(np.zeros(8)) == (0.0, 1.01)
     noise = np.r_[np.ones(8), np.geomspace(1e-9, 1e-300, 8)]  # a spectrum that ends, and rounding errors
-    assert allocation.power_law(noise) == (0.0, 1.01)
+    assert allocation.decay_law(noise) == (0.0, 1.01)
 
 
 def test_what_binds_each_group_is_named(traced: Channels) -> None:
@@ -314,12 +314,12 @@ def test_what_keeps_a_width_from_growing(
 
 @pytest.mark.parametrize("edge", [0.0, 1e-5, 0.3, 1.0, 3.7, 1000.0])
 def test_the_largest_factor_is_found_to_nine_digits(edge: float) -> None:
-    found = allocation.largest(lambda factor: factor <= edge)
+    found = allocation.largest_factor(lambda factor: factor <= edge)
     assert found <= edge and found == pytest.approx(edge, rel=2e-9, abs=1e-300)
 
 
 def test_a_factor_without_an_edge_ends_at_two_to_the_forty() -> None:
-    assert allocation.largest(lambda factor: True) == pytest.approx(2.0**40)
+    assert allocation.largest_factor(lambda factor: True) == pytest.approx(2.0**40)
 
 
 def slow_marginal(spent: Budget, spectra: dict[str, np.ndarray]) -> Widths:
@@ -375,19 +375,19 @@ def test_channels_beyond_those_observed_hold_what_the_power_law_says() -> None:
 def test_the_power_law_is_of_the_smaller_half_without_rounding_errors() -> None:
     tail = 3 * np.arange(1.0, 41) ** -2.5
     head = np.r_[100 * np.ones(20), tail[20:]]
-    assert allocation.power_law(head) == pytest.approx((3, 2.5), rel=1e-9)
+    assert allocation.decay_law(head) == pytest.approx((3, 2.5), rel=1e-9)
     noisy = np.r_[tail, np.full(6, 1e-9 * tail[0])]
-    assert allocation.power_law(noisy) == pytest.approx((3, 2.5), rel=1e-9)
+    assert allocation.decay_law(noisy) == pytest.approx((3, 2.5), rel=1e-9)
     odd = np.r_[9.0, 7.0, tail[2:5]]
-    assert allocation.power_law(odd) == pytest.approx((3, 2.5), rel=1e-9)
-    assert allocation.power_law(np.array([4.0, 1.0])) == (0.0, 1.01)  # one eigenvalue has no slope
-    assert allocation.power_law(np.array([])) == (0.0, 1.01)
+    assert allocation.decay_law(odd) == pytest.approx((3, 2.5), rel=1e-9)
+    assert allocation.decay_law(np.array([4.0, 1.0])) == (0.0, 1.01)  # one eigenvalue has no slope
+    assert allocation.decay_law(np.array([])) == (0.0, 1.01)
 
 
 def test_the_unit_of_a_spectrum_does_not_change_its_exponent() -> None:
     values = np.arange(1.0, 41) ** -2.5
     for unit in (1e-12, 1.0, 1e12):
-        assert allocation.power_law(unit * values) == pytest.approx((unit, 2.5), rel=1e-9)
+        assert allocation.decay_law(unit * values) == pytest.approx((unit, 2.5), rel=1e-9)
 
 
 def test_a_group_that_a_layer_reads_and_writes_costs_its_square() -> None:

@@ -195,7 +195,9 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"of the detector 'other'; .* is of 'rcnn'"):
         comparison.write_comparison([first, tmp_path / "spectra/scratch/tiny/rcnn/seed_0"], tmp_path / "out", {})
     (first / "eigenvalues.parquet").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"no spectra of this 'eigendet spectra'"):
+    with pytest.raises(
+        UserError, match=r"eigenvalues.parquet: cannot be read as a table .*; run 'eigendet spectra' again"
+    ):
         comparison.write_comparison([first], tmp_path / "out", {})
     with pytest.raises(UserError, match=r"holds no spectra of this experiment"):
         config_only = tmp_path / "empty"

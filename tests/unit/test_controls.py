@@ -46,7 +46,7 @@ def test_the_uniform_control_has_the_cost_asked_for(
     network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     goal = {group: max(1, round(share**0.5 * width)) for group, width in traced.widths.items()}
     (tmp_path / "derived.json").write_text(json.dumps({"widths": goal}))
-    found = controls.control(experiment, network, f"uniform_{cost}", [], tmp_path / "derived.json")["widths"]
+    found = controls.control(experiment, network, f"uniform_{cost}", [], tmp_path / "derived.json").widths
     spent = getattr(traced, cost)
     assert 0.98 * spent(goal) <= spent(found) <= spent(goal)
     for group, width in traced.widths.items():
@@ -126,11 +126,11 @@ def test_the_reference_and_a_file_of_ones_own(values: dict[str, Any], tmp_path: 
     experiment = config.parse(values)
     network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     reference = controls.control(experiment, network, "reference", [], None)
-    assert reference["widths"] == reference["reference"]
-    file.write_text(json.dumps({"widths": reference["widths"] | {"conv1": 12}}))
+    assert reference.widths == reference.reference
+    file.write_text(json.dumps({"widths": reference.widths | {"conv1": 12}}))
     mine = controls.control(experiment, network, "mine", [], None)
-    assert mine["widths"]["conv1"] == 12 and mine["parameters"]["result"] > mine["parameters"]["reference"]
-    assert mine["backbone"] == network.identity()["backbone"]
+    assert mine.widths["conv1"] == 12 and mine.parameters.result > mine.parameters.reference
+    assert mine.backbone == network.identity()["backbone"]
     assert experiment.training_of("mine").steps == 3
     file.write_text(json.dumps({"widths": {"conv1": 12}}))
     with pytest.raises(UserError, match=r"mine.json: no width for the channel groups layer"):
@@ -164,10 +164,10 @@ def test_the_untrained_control_is_derived_from_the_spectra_at_the_first_step(
     tables = [planted(traced, before, 0, step=0), planted(traced, dict.fromkeys(before, 8), 0)]
     folder = written(tmp_path / "0", network, eigenvalues=pd.concat(tables))
     found = controls.control(experiment, network, "untrained", [folder], None)
-    assert found["widths"] == proportional(Budget.of(traced, reference, experiment.widths), before)
-    assert found["rule"] == "as derived, from the spectra at step 0" and found["elsewhere"] == {}
-    assert found["macs"]["reference"] == traced.macs(reference)
-    assert found["backbone"] == network.identity()["backbone"]
+    assert found.widths == proportional(Budget.of(traced, reference, experiment.widths), before)
+    assert found.rule == "as derived, from the spectra at step 0" and found.elsewhere == {}
+    assert found.macs.reference == traced.macs(reference)
+    assert found.backbone == network.identity()["backbone"]
 
 
 def test_the_permuted_control_is_derived_from_the_last_spectra_of_other_groups(
@@ -181,11 +181,11 @@ def test_the_permuted_control_is_derived_from_the_last_spectra_of_other_groups(
     file = tmp_path / "derived.json"
     file.write_text(json.dumps({"widths": reference}))
     found = controls.control(experiment, network, "permuted", [folder], file)
-    spectra = dimensions.of_groups(table, traced, experiment.widths)
+    spectra = dimensions.group_spectra(table, traced, experiment.widths)
     other, origin = controls.permuted(spectra)
-    assert found["spectrum_of"] == origin and found["rule"] == "as derived, each group with the spectrum of another"
+    assert found.spectrum_of == origin and found.rule == "as derived, each group with the spectrum of another"
     budget = Budget.of(traced, reference, experiment.widths)
-    assert found["widths"] == derivation.allocate(budget, other, experiment.widths)[0]
+    assert found.widths == derivation.allocate(budget, other, experiment.widths)[0]
 
 
 def test_the_profile_control_says_its_two_numbers(values: dict[str, Any], tmp_path: Path) -> None:
@@ -196,12 +196,12 @@ def test_the_profile_control_says_its_two_numbers(values: dict[str, Any], tmp_pa
     file.write_text(json.dumps({"widths": goal}))
     found = controls.control(experiment, network, "profile", [], file)
     wanted, factor, ratio = controls.profile(traced, reference, goal, 16)
-    assert found["widths"] == wanted
-    assert found["rule"] == f"{factor:.3f} of the reference's, times {ratio:.3f} from stage to stage"
+    assert found.widths == wanted
+    assert found.rule == f"{factor:.3f} of the reference's, times {ratio:.3f} from stage to stage"
     for cost in ("macs", "parameters"):
         found = controls.control(experiment, network, f"uniform_{cost}", [], file)
-        assert found["widths"] == proportional(Budget.like(traced, goal, [cost], 16), reference)
-        assert found["rule"] == "all scaled alike"
+        assert found.widths == proportional(Budget.like(traced, goal, [cost], 16), reference)
+        assert found.rule == "all scaled alike"
 
 
 def positioned(positions: dict[str, int]) -> Channels:

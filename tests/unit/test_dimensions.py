@@ -15,9 +15,10 @@ from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks.models import Definition
 from eigendet.runs import definitions
+from eigendet.spectra import tables
 from eigendet.widths import derivation, dimensions
 from eigendet.widths.allocation import Budget
-from eigendet.widths.dimensions import of_groups
+from eigendet.widths.dimensions import group_spectra
 from tests.benchmarks.channels import torchvision_network
 
 
@@ -43,22 +44,19 @@ def planted(traced: Channels, rank: dict[str, int], seed: int = 0, point: str = 
     return pd.DataFrame(rows)
 
 
-def test_dimensions_take_the_last_step_and_tie_over_taps_and_seeds(traced: Channels) -> None:
+def test_dimensions_take_the_last_step_the_largest_of_all_taps_and_the_mean_of_seeds(traced: Channels) -> None:
     rank = {group: 4 + position for position, group in enumerate(traced.widths)}
     more = {group: value + 2 for group, value in rank.items()}
     settings = WidthSettings(rule=PluginChoice(plugin="ratio"))
     table = pd.concat([planted(traced, rank, 0), planted(traced, more, 1)])
-    assert of_groups(table, traced, settings).dimensions(settings) == {g: value + 1 for g, value in rank.items()}
-    assert of_groups(table, traced, settings, first=True).dimensions(settings) == traced.widths
-    mean = WidthSettings(rule=PluginChoice(plugin="ratio"), tie="mean")
-    residual = "layer2.0.conv3"  # four blocks, so four taps: its rank once and three times 1
-    assert of_groups(planted(traced, rank), traced, mean).dimensions(mean)[residual] == (rank[residual] + 3) / 4
+    assert group_spectra(table, traced, settings).dimensions(settings) == {g: value + 1 for g, value in rank.items()}
+    assert group_spectra(table, traced, settings, first=True).dimensions(settings) == traced.widths
 
 
 def test_spectra_of_a_group_are_shares_tied_over_taps_and_averaged_over_seeds(traced: Channels) -> None:
     rank = dict.fromkeys(traced.widths, 4)
     table = pd.concat([planted(traced, rank, 0), planted(traced, dict.fromkeys(traced.widths, 2), 1)])
-    pooled = of_groups(table, traced, WidthSettings()).pooled(WidthSettings())
+    pooled = group_spectra(table, traced, WidthSettings()).pooled()
     assert pooled["conv1"][:5].tolist() == [0.375, 0.375, 0.125, 0.125, 0.0]  # of 4 and of 2 equal eigenvalues
     assert pooled["layer2.0.conv3"][:5].tolist() == [1.0, 0.375, 0.125, 0.125, 0.0]  # further taps have rank 1
 
@@ -72,8 +70,8 @@ def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> No
         UserError,
         match=r"denseblock1.denselayer1.conv2, .* and 53 more have .*; add some of block, norm, conv, linear to",
     ):
-        of_groups(act, dense, WidthSettings())
-    read = of_groups(pd.concat([act, planted(dense, rank, point="conv")]), dense, WidthSettings())
+        group_spectra(act, dense, WidthSettings())
+    read = group_spectra(pd.concat([act, planted(dense, rank, point="conv")]), dense, WidthSettings())
     assert read.groups.keys() == dense.widths.keys()
     assert read.elsewhere["features.denseblock1.denselayer1.conv2"] == "conv"
     assert "features.denseblock1.denselayer1.conv1" not in read.elsewhere
@@ -82,28 +80,28 @@ def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> No
 def test_a_point_without_taps_is_named(traced: Channels) -> None:
     table = planted(traced, dict.fromkeys(traced.widths, 3)).assign(point="fpn")
     with pytest.raises(UserError, match=r"widths\.point is 'norm', and the channel groups conv1, .*; add some of act"):
-        of_groups(table, traced, WidthSettings(point="norm"))
+        group_spectra(table, traced, WidthSettings(point="norm"))
 
 
 def row(network: Definition, **changes: Any) -> pd.DataFrame:
-    values: dict[str, Any] = dict.fromkeys(dimensions.COLUMNS, 0) | {
+    values: dict[str, Any] = dict.fromkeys(tables.COLUMNS["eigenvalues"], 0) | {
         "arm": "scratch", "backbone": "tiny", "detector": "rcnn", "point": "act"
     }  # fmt: skip
     table = pd.DataFrame([values | changes])
-    table.attrs = {"experiment": "minimal", "definition": network.plain()}
+    table.attrs = tables.SPECTRA.mark | {"experiment": "minimal", "definition": network.plain()}
     return table
 
 
 def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     network = definitions.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
 
-    def read(*tables: pd.DataFrame) -> pd.DataFrame:
+    def read(*of_runs: pd.DataFrame) -> pd.DataFrame:
         folders = []
-        for number, table in enumerate(tables):
+        for number, table in enumerate(of_runs):
             folders.append(tmp_path / str(number))
             folders[-1].mkdir(exist_ok=True)
             table.to_parquet(folders[-1] / "eigenvalues.parquet")
-        return dimensions.read("minimal", network, "scratch", folders, "eigenvalues")
+        return dimensions.read_spectra_of_arm("minimal", network, "scratch", folders, "eigenvalues")
 
     good = row(network)
     assert len(read(good, row(network, seed=1))) == 2
@@ -113,7 +111,9 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
         read(row(network, arm="finetune"), row(network, arm="finetune", seed=1))
     with pytest.raises(UserError, match="0: tables of no arm; expected some of the arm scratch"):
         read(good[:0])
-    with pytest.raises(UserError, match=r"no table of this 'eigendet spectra' \(.*value.*\); run it again"):
+    with pytest.raises(
+        UserError, match=r"0/eigenvalues.parquet: without the columns value; run 'eigendet spectra' again"
+    ):
         read(good.drop(columns="value"))
     other = row(network)
     other.attrs = good.attrs | {"experiment": "bccd"}
@@ -125,14 +125,20 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
     with pytest.raises(UserError, match=r"of the detector .*'retinanet'.*; this one is .*'faster_rcnn'"):
         read(row(replace(network, detector=PluginChoice(plugin="retinanet"))))
     other = row(network)
-    other.attrs = {}
-    with pytest.raises(UserError, match=r"no table of this 'eigendet spectra' \('definition'\); run it again"):
+    for version in ({}, {"version": 0}):
+        other.attrs = {"experiment": "minimal", "definition": network.plain()} | version
+        with pytest.raises(UserError, match=r"0/eigenvalues.parquet: of .*; expected .*: run 'eigendet spectra' again"):
+            read(other)
+    other.attrs = tables.SPECTRA.mark | {"experiment": "minimal"}
+    with pytest.raises(
+        UserError, match=r"does not say of which network it is \('size'\); run 'eigendet spectra' again"
+    ):
         read(other)
     (tmp_path / "0/eigenvalues.parquet").write_text("no")
-    with pytest.raises(UserError, match="no table of this 'eigendet spectra'"):
-        dimensions.read("minimal", network, "scratch", [tmp_path / "0"], "eigenvalues")
+    with pytest.raises(UserError, match=r"0/eigenvalues.parquet: cannot be read as a table"):
+        dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path / "0"], "eigenvalues")
     with pytest.raises(UserError, match=r"nowhere/eigenvalues.parquet: no such file; 'eigendet spectra' writes it"):
-        dimensions.read("minimal", network, "scratch", [tmp_path / "nowhere"], "eigenvalues")
+        dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path / "nowhere"], "eigenvalues")
 
 
 def test_a_jackknife_may_be_empty_but_not_of_another_arm(values: dict[str, Any], tmp_path: Path) -> None:
@@ -140,15 +146,15 @@ def test_a_jackknife_may_be_empty_but_not_of_another_arm(values: dict[str, Any],
     one = row(network, left_out=0)
     for table, found in ((one[:0], 0), (one, 1)):
         table.to_parquet(tmp_path / "jackknife.parquet")
-        assert len(dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")) == found
+        assert len(dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path], "jackknife")) == found
     row(network, left_out=0, arm="finetune").to_parquet(tmp_path / "jackknife.parquet")
     with pytest.raises(UserError, match="tables of finetune; expected some of the arm scratch"):
-        dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")
+        dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path], "jackknife")
     row(network).to_parquet(tmp_path / "jackknife.parquet")  # without the column of what was left out
-    with pytest.raises(UserError, match="no table of this 'eigendet spectra'"):
-        dimensions.read("minimal", network, "scratch", [tmp_path], "jackknife")
+    with pytest.raises(UserError, match=r"jackknife.parquet: without the columns left_out"):
+        dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path], "jackknife")
     with pytest.raises(UserError, match="SPECTRA: none given; expected folders of the arm scratch"):
-        dimensions.read("minimal", network, "scratch", [], "eigenvalues")
+        dimensions.read_spectra_of_arm("minimal", network, "scratch", [], "eigenvalues")
 
 
 def test_each_group_is_read_at_the_first_point_that_has_it_and_nowhere_else(traced: Channels) -> None:
@@ -157,7 +163,7 @@ def test_each_group_is_read_at_the_first_point_that_has_it_and_nowhere_else(trac
     )
     act = act[act["module"] != "relu"]  # the stem's
     act.loc[act.index[-1], "value"] = -0.5
-    found = of_groups(pd.concat([act, conv]), traced, WidthSettings())
+    found = group_spectra(pd.concat([act, conv]), traced, WidthSettings())
     assert found.elsewhere == {"conv1": "conv"}
     assert max(int(values.sum()) for values in found.groups["conv1"][0]) == 5
     assert [int(values.sum()) for values in found.groups["layer1.0.conv1"][0]] == [3]
@@ -168,33 +174,36 @@ def test_spectra_of_the_other_moment_are_refused_with_what_to_run(traced: Channe
     table = planted(traced, dict.fromkeys(traced.widths, 3))
     of_raw = r"is true, which means spectra of the covariance; these are of the raw second moments: run .* again\."
     with pytest.raises(UserError, match=of_raw):
-        of_groups(table.assign(centered=False), traced, WidthSettings())
+        group_spectra(table.assign(centered=False), traced, WidthSettings())
     centered = r"is false, .* of the raw second moments; these are of the covariance: run .* again with --raw\."
     with pytest.raises(UserError, match=centered):
-        of_groups(table, traced, WidthSettings(centered=False))
+        group_spectra(table, traced, WidthSettings(centered=False))
 
 
 def test_a_map_that_never_varies_has_no_shares_and_disturbs_no_other() -> None:
     shown = dimensions.GroupSpectra({"a": {0: [np.array([1.0, 3.0])], 1: [np.zeros(2)]}}, {})
-    assert shown.pooled(WidthSettings())["a"].tolist() == [0.375, 0.125]
+    assert shown.pooled()["a"].tolist() == [0.375, 0.125]
     assert shown.dimensions(WidthSettings(rule=PluginChoice(plugin="ratio"))) == {"a": 1}
 
 
 def test_a_jackknife_must_leave_out_each_part_in_every_seed(caplog: pytest.LogCaptureFixture) -> None:
     spectra = pd.DataFrame({"seed": [0, 1]})
     whole = pd.DataFrame({"seed": [0, 1, 0, 1], "left_out": [0, 0, 1, 1]})
-    assert dimensions.complete(whole, spectra)
-    assert not dimensions.complete(whole[:0], spectra) and not caplog.text
-    assert not dimensions.complete(whole[:3], spectra) and "no intervals: the seeds have different parts" in caplog.text
-    assert not dimensions.complete(whole[:2], spectra)
+    assert dimensions.jackknife_is_complete(whole, spectra)
+    assert not dimensions.jackknife_is_complete(whole[:0], spectra) and not caplog.text
+    assert (
+        not dimensions.jackknife_is_complete(whole[:3], spectra)
+        and "no intervals: the seeds have different parts" in caplog.text
+    )
+    assert not dimensions.jackknife_is_complete(whole[:2], spectra)
 
 
 def test_the_jackknife_of_a_mean_is_the_interval_of_students_t() -> None:
     sample = np.random.default_rng(0).normal(5, 2, 9)
     without = [float(np.delete(sample, k).mean()) for k in range(9)]
     exact = scipy.stats.t.interval(0.95, 8, sample.mean(), scipy.stats.sem(sample))
-    assert dimensions.interval(float(sample.mean()), without) == pytest.approx(exact, rel=1e-12)
-    assert dimensions.interval(0.1, [0.0, 0.2, 0.1])[0] == 0
+    assert dimensions.jackknife_interval(float(sample.mean()), without) == pytest.approx(exact, rel=1e-12)
+    assert dimensions.jackknife_interval(0.1, [0.0, 0.2, 0.1])[0] == 0
 
 
 def test_nine_of_ten_intervals_of_a_dimension_hold_what_many_images_show() -> None:
@@ -211,7 +220,7 @@ def test_nine_of_ten_intervals_of_a_dimension_hold_what_many_images_show() -> No
     for _ in range(200):
         parts = random.normal(size=(8, 250, 12)) * scale
         without = [dimension(np.delete(parts, k, 0).reshape(-1, 12)) for k in range(8)]
-        low, high = dimensions.interval(dimension(parts.reshape(-1, 12)), without)
+        low, high = dimensions.jackknife_interval(dimension(parts.reshape(-1, 12)), without)
         held += low <= truth <= high
     assert 0.90 <= held / 200 <= 0.99
 
@@ -224,16 +233,16 @@ def test_widths_that_the_images_leave_open_are_named(traced: Channels, allocatio
     parts = []
     for k in range(6):
         parts.append(planted(traced, sure | {unsure: 30 + 4 * k}).assign(left_out=k))
-    whole = of_groups(planted(traced, sure), traced, settings)
+    whole = group_spectra(planted(traced, sure), traced, settings)
     budget = Budget.of(traced, traced.widths, settings)
     found, target = derivation.allocate(budget, whole, settings)
     content = derivation.intervals(
         pd.concat(parts), traced, budget, settings, whole.dimensions(settings), dict(zip(found, target, strict=True))
     )
-    narrow, wide = content["undetermined"][unsure]
+    narrow, wide = content.undetermined[unsure]
     assert narrow <= found[unsure] <= wide and narrow % 8 == wide % 8 == 0
-    low, high = content["dimension_intervals"][unsure]
+    low, high = content.dimensions[unsure]
     assert low < 40 < high
-    assert content["dimension_intervals"]["conv1"] == (40, 40)
-    widest = max(content["width_intervals"], key=lambda g: np.subtract(*content["width_intervals"][g][::-1]) / found[g])
+    assert content.dimensions["conv1"] == (40, 40)
+    widest = max(content.widths, key=lambda g: np.subtract(*content.widths[g][::-1]) / found[g])
     assert widest == unsure

@@ -10,6 +10,7 @@ from eigendet import config
 from eigendet.config import UNIFORM
 from eigendet.runs import definitions
 from eigendet.widths.front import front
+from tests.planted import written
 
 
 def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any], tmp_path: Path) -> None:
@@ -26,9 +27,7 @@ def test_every_value_of_the_rules_option_at_every_budget(values: dict[str, Any],
                  "effective_samples": 90.0, "centered": True, "index": index, "value": value}
                 for index, value in enumerate(spectrum)
             ]  # fmt: skip
-    spectra = pd.DataFrame(rows)
-    spectra.attrs = {"experiment": "minimal", "definition": network.plain()}
-    spectra.to_parquet(tmp_path / "eigenvalues.parquet")
+    written(tmp_path, network, pd.DataFrame(rows))
     table = front(experiment, network, [tmp_path])
     assert {"dof at scale 0.1", "dof at scale 1", UNIFORM} <= set(table["widths"])
     assert {0.5, 0.9, 1.0} <= set(table["cap"])

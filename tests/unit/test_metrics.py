@@ -289,19 +289,21 @@ def test_no_noise_share_without_effective_samples(values: np.ndarray) -> None:
 @given(spectra, some_samples, st.integers(-900, 900))
 def test_no_metric_depends_on_the_unit(values: np.ndarray, samples: float, power: int) -> None:
     """Powers of two are exact in floating point."""
-    found = metrics.of(values * 2.0**power, samples)
-    np.testing.assert_array_equal(list(found.values()), list(metrics.of(values, samples).values()))
+    found = metrics.all_metrics(values * 2.0**power, samples)
+    np.testing.assert_array_equal(list(found.values()), list(metrics.all_metrics(values, samples).values()))
 
 
 @pytest.mark.parametrize("largest", [3e-300, 1e-9, 7e9, 1e308])
 def test_no_metric_depends_on_the_unit_but_for_rounding(largest: float) -> None:
     values = tail("lognormal")
-    assert metrics.of(values / values[0] * largest, 500) == pytest.approx(metrics.of(values, 500), rel=1e-9)
+    assert metrics.all_metrics(values / values[0] * largest, 500) == pytest.approx(
+        metrics.all_metrics(values, 500), rel=1e-9
+    )
 
 
 @given(spectra, some_samples)
 def test_bounds(values: np.ndarray, samples: float) -> None:
-    found, slack = metrics.of(values, samples), 1 + 1e-12
+    found, slack = metrics.all_metrics(values, samples), 1 + 1e-12
     assert 1 <= found["stable_rank"] <= np.count_nonzero(values) * slack
     assert 0 <= found["entropy"] <= math.log(len(values)) * slack
     assert 0 <= found["enrichment"] <= slack
@@ -314,7 +316,7 @@ def test_bounds(values: np.ndarray, samples: float) -> None:
 def test_every_metric_by_its_name_and_with_a_description() -> None:
     values = tail("lognormal")
     exponent, distance = metrics.power_law(values)
-    assert metrics.of(values, 40) == {
+    assert metrics.all_metrics(values, 40) == {
         "stable_rank": metrics.stable_rank(values),
         "entropy": metrics.entropy(values),
         "enrichment": metrics.enrichment(values),
@@ -322,5 +324,5 @@ def test_every_metric_by_its_name_and_with_a_description() -> None:
         "power_law_distance": distance,
         "noise_share": metrics.noise_share(values, 40),
     }
-    assert {type(value) for value in metrics.of(values, 40).values()} == {float}
-    assert set(metrics.DESCRIPTIONS) == {*metrics.of(values, 40), "effective_samples"}
+    assert {type(value) for value in metrics.all_metrics(values, 40).values()} == {float}
+    assert set(metrics.DESCRIPTIONS) == {*metrics.all_metrics(values, 40), "effective_samples"}

@@ -32,13 +32,17 @@ def simulated(random: np.random.Generator, seeds: int, layers: int, effect: floa
     deviation[: round(share * layers), seeds:] += effect
     noise = 0.02 * random.normal(size=(layers, runs, index.size))
     spectra = np.exp(-(1 + 0.1 * deviation[..., None]) * np.log(index) + noise)
-    return np.stack([similarity.distances(layer) for layer in spectra])
+    return np.stack([similarity.jensen_shannon_matrix(layer) for layer in spectra])
 
 
-def simulations(number: int, effect: float, share: float, seeds: int = 5, layers: int = 20) -> list[significance.Test]:
+def simulations(
+    number: int, effect: float, share: float, seeds: int = 5, layers: int = 20
+) -> list[significance.PermutationTest]:
     random = np.random.default_rng(1)
     labels = [0] * seeds + [1] * seeds
-    return [significance.test(simulated(random, seeds, layers, effect, share), labels) for _ in range(number)]
+    return [
+        significance.permutation_test(simulated(random, seeds, layers, effect, share), labels) for _ in range(number)
+    ]
 
 
 def slow_f(distances: np.ndarray, labels: tuple[str, ...]) -> float:
@@ -70,7 +74,7 @@ def test_the_test_is_that_of_the_definitions(labels: tuple[str, ...]) -> None:
     for seed in range(5):
         distances = normal(seed, 4, len(labels))
         statistic, p, corrected, overall = slow_test(distances, labels)
-        found = significance.test(distances, labels)
+        found = significance.permutation_test(distances, labels)
         np.testing.assert_allclose(found.statistic, statistic, rtol=1e-9)
         np.testing.assert_allclose(found.p, p, rtol=1e-12)
         np.testing.assert_allclose(found.corrected, corrected, rtol=1e-12)
@@ -122,26 +126,26 @@ def test_many_relabelings_are_drawn_at_random_always_the_same(monkeypatch: pytes
     labels, distances = [0, 1] * 8, normal(0, 10, 16)
     distances[:, ::2, 1::2] += 0.15
     distances[:, 1::2, ::2] += 0.15
-    exact = significance.test(distances, labels)
+    exact = significance.permutation_test(distances, labels)
     assert exact.relabelings == 6435 and exact.smallest == 1 / 6435
     monkeypatch.setattr(significance, "RELABELINGS", 6000)
-    drawn, again = significance.test(distances, labels), significance.test(distances, labels)
+    drawn, again = significance.permutation_test(distances, labels), significance.permutation_test(distances, labels)
     assert drawn.relabelings == 6000 and drawn.smallest == significance.smallest_p(labels) == 1 / 6000
     for name in ("p", "corrected"):
         p = getattr(exact, name)
         assert (np.abs(getattr(drawn, name) - p) <= 4 * np.sqrt(p * (1 - p) / 6000) + 1 / 6000).all()
         np.testing.assert_array_equal(getattr(drawn, name), getattr(again, name))
     apart = np.where(np.equal.outer(labels, labels), 1.0, 9.0)[None]
-    assert significance.test(apart, labels).p[0] == 1 / 6000  # the observed labels count as one of them
+    assert significance.permutation_test(apart, labels).p[0] == 1 / 6000  # the observed labels count as one of them
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6))
 def test_neither_scale_nor_the_order_of_runs_nor_the_names_of_arms_matter(seed: int, factor: float) -> None:
     distances, order = normal(seed, 3, 7), np.random.default_rng(seed).permutation(7)
     labels = np.array(["a", "a", "a", "b", "b", "b", "b"])
-    one = significance.test(distances, labels)
+    one = significance.permutation_test(distances, labels)
     names = np.where(labels == "a", "z", "c")[order]
-    other = significance.test(factor * distances[:, order][:, :, order], names)
+    other = significance.permutation_test(factor * distances[:, order][:, :, order], names)
     np.testing.assert_allclose(other.statistic, one.statistic, rtol=1e-9)
     np.testing.assert_allclose(other.p, one.p)
     np.testing.assert_allclose(other.corrected, one.corrected)
@@ -164,12 +168,15 @@ def test_a_layer_without_distances_disturbs_no_other() -> None:
     bad = good[:2].copy()
     bad[0, 2, 3] = bad[0, 3, 2] = np.nan
     bad[1, 0, 9] = bad[1, 9, 0] = np.inf
-    alone, found = significance.test(good, FIVE), significance.test(np.concatenate([bad, good]), FIVE)
+    alone, found = (
+        significance.permutation_test(good, FIVE),
+        significance.permutation_test(np.concatenate([bad, good]), FIVE),
+    )
     for name in ("statistic", "p", "corrected"):
         assert np.isnan(getattr(found, name)[:2]).all()
         np.testing.assert_array_equal(getattr(found, name)[2:], getattr(alone, name))
     assert found.overall == alone.overall
-    nothing = significance.test(bad, FIVE)
+    nothing = significance.permutation_test(bad, FIVE)
     assert np.isnan(nothing.overall) and np.isnan(nothing.p).all()
     values = np.array([[1.0, np.nan, 3, 4], [1, np.inf, np.inf, 4], [1, 2, 3, 4]])
     assert np.isnan(significance.differences(values, [0, 0, 1, 1]).p).tolist() == [True, True, False]
@@ -190,26 +197,26 @@ def test_runs_of_an_arm_that_are_all_equal() -> None:
 @pytest.mark.parametrize("labels", [["a", "b", "b"], ["a", "a", "b"], ["b", "a", "b"]])
 def test_either_arm_may_be_the_one_of_a_single_run(labels: list[str]) -> None:
     assert np.isnan(significance.smallest_p(labels))
-    found = significance.test(normal(0, 2, 3), labels)
+    found = significance.permutation_test(normal(0, 2, 3), labels)
     assert np.isnan(found.p).all() and found.relabelings == 0
 
 
 @pytest.mark.filterwarnings("error")
 def test_an_arm_of_one_run_has_no_spread() -> None:
     distances = normal(0, 2, 4)
-    found = significance.test(distances, ["a", "b", "b", "b"])
+    found = significance.permutation_test(distances, ["a", "b", "b", "b"])
     assert np.isnan([significance.smallest_p(["a", "b"]), found.smallest, found.overall]).all()
     assert np.isnan([found.statistic, found.p, found.corrected]).all() and found.relabelings == 0
     np.testing.assert_allclose(found.between, np.sqrt((distances[:, 0, 1:] ** 2).mean(1)))
     np.testing.assert_allclose(found.within, np.sqrt((distances[:, [1, 1, 2], [2, 3, 3]] ** 2).mean(1)))
-    pair = significance.test(distances[:, :2, :2], ["a", "b"])
+    pair = significance.permutation_test(distances[:, :2, :2], ["a", "b"])
     assert np.isnan(pair.within).all() and np.isfinite(pair.between).all()
 
 
 @pytest.mark.parametrize("labels", [["a", "a", "b", "c"], ["a"] * 4])
 def test_two_arms_are_compared(labels: list[str]) -> None:
     with pytest.raises(ValueError, match=r"arms, .*; expected two"):
-        significance.test(normal(0, 1, 4), labels)
+        significance.permutation_test(normal(0, 1, 4), labels)
     with pytest.raises(ValueError, match="expected two"):
         significance.smallest_p(labels)
 

@@ -82,7 +82,7 @@ def test_small_distances_keep_their_digits(size: float) -> None:
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 12)), elements=st.floats(0, 1e3)))
 def test_all_runs_at_once_have_the_distances_of_every_two(table: np.ndarray) -> None:
-    found = similarity.distances(table)
+    found = similarity.jensen_shannon_matrix(table)
     each = [[similarity.jensen_shannon(a, b) for b in table] for a in table]
     np.testing.assert_allclose(found, each, atol=1e-15)
     np.testing.assert_array_equal(found, found.T)
@@ -93,7 +93,7 @@ def test_a_spectrum_without_shape_has_no_distance() -> None:
     for bad in ([0.0, 0.0], [-1e-17], [1.0, np.nan, 0.0], [np.inf, 1.0, 1.0]):
         assert np.isnan(similarity.jensen_shannon(good, np.array(bad)))
         assert np.isnan(similarity.jensen_shannon(np.array(bad), np.array(bad)))
-    found = similarity.distances(np.array([good, np.zeros(3), good]))
+    found = similarity.jensen_shannon_matrix(np.array([good, np.zeros(3), good]))
     np.testing.assert_array_equal(np.isnan(found), [[0, 1, 0], [1, 1, 1], [0, 1, 0]])
     assert similarity.jensen_shannon(good, np.array([2.0, 1.0])) == 0  # negative noise counts as zero
 
@@ -176,7 +176,7 @@ def test_images_without_features_in_either_map_are_left_out() -> None:
     left = [3, 4, 6, 7, 8, 9]
     assert similarity.cka(a, b) == pytest.approx(similarity.cka(a[left], b[left]), abs=1e-12)
     assert similarity.cka(a, b) != pytest.approx(expected, abs=1e-3)
-    assert similarity.cka_of_grams(similarity.gram(a), similarity.gram(b)) == similarity.cka(a, b)
+    assert similarity.cka_of_grams(similarity.gram_of_images(a), similarity.gram_of_images(b)) == similarity.cka(a, b)
 
 
 def test_too_little_to_compare_has_no_cka() -> None:

@@ -19,7 +19,7 @@ from eigendet.errors import UserError
 from eigendet.observe import merging, store
 from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
-from eigendet.spectra import metric_tables, metrics, spectrum
+from eigendet.spectra import metric_table, metrics, spectrum
 from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))
@@ -28,7 +28,7 @@ rules = st.sampled_from(RULES)
 
 
 def dimension(values: np.ndarray, rule: str, **options: float) -> float:
-    return metric_tables.intrinsic_dimension(values, plugins.bind("rule", PluginChoice(plugin=rule, **options)))
+    return metrics.intrinsic_dimension(values, plugins.bind("rule", PluginChoice(plugin=rule, **options)))
 
 
 def test_closed_forms_on_a_flat_spectrum() -> None:
@@ -87,11 +87,11 @@ def test_a_rule_must_give_a_number_of_channels(given: Any) -> None:
         return given
 
     with pytest.raises(UserError, match=r"mine: gave .* for 2 eigenvalues; expected a number of channels"):
-        metric_tables.intrinsic_dimension(np.ones(2), mine)
+        metrics.intrinsic_dimension(np.ones(2), mine)
 
 
 def test_a_rule_may_find_no_channel() -> None:
-    assert metric_tables.intrinsic_dimension(np.ones(2), lambda values: 0) == 0
+    assert metrics.intrinsic_dimension(np.ones(2), lambda values: 0) == 0
 
 
 def test_a_rule_that_fails_is_named_and_bad_eigenvalues_are_not_its_fault() -> None:
@@ -99,9 +99,9 @@ def test_a_rule_that_fails_is_named_and_bad_eigenvalues_are_not_its_fault() -> N
         return float(values[20])
 
     with pytest.raises(UserError, match=r"mine: fails for 2 eigenvalues .IndexError: index 20"):
-        metric_tables.intrinsic_dimension(np.ones(2), mine)
+        metrics.intrinsic_dimension(np.ones(2), mine)
     with pytest.raises(UserError, match="one of 2 eigenvalues is NaN"):
-        metric_tables.intrinsic_dimension(np.array([1.0, np.nan]), mine)
+        metrics.intrinsic_dimension(np.array([1.0, np.nan]), mine)
 
 
 def test_a_broken_rule_costs_its_own_metric_alone(
@@ -119,7 +119,7 @@ def test_a_broken_rule_costs_its_own_metric_alone(
     taps = [Tap(TapKey("m", 0, "act"), 0, "none", covariance)]
     store.write_covariances(tmp_path / "c.h5", [(0, taps), (1, taps)], {"run": run})
     spectrum.write_spectra(tmp_path / "c.h5", tmp_path)
-    found = metric_tables.table(pd.read_parquet(tmp_path / "eigenvalues.parquet"), plugins.rules())
+    found = metric_table.metric_table(pd.read_parquet(tmp_path / "eigenvalues.parquet"), plugins.rules())
     assert set(found["metric"]) >= {*RULES, "trace"} and "broken" not in set(found["metric"])
     assert "rule broken: fails for 4 eigenvalues" in caplog.text
     assert "rule plugin 'odd'" in caplog.text and "division by zero" in caplog.text
@@ -140,13 +140,13 @@ def planted(*spectra: list[float]) -> pd.DataFrame:
 
 def test_numbers_of_a_spectrum_are_in_its_unit_or_shares_of_its_largest_eigenvalue() -> None:
     raw = [0.5, 0.25, 0.125, -1e-9]
-    table = metric_tables.table(planted(raw), plugins.rules())
+    table = metric_table.metric_table(planted(raw), plugins.rules())
     found = table.set_index("metric")["value"]
     assert found["trace"] == pytest.approx(0.875 - 1e-9, rel=1e-12) and found["largest"] == 0.5
     assert found["rounding"] == pytest.approx(2e-9, rel=1e-12)
     assert (found["samples"], found["effective_samples"]) == (100, 50)
     clean = np.array([0.5, 0.25, 0.125, 0])
-    for name, value in metrics.of(clean, 50).items():
+    for name, value in metrics.all_metrics(clean, 50).items():
         assert found[name] == pytest.approx(value, nan_ok=True)
     for rule in RULES:
         assert found[rule] == dimension(clean, rule)
@@ -154,25 +154,27 @@ def test_numbers_of_a_spectrum_are_in_its_unit_or_shares_of_its_largest_eigenval
 
 
 def test_a_spectrum_without_negative_eigenvalues_has_no_rounding() -> None:
-    found = metric_tables.table(planted([4.0, 2, 1, 0.5]), plugins.rules()).set_index("metric")["value"]
+    found = metric_table.metric_table(planted([4.0, 2, 1, 0.5]), plugins.rules()).set_index("metric")["value"]
     assert found["rounding"] == 0 and found["largest"] == 4
-    assert metric_tables.table(planted([3.0]), plugins.rules()).set_index("metric")["value"]["stable_rank"] == 1
+    assert metric_table.metric_table(planted([3.0]), plugins.rules()).set_index("metric")["value"]["stable_rank"] == 1
 
 
 def test_a_map_that_never_varies_or_is_not_finite_has_no_numbers_of_its_shape() -> None:
-    table = metric_tables.table(planted([1.0, 0.5], [0.0, 0.0], [np.nan, 1.0]), plugins.rules())
+    table = metric_table.metric_table(planted([1.0, 0.5], [0.0, 0.0], [np.nan, 1.0]), plugins.rules())
     assert list(dict.fromkeys(table["module"])) == ["m2", "m1", "m0"]  # as they come
     found = {module: set(rows["metric"]) for module, rows in table.groupby("module")}
     assert found["m2"] == {"samples", "effective_samples"}
     assert found["m1"] == {"samples", "effective_samples", "trace", "largest", *RULES}
-    assert found["m0"] == {*RULES, *metric_tables.COUNTED, *metrics.DESCRIPTIONS}
+    assert found["m0"] == {*RULES, *metric_table.COUNTED, *metrics.DESCRIPTIONS}
 
 
 def test_every_number_of_a_table_is_described_and_those_that_count_channels_are_named() -> None:
-    found = set(metric_tables.table(planted([1.0, 0.5, 0.2]), plugins.rules())["metric"])
-    assert found == metric_tables.descriptions(plugins.summaries("rule")).keys()
-    assert metric_tables.dimensions(plugins.summaries("rule")).keys() == {*RULES, "stable_rank"}
-    assert all(text and "\n" not in text for text in metric_tables.descriptions(plugins.summaries("rule")).values())
+    found = set(metric_table.metric_table(planted([1.0, 0.5, 0.2]), plugins.rules())["metric"])
+    assert found == metric_table.metric_descriptions(plugins.summaries("rule")).keys()
+    assert metric_table.dimension_descriptions(plugins.summaries("rule")).keys() == {*RULES, "stable_rank"}
+    assert all(
+        text and "\n" not in text for text in metric_table.metric_descriptions(plugins.summaries("rule")).values()
+    )
 
 
 def test_a_rule_with_the_name_of_another_number_is_left_out_and_the_others_are_not(
@@ -184,7 +186,7 @@ def test_a_rule_with_the_name_of_another_number_is_left_out_and_the_others_are_n
         "@rule\ndef zeroth(values): return 0.0\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert set(plugins.rules(taken=metric_tables.OWN)) == {*RULES, "zeroth"}
+    assert set(plugins.rules(taken=metric_table.OWN_METRICS)) == {*RULES, "zeroth"}
     assert "no metric of the rule entropy: another one has its name" in caplog.text
 
 
@@ -213,9 +215,9 @@ def test_tables_hold_every_eigenvalue_of_the_chosen_moment(centered: bool, tmp_p
         np.testing.assert_allclose(
             node["images"][()] @ node["images"][()].T, centered_images @ centered_images.T, atol=1e-6
         )
-    numbers = metric_tables.table(eigenvalues, plugins.rules()).set_index("metric")["value"]
+    numbers = metric_table.metric_table(eigenvalues, plugins.rules()).set_index("metric")["value"]
     assert numbers["trace"] == pytest.approx(np.trace(exact), rel=1e-5)
-    assert set(numbers.index) == {*RULES, *metric_tables.COUNTED, *metrics.DESCRIPTIONS}
+    assert set(numbers.index) == {*RULES, *metric_table.COUNTED, *metrics.DESCRIPTIONS}
     assert 200 < numbers["effective_samples"] <= 500  # all are independent; of five images
     variance, between = samples.double().var(0, correction=0).sum(), images.double().var(0).sum()
     assert numbers["effective_samples"] == pytest.approx(min(500.0, float(5 * variance / between)), rel=1e-4)

@@ -15,7 +15,7 @@ import pytest
 from eigendet import config, files
 from eigendet.report import results, views
 from eigendet.report.page import write_page
-from eigendet.spectra.comparison import TAP
+from eigendet.spectra.tables import TAP
 from tests.simulated import compare, simulate
 
 ARMS = ("finetune", "scratch", "mine")

@@ -15,8 +15,9 @@ from eigendet import config
 from eigendet.config import Experiment
 from eigendet.config.sections import BackboneChoice, WidthSettings
 from eigendet.errors import UserError
-from eigendet.networks import models
+from eigendet.networks import models, widths_file
 from eigendet.networks.models import Definition
+from eigendet.networks.widths_file import Cost
 from eigendet.runs import definitions
 from eigendet.widths import derivation, dimensions
 from eigendet.widths.allocation import Budget, marginal, proportional, targets
@@ -64,6 +65,32 @@ def test_a_wrong_widths_file_is_refused_by_name(tmp_path: Path, content: str, me
         models.read_widths(file, NETWORK)
 
 
+def test_a_file_of_chosen_widths_is_read_again_and_another_version_of_it_is_not(tmp_path: Path) -> None:
+    traced, widths = NETWORK.reference()
+    chosen = replace(derivation.describe(NETWORK, traced, widths, widths, "mine"), bound={"conv1": "macs"})
+    file = tmp_path / "derived.json"
+    widths_file.write(file, chosen)
+    assert widths_file.read_chosen(file) == chosen
+    assert models.read_widths(file, NETWORK) == widths
+    content = json.loads(file.read_text())
+    assert content == {"format": "eigendet widths", "version": 1} | chosen.plain()
+    assert content["macs"] == {"reference": traced.macs(widths), "result": traced.macs(widths)}
+    file.write_text(json.dumps(content | {"version": 9}))
+    other = r"derived.json: of the format 'eigendet widths', version 9; .*: run 'eigendet widths' again"
+    with pytest.raises(UserError, match=other):
+        models.read_widths(file, NETWORK)
+    file.write_text(json.dumps(chosen.plain()))
+    earlier = "derived.json: of an earlier format, without a version; .*: run 'eigendet widths' again"
+    for read in (widths_file.read, widths_file.read_chosen):
+        with pytest.raises(UserError, match=earlier):
+            read(file)
+    by_hand = {"widths": widths, "backbone": chosen.backbone, "why": "a key for the reader"}
+    file.write_text(json.dumps(by_hand))
+    assert models.read_widths(file, NETWORK) == widths
+    with pytest.raises(UserError, match=earlier):
+        widths_file.read_chosen(file)
+
+
 @pytest.fixture
 def experiment(values: dict[str, Any]) -> Experiment:
     values["backbones"]["tiny"] = {"plugin": "resnet", "depth": 18, "norm_groups": 8}
@@ -89,21 +116,21 @@ def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experime
     found = derivation.derive(experiment, network, folders, "scratch")
     budget = Budget.of(traced, reference, experiment.widths)
     between = {group: value + 1.0 for group, value in rank.items()}  # of both seeds
-    assert found["dimensions"] == between
-    assert found["widths"] == proportional(budget, between)
-    assert found["reference"] == reference
-    assert found["backbone"] == network.backbone.model_dump(mode="json", exclude={"pretrained"})
-    assert found["multiples"] == dict.fromkeys(reference, 16)
-    assert found["bound"] == budget.binding(found["widths"], targets(budget, between))
-    assert found["macs"] == {"reference": traced.macs(reference), "result": traced.macs(found["widths"])}
-    assert found["parameters"]["result"] == traced.parameters(found["widths"])
-    assert (found["arm"], found["image"], found["elsewhere"]) == ("scratch", [64, 96], {})
-    assert found["rule"] == derivation.rule_text(experiment.widths)
-    assert found["settings"] == experiment.widths.model_dump(mode="json")
+    assert found.dimensions == between
+    assert found.widths == proportional(budget, between)
+    assert found.reference == reference
+    assert found.backbone == network.backbone.model_dump(mode="json", exclude={"pretrained"})
+    assert found.multiples == dict.fromkeys(reference, 16)
+    assert found.bound == budget.binding(found.widths, targets(budget, between))
+    assert found.macs == Cost(traced.macs(reference), traced.macs(found.widths))
+    assert found.parameters.result == traced.parameters(found.widths)
+    assert (found.arm, found.image, found.elsewhere) == ("scratch", [64, 96], {})
+    assert found.rule == derivation.rule_text(experiment.widths)
+    assert found.settings == experiment.widths.model_dump(mode="json")
     for folder in folders:
         digest = hashlib.sha256((folder / "eigenvalues.parquet").read_bytes()).hexdigest()
-        assert found["spectra"][str(folder)].endswith(digest)
-    assert "width_intervals" not in found
+        assert found.spectra is not None and found.spectra[str(folder)].endswith(digest)
+    assert found.width_intervals is None and "width_intervals" not in found.plain()
 
 
 def test_intervals_stand_beside_widths_where_parts_of_the_images_were_left_out(
@@ -114,7 +141,7 @@ def test_intervals_stand_beside_widths_where_parts_of_the_images_were_left_out(
     rank = dict.fromkeys(traced.widths, 5)
     parts = pd.concat([planted(traced, rank | {"conv1": 4 + part}, 0, left_out=part) for part in range(3)])
     folder = written(tmp_path / "0", network, eigenvalues=planted(traced, rank, 0), jackknife=parts)
-    found = derivation.derive(experiment, network, [folder], "scratch")
+    found = derivation.derive(experiment, network, [folder], "scratch").plain()
     assert found["dimension_intervals"].keys() == found["width_intervals"].keys() == rank.keys()
     half = scipy.stats.t.ppf(0.975, 2) * 2 / 3**0.5  # 4, 5 and 6 without a part each
     assert found["dimension_intervals"]["conv1"] == pytest.approx((5 - half, 5 + half))
@@ -129,12 +156,12 @@ def test_a_budget_is_spent_as_the_settings_say(experiment: Experiment, allocatio
     traced, reference = network.reference(64)
     settings = WidthSettings.model_validate(experiment.widths.model_dump() | {"allocation": allocation})
     rank = {group: 3 + position for position, group in enumerate(traced.widths)}
-    shown = dimensions.of_groups(planted(traced, rank, 0), traced, settings)
+    shown = dimensions.group_spectra(planted(traced, rank, 0), traced, settings)
     budget = Budget.of(traced, reference, settings)
     found, target = derivation.allocate(budget, shown, settings)
     if allocation == "proportional":
         assert found == proportional(budget, rank)
         np.testing.assert_array_equal(target, targets(budget, rank))
     else:
-        assert found == marginal(budget, shown.pooled(settings)) != proportional(budget, rank)
+        assert found == marginal(budget, shown.pooled()) != proportional(budget, rank)
         assert target.tolist() == list(found.values())

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and digests that say whether two are the same."""
+"""Files that are either whole or absent, digests that say whether two are the same, and versions of their formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,28 @@ def value_digest(value: Any) -> str:
     True
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Format:
+    """The format of what a command writes: each file is marked with it, and refused where that mark is another."""
+
+    command: str
+    version: int
+
+    @property
+    def mark(self) -> dict[str, str | int]:
+        return {"format": self.command, "version": self.version}
+
+    def check(self, file: Path, mark: Mapping[str, object]) -> None:
+        """Check what a file says of its format; other keys of `mark` do not count.
+
+        Raises:
+            UserError: the file is of an earlier format or of another one; the message names what makes it anew.
+        """
+        if any(mark.get(key) != value for key, value in self.mark.items()):
+            other = f"of the format '{mark.get('format')}', version {mark.get('version')}"
+            raise UserError(
+                f"{file}: {other if 'version' in mark else 'of an earlier format, without a version'}; expected "
+                f"version {self.version} of what '{self.command}' writes: run '{self.command}' again."
+            )

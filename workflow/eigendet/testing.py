@@ -37,7 +37,7 @@ from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import Kind
 from eigendet.runs import covariances, training
 from eigendet.runs.evaluation import average_precision
-from eigendet.spectra.metric_tables import intrinsic_dimension
+from eigendet.spectra.metrics import intrinsic_dimension
 
 CPU = torch.device("cpu")
 FIRST = ("it says what it is", "it builds", "it knows its classes before any image is decoded")  # all else needs these

@@ -78,10 +78,11 @@ def comparison(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Pat
     SPECTRA are folders that `eigendet spectra` wrote, of one detector over one backbone.
     """
     from eigendet import plugins
-    from eigendet.spectra import comparison, metric_tables
+    from eigendet.spectra import comparison
+    from eigendet.spectra.metric_table import OWN_METRICS
 
     discovery.search(folders)
-    for note in comparison.write_comparison(spectra, output, plugins.rules(taken=metric_tables.OWN)):
+    for note in comparison.write_comparison(spectra, output, plugins.rules(taken=OWN_METRICS)):
         click.echo(note)
 
 
@@ -127,23 +128,22 @@ def widths(
     ARM is a key of `arms`. SPECTRA are folders that `eigendet spectra` wrote, one for each seed, of the arm from which
     the widths are read (for `derived`, `untrained` and `permuted`).
     """
-    from eigendet import files
+    from eigendet.networks import widths_file
     from eigendet.widths import controls
     from eigendet.widths import derivation as stage
 
     experiment = read_experiment(configs)
     network = _network(experiment, backbone, detector)
     if arm in experiment.derived:
-        content = stage.derive(experiment, network, spectra, experiment.spectra_for(arm) or "")
+        chosen = stage.derive(experiment, network, spectra, experiment.spectra_for(arm) or "")
     elif arm in experiment.controls:
-        content = controls.control(experiment, network, arm, spectra, derived)
+        chosen = controls.control(experiment, network, arm, spectra, derived)
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
-    files.write_json(output, content)
-    parameters, macs = (content[cost]["result"] / content[cost]["reference"] for cost in ("parameters", "macs"))
-    click.echo(f"{arm}: {parameters:.3f} of the parameters, {macs:.3f} of the MACs")
-    if content.get("undetermined"):
-        click.echo(f"the images leave open the widths of {', '.join(content['undetermined'])}")
+    widths_file.write(output, chosen)
+    click.echo(f"{arm}: {chosen.parameters.share:.3f} of the parameters, {chosen.macs.share:.3f} of the MACs")
+    if chosen.undetermined:
+        click.echo(f"the images leave open the widths of {', '.join(chosen.undetermined)}")
 
 
 @click.command()

@@ -226,7 +226,6 @@ class WidthSettings(Section):
         PluginChoice(plugin="dof"),
         description="plugin that gives a spectrum's dimension, with its options, or its name alone",
     )
-    tie: Literal["max", "mean"] = Field("max", description="over the taps of one channel group")
     allocation: Literal["proportional", "marginal"] = Field(
         "proportional",
         description="widths in proportion to the rule's dimensions; or, whatever the rule, channel by channel where "

@@ -19,8 +19,7 @@ from eigendet import channels, plugins
 from eigendet.channels.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.errors import UserError
-from eigendet.files import read_json
-from eigendet.networks import checks, parts
+from eigendet.networks import checks, parts, widths_file
 from eigendet.networks.weights import load_plain
 
 WIDTH_MULTIPLE = 8  # of a backbone's width factor
@@ -209,10 +208,7 @@ def read_widths(path: Path, definition: Definition) -> Widths:
     Raises:
         UserError: the file is of another network, or its widths do not fit; the message names the file.
     """
-    expected = 'an object {"widths": {"<channel group>": <channels>, …}}, as \'eigendet widths\' writes it'
-    content = read_json(path, expected)
-    if not isinstance(content, dict) or not isinstance(content.get("widths"), dict):
-        raise UserError(f"{path}: no object 'widths'; expected {expected}.")
+    content = widths_file.read(path).plain()
     for kind, own in definition.identity().items():
         if content.get(kind, own) != own:
             raise UserError(f"{path}: made for the {kind} {content[kind]}; this one is {own}.")

@@ -13,7 +13,8 @@ from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.layout import Run
 from eigendet.errors import UserError
 from eigendet.files import read_json
-from eigendet.spectra.tables import joined, read_table
+from eigendet.networks import widths_file
+from eigendet.spectra.tables import Comparison, joined, read_run
 
 # A file that a command wrote, as parsed JSON: a file of widths, the record of a run, the summary of a data set.
 Content = dict[str, Any]
@@ -39,21 +40,12 @@ class Network(NamedTuple):
 
 
 class Spectra(NamedTuple):
-    """The tables of all runs of an experiment; columns as in `spectrum` and `comparison`."""
+    """The tables of all runs of an experiment; see `eigendet.spectra.tables`."""
 
     eigenvalues: pd.DataFrame
     metrics: pd.DataFrame
     distances: pd.DataFrame
     tests: pd.DataFrame
-
-
-class Comparison(NamedTuple):
-    """The comparison of one network's runs: tables as in `Spectra`, and what could not be compared, in sentences."""
-
-    metrics: pd.DataFrame
-    distances: pd.DataFrame
-    tests: pd.DataFrame
-    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -148,21 +140,13 @@ def eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: s
         for run in layout.runs(experiment, experiment.observed)
         if (run.backbone, run.detector) == (backbone, detector)
     ]
-    return [read_table(file) for file in files if file.is_file()]
+    return [read_run(file.parent, "eigenvalues")[0] for file in files if file.is_file()]
 
 
 def comparison(folder: Path, backbone: str, detector: str) -> Comparison | None:
     """Read the comparison of a network's runs, if it was made."""
-    network = {"backbone": backbone, "detector": detector}
-    notes = layout.path(folder, layout.COMPARISON_NOTES, **network)
-    if not notes.is_file():
-        return None
-    return Comparison(
-        read_table(layout.path(folder, layout.METRICS, **network)),
-        read_table(layout.path(folder, layout.DISTANCES, **network)),
-        read_table(layout.path(folder, layout.TESTS, **network)),
-        read_json(notes, "notes"),
-    )
+    notes = layout.path(folder, layout.COMPARISON_NOTES, backbone=backbone, detector=detector)
+    return Comparison.read(notes.parent) if notes.is_file() else None
 
 
 def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
@@ -237,7 +221,9 @@ def widths(folder: Path, experiment: Experiment) -> list[NetworkWidths]:
     networks = []
     for network in map(Network._make, experiment.networks):
         paths = {arm: layout.path(folder, layout.WIDTHS, arm=arm, **network._asdict()) for arm in experiment.all_arms}
-        files: dict[str, Content] = {arm: read_json(path, "widths") for arm, path in paths.items() if path.is_file()}
+        files: dict[str, Content] = {
+            arm: widths_file.read_chosen(path).plain() for arm, path in paths.items() if path.is_file()
+        }
         derived = [files[arm] for arm in experiment.derived if arm in files]
         if derived:
             front = layout.path(folder, layout.FRONT, **network._asdict())

@@ -11,9 +11,8 @@ import pandas as pd
 
 from eigendet import plugins
 from eigendet.observe.keys import TapKey
-from eigendet.spectra import metric_tables
-from eigendet.spectra.comparison import TAP
-from eigendet.spectra.tables import joined
+from eigendet.spectra.metric_table import dimension_descriptions, metric_descriptions
+from eigendet.spectra.tables import TAP, joined
 
 POINTS_A_SPECTRUM = 48  # drawn of each spectrum; the tables hold all
 DECADES, LEVELS = 14, 2**16 - 1  # of the spectra on the page: 10 ** (DECADES * (level / LEVELS - 1)), and 0
@@ -82,10 +81,10 @@ def quantities() -> dict[str, Quantity]:
     'overlap with its own start'
     """
     rules = plugins.summaries("rule")
-    channels = metric_tables.dimensions(rules)
+    channels = dimension_descriptions(rules)
     described = {
         name: Quantity(title=name.replace("_", " ") + (" / width" if name in channels else ""), text=text)
-        for name, text in metric_tables.descriptions(rules).items()
+        for name, text in metric_descriptions(rules).items()
     }
     places = {"own start": "its own start", "pre-trained": "the pre-trained backbone", "arms": "the other arm"}
     between_maps = {
@@ -136,7 +135,7 @@ def courses_of_arms(metrics: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFr
 
     Numbers of channels become shares of the width, so that layers compare.
     """
-    counted = metrics["metric"].isin(metric_tables.dimensions(plugins.summaries("rule")))
+    counted = metrics["metric"].isin(dimension_descriptions(plugins.summaries("rule")))
     own = metrics.assign(value=metrics["value"] / metrics["channels"].where(counted, 1), quantity=metrics["metric"])
     tables = [own]
     if not distances.empty:

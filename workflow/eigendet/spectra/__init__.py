@@ -1,10 +1,14 @@
 """Read covariances: their eigenvalues, metrics of one spectrum, distances of two, and the comparison of runs.
 
-spectrum        eigenvalues and leading eigenvectors
-metrics         scalars of one spectrum
-metric_tables   every number that is read from a spectrum, as a table
-similarity      how alike two feature maps are
+spectrum        eigenvalues and leading eigenvectors; the spectra of a run
+metrics         metrics of one spectrum
+similarity      distances and similarities of two feature maps
 significance    whether arms differ by more than their seeds do
+metric_table    every metric of every spectrum as a table
 comparison      arms and seeds against one another, as tables
-tables          the columns that all tables share, and how tables are read
+tables          the files that hold all this, written and read
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,292 +1,330 @@
 """What arms have in common and what sets them apart, for every feature map at every snapshot, as tidy tables.
 
-A folder of comparisons, of all runs of one detector over one backbone, holds
-
-    metrics.parquet     a row a number: of every run, step and tap; `metric` names it, see `measures`
-    distances.parquet   a row a pair of maps: a run's and another's at the same snapshot (relation `arms` or `seeds`,
-                        these of one arm), at the run's own start (`own start`), or in the pre-trained backbone, before
-                        any detector was trained (`pre-trained`). `measure` is jensen_shannon, overlap or cka, see
-                        `similarity`; `chance` is what unrelated maps would have.
-    tests.parquet       a row a test of two arms: of the distances between spectra or maps, or of one metric, for one
-                        tap at one snapshot, see `significance`
-    notes.json          what could not be compared, and why
-
-Snapshots are those steps that all runs have, and the last of each.
+What the tables hold is said in `tables`. Snapshots are those steps that all runs have, and the last of each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 import pandas as pd
 
 from eigendet.errors import UserError, some
-from eigendet.files import replacing, write_json
-from eigendet.observe.keys import TapKey, node_name, step_name
-from eigendet.spectra import metric_tables, significance, similarity
-from eigendet.spectra.metric_tables import Rule
+from eigendet.observe.keys import TapKey
+from eigendet.spectra import significance, similarity, tables
+from eigendet.spectra.metric_table import metric_table
+from eigendet.spectra.metrics import Rule
+from eigendet.spectra.significance import PermutationTest
+from eigendet.spectra.tables import TAP, Comparison, Provenance
 
-TAP = ["module", "call", "point"]
-Tap = tuple[str, int, str]
+Tap = tuple[str, int, str]  # module, call, point
 
 
 @dataclass(frozen=True)
-class Run:
-    """The spectra of one run, as they were written by `spectrum`."""
+class RunSpectra:
+    """The spectra of one run, as `eigendet spectra` wrote them."""
 
-    arm: str
-    seed: int
     folder: Path
-    table: pd.DataFrame  # of eigenvalues
+    arm: str
+    backbone: str
+    detector: str
+    seed: int
+    centered: bool
+    eigenvalues: pd.DataFrame
     spectra: dict[tuple[int, Tap], np.ndarray]  # by step and tap, descending, none negative
-    about: dict[str, Any]  # of the network and the probe images
+    provenance: Provenance
+    images: list[str] | None  # identifiers of those on which it was observed
 
     @property
     def steps(self) -> list[int]:
+        """Steps of its snapshots, ascending."""
         return sorted({step for step, _ in self.spectra})
 
     @property
     def name(self) -> str:
+        """Its arm and seed, in words."""
         return f"{self.arm} seed {self.seed}"
 
 
 def write_comparison(folders: Sequence[Path], output: Path, rules: Mapping[str, Rule]) -> list[str]:
-    """Compare the runs whose folders of spectra these are; returns the notes.
+    """Compare runs by their folders of spectra, write the folder `output`, and return the notes.
 
     Args:
+        folders: what `eigendet spectra` wrote, of each run.
+        output: the folder to write.
         rules: width rules by name; each is a metric too.
 
     Raises:
         UserError: a folder holds no spectra; runs are of several networks, or two of them the same.
     """
-    runs = [read(folder) for folder in folders]
-    for run in runs[1:]:
-        for name in ("backbone", "detector"):
-            own, first = (str(one.table[name].iloc[0]) for one in (run, runs[0]))
-            if own != first:
-                raise UserError(f"{run.folder}: of the {name} '{own}'; {runs[0].folder} is of '{first}'.")
-    names = [run.name for run in runs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UserError(f"{folders[names.index(twice)]}: {twice} is given twice; each run counts once.")
+    runs = [read_spectra_of_run(folder) for folder in folders]
+    _check_together(runs)
     compared, notes = comparable(runs)
-    tables = {
-        "metrics": pd.concat([metric_tables.table(run.table, rules) for run in runs], ignore_index=True),
-        "distances": distances(compared),
-    }
-    tables["tests"] = tests(compared, tables["distances"], tables["metrics"])
-    network = {name: str(runs[0].table[name].iloc[0]) for name in ("backbone", "detector")}
-    for name, table in tables.items():
-        table = table.assign(**network)
-        with replacing(output / f"{name}.parquet") as part:
-            table.to_parquet(part, index=False)
-    write_json(output / "notes.json", notes)
+    metrics = pd.concat([metric_table(run.eigenvalues, rules) for run in runs], ignore_index=True)
+    distances = distance_table(compared)
+    tests = significance_table(compared, distances, metrics)
+    network = {"backbone": runs[0].backbone, "detector": runs[0].detector}
+    metrics, distances, tests = (table.assign(**network) for table in (metrics, distances, tests))
+    Comparison(metrics, distances, tests, notes).write(output)
     return notes
 
 
-def read(folder: Path) -> Run:
-    """The spectra in a folder that `eigendet spectra` wrote."""
-    eigenvalues, similarity_file = folder / "eigenvalues.parquet", folder / "similarity.h5"
-    for file in (eigenvalues, similarity_file):
-        if not file.exists():
-            raise UserError(f"{file}: no such file; 'eigendet spectra' writes it.")
-    try:
-        table = pd.read_parquet(eigenvalues)
-        with h5py.File(similarity_file) as similarities:
-            about = json.loads(similarities.attrs["about"])
-        arm, seed = str(table["arm"].iloc[0]), int(table["seed"].iloc[0])
-        rows = table.groupby(["step", *TAP], sort=False)["value"]
-        spectra = {
-            (int(step), (str(module), int(call), str(point))): np.clip(values.to_numpy(), 0.0, None)
-            for (step, module, call, point), values in rows
-        }
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: no spectra of this 'eigendet spectra' ({reason}); run it again.") from None
-    return Run(arm, seed, folder, table, spectra, about)
+def read_spectra_of_run(folder: Path) -> RunSpectra:
+    """Read a folder that `eigendet spectra` wrote.
+
+    Raises:
+        UserError: a file is missing, broken, empty or of another format.
+    """
+    table, provenance = tables.read_run(folder, "eigenvalues")
+    with tables.reading_similarity(folder) as similarities:
+        images = tables.read_images(similarities)
+    if table.empty:
+        raise UserError(f"{folder}: has no spectra, since its covariance file has no feature maps.")
+    spectra = {
+        (int(step), (str(module), int(call), str(point))): np.clip(values.to_numpy(), 0.0, None)
+        for (step, module, call, point), values in table.groupby(["step", *TAP], sort=False)["value"]
+    }
+    first = table.iloc[0]
+    arm, backbone, detector = (str(first[column]) for column in ("arm", "backbone", "detector"))
+    seed, centered = int(first["seed"]), bool(first["centered"])
+    return RunSpectra(folder, arm, backbone, detector, seed, centered, table, spectra, provenance, images)
 
 
-def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """The runs whose maps may be compared, and what is left out, each in a sentence."""
-    notes = []
-    probe = runs[0].about
-    same = [run for run in runs if all(run.about[part] == probe[part] for part in ("probe", "images"))]
+def _check_together(runs: Sequence[RunSpectra]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        for name in ("backbone", "detector"):
+            own, expected = getattr(run, name), getattr(first, name)
+            if own != expected:
+                raise UserError(f"{run.folder}: of the {name} '{own}'; {first.folder} is of '{expected}'.")
+    names = [run.name for run in runs]
     for run in runs:
-        if run not in same:
-            notes.append(
-                f"{run.name} was observed on other images than {runs[0].name}, so it is compared with no other run."
-            )
-        if run.table["centered"].iloc[0] != runs[0].table["centered"].iloc[0]:
-            notes.append(f"{run.name} has spectra of another moment (centered or raw), so it is compared with none.")
-            same = [other for other in same if other is not run]
-    taps = set.intersection(*({tap for _, tap in run.spectra} for run in same))
-    for run in same:
-        missing = sorted({_label(tap) for _, tap in run.spectra if tap not in taps})
-        if missing:
-            notes.append(f"Only {run.name} and perhaps others, not all, have the maps {some(missing)}: left out.")
-        spoilt = sorted({_label(tap) for (_, tap), values in run.spectra.items() if not np.isfinite(values).all()})
-        if spoilt:
-            notes.append(f"{run.name} has NaN or infinity in the spectra of {some(spoilt)}.")
-        dead = sorted({_label(tap) for (_, tap), values in run.spectra.items() if not values.any()})
-        if dead:
-            notes.append(f"{run.name} has maps that never vary, so that they have no spectrum: {some(dead)}.")
-    few = list(dict.fromkeys(label for run in same for label in _undersampled(run)))
+        if names.count(run.name) > 1:
+            raise UserError(f"{run.folder}: {run.name} is given twice; each run counts once.")
+
+
+def comparable(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]:
+    """Return the runs whose maps may be compared, and in a sentence each what is left out or doubtful."""
+    compared, notes = _observed_alike(runs)
+    taps = set.intersection(*({tap for _, tap in run.spectra} for run in compared))
+    for run in compared:
+        notes += _notes_on_maps(run, taps)
+    few = list(dict.fromkeys(label for run in compared for label in _undersampled(run)))
     if few:
         notes.append(
             f"{len(few)} of {len(taps)} maps have fewer effective samples than channels ({some(few)}): their smallest "
             "eigenvalues say more of the images than of the network; more images would tell."
         )
-    if len({tuple(run.steps) for run in same}) > 1:
-        shown = ", ".join(str(step) for step in _moments(same)[:-1])
+    if len({tuple(run.steps) for run in compared}) > 1:
+        shown = ", ".join(str(step) for step in _moments(compared)[:-1])
         notes.append(f"The runs have snapshots at different steps; compared are those at {shown} and the last of each.")
-    without = [run.name for run in same if run.about["images"] is None]
+    without = [run.name for run in compared if run.images is None]
     if without:
         notes.append(f"{some(without)}: no CKA, since the images are not named.")
-    return same, notes
+    return compared, notes
+
+
+def _observed_alike(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]:
+    """Return the runs that saw the images of the first and have spectra of its moment, and a note on each other."""
+    first, alike, notes = runs[0], [], []
+    for run in runs:
+        other_images = (run.provenance.probe, run.images) != (first.provenance.probe, first.images)
+        other_moment = run.centered != first.centered
+        if other_images:
+            notes.append(
+                f"{run.name} was observed on other images than {first.name}, so it is compared with no other run."
+            )
+        if other_moment:
+            notes.append(f"{run.name} has spectra of another moment (centered or raw), so it is compared with none.")
+        if not (other_images or other_moment):
+            alike.append(run)
+    return alike, notes
+
+
+def _notes_on_maps(run: RunSpectra, taps: set[Tap]) -> list[str]:
+    """Say which maps of a run cannot be compared; `taps` are those that all runs have."""
+    missing = _labels(tap for _, tap in run.spectra if tap not in taps)
+    spoilt = _labels(tap for (_, tap), values in run.spectra.items() if not np.isfinite(values).all())
+    dead = _labels(tap for (_, tap), values in run.spectra.items() if not values.any())
+    notes = []
+    if missing:
+        notes.append(f"Only {run.name} and perhaps others, not all, have the maps {some(missing)}: left out.")
+    if spoilt:
+        notes.append(f"{run.name} has NaN or infinity in the spectra of {some(spoilt)}.")
+    if dead:
+        notes.append(f"{run.name} has maps that never vary, so that they have no spectrum: {some(dead)}.")
+    return notes
+
+
+def _labels(taps: Iterator[Tap]) -> list[str]:
+    return sorted({str(TapKey(*tap)) for tap in taps})
+
+
+def _undersampled(run: RunSpectra) -> list[str]:
+    """Name maps with fewer effective samples than channels at the last step; without these, with fewer samples."""
+    table = run.eigenvalues
+    last = table[(table["step"] == run.steps[-1]) & (table["index"] == 0)]
+    few = last[last["effective_samples"].fillna(last["samples"]) < last["channels"]]
+    return [str(TapKey(*tap)) for tap in few[TAP].itertuples(index=False, name=None)]
 
 
 @dataclass(frozen=True)
-class Map:
+class FeatureMap:
     """One feature map of one run at one step."""
 
-    run: Run
+    run: RunSpectra
     step: int
     spectrum: np.ndarray  # (C,)
     directions: np.ndarray  # (C, k)
-    gram: np.ndarray | None  # of the images, see `similarity`
+    gram: np.ndarray | None  # of the images, see `similarity.gram_of_images`
 
 
-def _undersampled(run: Run) -> list[str]:
-    """Maps with fewer effective samples than channels at the last step; where those are not known, fewer samples."""
-    last = run.table[(run.table["step"] == run.steps[-1]) & (run.table["index"] == 0)]
-    few = last[last["effective_samples"].fillna(last["samples"]) < last["channels"]]
-    return [_label(tap) for tap in few[TAP].itertuples(index=False, name=None)]
+class DistanceRow(NamedTuple):
+    """A row of the table of distances."""
+
+    module: str
+    call: int
+    point: str
+    snapshot: int
+    relation: str
+    arm: str
+    seed: int
+    step: int
+    other_arm: str
+    other_seed: int
+    other_step: int
+    measure: str
+    value: float
+    chance: float
 
 
-def distances(runs: Sequence[Run]) -> pd.DataFrame:
-    """Of every map from the same map in other runs, at its own start, and in the pre-trained backbone."""
-    rows: list[dict[str, Any]] = []
-    pretrained = [run for run in runs if run.arm == "finetune"][:1]  # the first: all start from the same backbone
+def distance_table(runs: Sequence[RunSpectra]) -> pd.DataFrame:
+    """Return how far each map is from the same map in other runs, at its own start, and in the pre-trained backbone."""
+    rows: list[DistanceRow] = []
     with contextlib.ExitStack() as stack:
-        files = {run.name: stack.enter_context(h5py.File(run.folder / "similarity.h5")) for run in runs}
+        files = {run.name: stack.enter_context(tables.reading_similarity(run.folder)) for run in runs}
         for tap in _taps(runs):
-            starts = [_map(files, run, run.steps[0], tap) for run in runs]
-            origin = [start for start in starts if start.run in pretrained]
+            starts = [_map(files[run.name], run, run.steps[0], tap) for run in runs]
             for snapshot, moment in enumerate(_moments(runs)):
-                maps = [_map(files, run, run.steps[-1] if moment is None else moment, tap) for run in runs]
-                for first, second in itertools.combinations(maps, 2):
-                    relation = "seeds" if first.run.arm == second.run.arm else "arms"
-                    rows += _alike(tap, snapshot, relation, first, second)
-                for found, start in zip(maps, starts, strict=True):
-                    rows += _alike(tap, snapshot, "own start", found, start)
-                    rows += [row for other in origin for row in _alike(tap, snapshot, "pre-trained", found, other)]
-    return pd.DataFrame(rows)
+                maps = [_map(files[run.name], run, _step(run, moment), tap) for run in runs]
+                for relation, first, second in _pairs(maps, starts):
+                    rows += _distances(tap, snapshot, relation, first, second)
+    return pd.DataFrame(rows, columns=DistanceRow._fields)
 
 
-def _map(files: dict[str, h5py.File], run: Run, step: int, tap: Tap) -> Map:
-    node = files[run.name][step_name(step)][node_name(TapKey(*tap))]
-    named = run.about["images"] is not None and "images" in node
-    gram = similarity.gram(node["images"][()].astype(np.float64)) if named else None
-    return Map(run, step, run.spectra[step, tap], node["directions"][()].astype(np.float64), gram)
+def _map(file: h5py.File, run: RunSpectra, step: int, tap: Tap) -> FeatureMap:
+    directions, features = tables.read_map(file, step, TapKey(*tap))
+    gram = None if run.images is None or features is None else similarity.gram_of_images(features)
+    return FeatureMap(run, step, run.spectra[step, tap], directions, gram)
 
 
-def _alike(tap: Tap, snapshot: int, relation: str, first: Map, second: Map) -> list[dict[str, Any]]:
-    """A row for every measure of two maps."""
+def _pairs(maps: Sequence[FeatureMap], starts: Sequence[FeatureMap]) -> Iterator[tuple[str, FeatureMap, FeatureMap]]:
+    """Yield the relation of two maps of one tap, and both; `starts` are those of the same runs at their first step."""
+    for first, second in itertools.combinations(maps, 2):
+        yield "seeds" if first.run.arm == second.run.arm else "arms", first, second
+    # All fine-tuned runs start from the same backbone, so that the first will do.
+    pretrained = next((start for start in starts if start.run.arm == "finetune"), None)
+    for own, start in zip(maps, starts, strict=True):
+        yield "own start", own, start
+        if pretrained is not None:
+            yield "pre-trained", own, pretrained
+
+
+def _distances(tap: Tap, snapshot: int, relation: str, first: FeatureMap, second: FeatureMap) -> Iterator[DistanceRow]:
+    """Yield a row for every measure of two maps."""
     channels, kept = first.directions.shape
-    chance = {"overlap": kept / channels, "cka": 0.0}
-    values = {
-        "jensen_shannon": similarity.jensen_shannon(first.spectrum, second.spectrum),
-        "overlap": similarity.subspace_overlap(first.directions, second.directions),
-    }
-    if not (first.spectrum.any() and second.spectrum.any()):
-        values["overlap"] = np.nan  # a map that never varies has no directions
-    if first.gram is not None and second.gram is not None:
-        values["cka"] = similarity.cka_of_grams(first.gram, second.gram)
-    common = dict(zip(TAP, tap, strict=True)) | {"snapshot": snapshot, "relation": relation}
-    common |= {"arm": first.run.arm, "seed": first.run.seed, "step": first.step}
-    common |= {"other_arm": second.run.arm, "other_seed": second.run.seed, "other_step": second.step}
-    return [
-        common | {"measure": measure, "value": value, "chance": chance.get(measure, np.nan)}
-        for measure, value in values.items()
+    overlap = np.nan  # a map that never varies has no directions
+    if first.spectrum.any() and second.spectrum.any():
+        overlap = similarity.subspace_overlap(first.directions, second.directions)
+    measures = [
+        ("jensen_shannon", similarity.jensen_shannon(first.spectrum, second.spectrum), np.nan),
+        ("overlap", overlap, kept / channels),
     ]
+    if first.gram is not None and second.gram is not None:
+        measures.append(("cka", similarity.cka_of_grams(first.gram, second.gram), 0.0))
+    for measure, value, chance in measures:
+        yield DistanceRow(
+            *tap, snapshot, relation,
+            first.run.arm, first.run.seed, first.step, second.run.arm, second.run.seed, second.step,
+            measure, value, chance,
+        )  # fmt: skip
 
 
-def tests(runs: Sequence[Run], distances: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
-    """Every two arms against the spread of their seeds: distances of maps, and metrics; at every snapshot.
+def significance_table(runs: Sequence[RunSpectra], distances: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Test every two arms against the spread of their seeds: by distances and by metrics, at every snapshot.
 
-    Similarities count as the distance √(1 - similarity).
+    Args:
+        runs: those that are compared.
+        distances: the table of these runs; similarities in it count as the distance √(1 - similarity).
+        metrics: the table of these runs, and perhaps of others.
     """
-    taps, moments = _taps(runs), _moments(runs)
-    found: list[pd.DataFrame] = []
+    taps, tests = _taps(runs), []
     for arms in itertools.combinations(dict.fromkeys(run.arm for run in runs), 2):
         chosen = [run for run in runs if run.arm in arms]
         labels = [run.arm for run in chosen]
-        for snapshot, moment in enumerate(moments):
-            steps = [run.steps[-1] if moment is None else moment for run in chosen]
+        for snapshot, moment in enumerate(_moments(runs)):
+            steps = [_step(run, moment) for run in chosen]
             common = {"arm": arms[0], "other_arm": arms[1], "snapshot": snapshot, "step": steps[0]}
             at = distances[(distances["snapshot"] == snapshot) & distances["relation"].isin(["arms", "seeds"])]
             for measure, rows in at.groupby("measure", sort=False):
-                apart = _matrices(rows, chosen, taps)
-                apart = apart if measure == "jensen_shannon" else np.sqrt(np.clip(1 - apart, 0, None))
-                found.append(_rows(common | {"measure": measure}, taps, significance.test(apart, labels)))
-            for metric, rows in numbers.groupby("metric", sort=False):
-                values = _values(rows, chosen, steps, taps)
-                test = significance.differences(values, labels)
-                means = [np.mean(values[:, [arm == label for label in labels]], axis=1) for arm in arms]
-                table = _rows(common | {"measure": metric}, taps, test)
-                found.append(table.assign(mean=means[0], other_mean=means[1]))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["arm", "other_arm", "measure"])
+                test = significance.permutation_test(_distance_matrices(rows, chosen, taps), labels)
+                tests.append(_test_rows(common | {"measure": measure}, taps, test))
+            for metric, rows in metrics.groupby("metric", sort=False):
+                values = _metric_values(rows, chosen, steps, taps)
+                table = _test_rows(common | {"measure": metric}, taps, significance.differences(values, labels))
+                means = [np.mean(values[:, [label == arm for label in labels]], axis=1) for arm in arms]
+                tests.append(table.assign(mean=means[0], other_mean=means[1]))
+    return pd.concat(tests, ignore_index=True) if tests else pd.DataFrame(columns=["arm", "other_arm", "measure"])
 
 
-def _rows(common: dict[str, Any], taps: Sequence[Tap], test: significance.Test) -> pd.DataFrame:
+def _test_rows(common: Mapping[str, object], taps: Sequence[Tap], test: PermutationTest) -> pd.DataFrame:
     table = pd.DataFrame(taps, columns=TAP).assign(**common)
     columns = ("between", "within", "statistic", "p", "corrected", "overall", "smallest", "relabelings")
     return table.assign(**{column: getattr(test, column) for column in columns})
 
 
-def _matrices(rows: pd.DataFrame, runs: Sequence[Run], taps: Sequence[Tap]) -> np.ndarray:
-    """(taps, runs, runs), symmetric; the diagonal is that of identical maps."""
-    number = {(run.arm, run.seed): place for place, run in enumerate(runs)}
-    rank = {tap: place for place, tap in enumerate(taps)}
-    found = np.full((len(taps), len(runs), len(runs)), np.nan)
-    place = np.arange(len(runs))
-    found[:, place, place] = 0.0 if (rows["measure"] == "jensen_shannon").all() else 1.0
+def _distance_matrices(rows: pd.DataFrame, runs: Sequence[RunSpectra], taps: Sequence[Tap]) -> np.ndarray:
+    """Return the distances by one measure, (taps, runs, runs), symmetric."""
+    is_distance = (rows["measure"] == "jensen_shannon").all()
+    run_index = {(run.arm, run.seed): index for index, run in enumerate(runs)}
+    tap_index = {tap: index for index, tap in enumerate(taps)}
+    matrices = np.full((len(taps), len(runs), len(runs)), np.nan)
+    matrices[:, range(len(runs)), range(len(runs))] = 0.0 if is_distance else 1.0  # of a map with itself
     columns = [*TAP, "arm", "seed", "other_arm", "other_seed", "value"]
     for module, call, point, arm, seed, other_arm, other_seed, value in rows[columns].itertuples(index=False):
-        first, second = number.get((arm, seed)), number.get((other_arm, other_seed))
+        first, second = run_index.get((arm, seed)), run_index.get((other_arm, other_seed))
         if first is not None and second is not None:
-            found[rank[module, call, point], [first, second], [second, first]] = value
-    return found
+            matrices[tap_index[module, call, point], [first, second], [second, first]] = value
+    return matrices if is_distance else np.sqrt(np.clip(1 - matrices, 0, None))
 
 
-def _values(rows: pd.DataFrame, runs: Sequence[Run], steps: Sequence[int], taps: Sequence[Tap]) -> np.ndarray:
-    """(taps, runs): one metric at each run's step."""
-    wanted = pd.MultiIndex.from_tuples(
-        [(*tap, run.arm, run.seed, step) for tap in taps for run, step in zip(runs, steps, strict=True)]
-    )
+def _metric_values(
+    rows: pd.DataFrame, runs: Sequence[RunSpectra], steps: Sequence[int], taps: Sequence[Tap]
+) -> np.ndarray:
+    """Return one metric at each run's step, (taps, runs)."""
+    keys = [(*tap, run.arm, run.seed, step) for tap in taps for run, step in zip(runs, steps, strict=True)]
     series = rows.set_index([*TAP, "arm", "seed", "step"])["value"]
-    return series.reindex(wanted).to_numpy().reshape(len(taps), len(runs))
+    return series.reindex(pd.MultiIndex.from_tuples(keys)).to_numpy().reshape(len(taps), len(runs))
 
 
-def _taps(runs: Sequence[Run]) -> list[Tap]:
-    """Those that all runs have at all their steps, in order of execution."""
+def _taps(runs: Sequence[RunSpectra]) -> list[Tap]:
+    """Return those that all runs have at all their steps, in order of execution."""
     held = [{tap for _, tap in run.spectra} for run in runs]
     return [tap for tap in dict.fromkeys(tap for _, tap in runs[0].spectra) if all(tap in taps for taps in held)]
 
 
-def _moments(runs: Sequence[Run]) -> list[int | None]:
-    """Steps that all runs have, and then the last of each, None."""
+def _moments(runs: Sequence[RunSpectra]) -> list[int | None]:
+    """Return the steps that all runs have, and then the last of each, None."""
     common = set.intersection(*(set(run.steps[:-1]) for run in runs))
     return [*sorted(common), None]
 
 
-def _label(tap: Tap) -> str:
-    return str(TapKey(*tap))
+def _step(run: RunSpectra, moment: int | None) -> int:
+    return run.steps[-1] if moment is None else moment

@@ -1,17 +1,24 @@
-"""Scalars of one eigenspectrum: how it is shaped, how steep its tail is, how much of it is noise.
+"""Metrics of one eigenspectrum: how it is shaped, how steep its tail is, how much of it is noise.
 
-Spectra are as in `plugins/rules.py`: float64, (C,), descending, nothing in them negative, the first positive. None of
-these numbers depends on their unit, and none of the functions raises for such a spectrum.
+Spectra are as in `plugins/rules.py`: float64, (C,), descending, nothing in them negative, the first positive. No metric
+depends on their unit, and none of their functions raises for such a spectrum. A metric that counts channels is a
+*dimension*: that of a width rule, or the stable rank. What is measured of two spectra is a distance, see `similarity`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy.optimize
 import scipy.special
+
+from eigendet.errors import UserError
+
+Rule = Callable[[np.ndarray], float]  # from a descending spectrum to a number of channels, see `plugins/rules.py`
 
 DESCRIPTIONS = {
     "stable_rank": "Trace over the largest eigenvalue: 1 if a single one is not zero, C if all are equal.",
@@ -24,8 +31,18 @@ DESCRIPTIONS = {
 }
 
 
-def of(values: np.ndarray, samples: float) -> dict[str, float]:
-    """All scalars of a spectrum of `samples` effective samples, by the names of `DESCRIPTIONS`."""
+def all_metrics(values: np.ndarray, samples: float) -> dict[str, float]:
+    """Return every metric here of a spectrum of `samples` effective samples, by the names of `DESCRIPTIONS`.
+
+    >>> for name, value in all_metrics(np.array([8.0, 4.0, 2.0, 1.0, 1.0]), samples=100).items():
+    ...     print(f"{name} {value:.3f}")
+    stable_rank 2.000
+    entropy 1.300
+    enrichment 0.531
+    power_law_exponent 2.202
+    power_law_distance 0.211
+    noise_share 0.600
+    """
     exponent, distance = power_law(values)
     return {
         "stable_rank": stable_rank(values),
@@ -38,22 +55,35 @@ def of(values: np.ndarray, samples: float) -> dict[str, float]:
 
 
 def stable_rank(values: np.ndarray) -> float:
-    """Σ μ / μ₁, of the matrix whose squared singular values these are (Rudelson and Vershynin, J. ACM 2007)."""
+    """Return Σ μ / μ₁, of the matrix whose squared singular values these are (Rudelson and Vershynin, J. ACM 2007).
+
+    >>> stable_rank(np.array([4.0, 2.0, 2.0]))
+    2.0
+    """
     return float(np.sum(values / values[0]))
 
 
 def entropy(values: np.ndarray) -> float:
-    """Shannon entropy -Σ p log p of the eigenvalues as shares p of the trace, in nats; zeros contribute nothing."""
+    """Return Shannon's entropy -Σ p log p of the eigenvalues as shares p of the trace, in nats.
+
+    Zeros contribute nothing.
+
+    >>> entropy(np.array([3.0, 3.0, 0.0])) == math.log(2)
+    True
+    """
     relative = values / values[0]  # the trace of huge eigenvalues would overflow
     return float(np.sum(scipy.special.entr(relative / relative.sum())))
 
 
 def enrichment(values: np.ndarray) -> float:
-    """Eigenvalue early enrichment, 0..1, after NerVE (arXiv 2603.06922).
+    """Return the eigenvalue early enrichment, 0..1, after NerVE (arXiv 2603.06922).
 
     It is the area between the curve of cumulated shares S(k) = (μ₁ + ... + μₖ) / Σ μ and the diagonal k/C of equal
     eigenvalues, over the area for a single non-zero one, which is the largest: 2 / (C - 1) Σₖ (S(k) - k/C). S mirrors
     the Lorenz curve, so this is C / (C - 1) times the Gini coefficient of the eigenvalues. 0 if C = 1.
+
+    >>> enrichment(np.array([3.0, 3.0, 3.0])), enrichment(np.array([3.0, 0.0, 0.0]))
+    (0.0, 1.0)
     """
     if len(values) == 1:
         return 0.0
@@ -64,7 +94,7 @@ def enrichment(values: np.ndarray) -> float:
 
 
 def power_law(values: np.ndarray) -> tuple[float, float]:
-    """Exponent a of the density x^-a of the eigenvalues from the best x_min on, and the distance of that fit.
+    """Fit the density x^-a to the largest eigenvalues; return the exponent a and the distance of the fit.
 
     As Clauset, Shalizi and Newman (SIAM Review 2009, section 3, continuous case): each eigenvalue in turn is x_min, its
     a = 1 + n / Σ log(x / x_min) over the n eigenvalues from there on is the most likely, and the x_min is taken whose
@@ -72,6 +102,11 @@ def power_law(values: np.ndarray) -> tuple[float, float]:
     data's distribution. The two largest are no x_min. Zeros are left out; (nan, nan) for fewer than 4 distinct others.
 
     It is what the package `powerlaw` fits, without the upper limit of 3 that its version 2 sets to a.
+
+    >>> quantiles = (np.arange(1000) + 0.5) / 1000
+    >>> exponent, distance = power_law(quantiles**-0.5)  # of the density x^-3
+    >>> round(exponent, 1), round(distance, 2)
+    (3.0, 0.0)
     """
     relative = values / values[0]
     distinct, counts = np.unique(relative[relative > 0], return_counts=True)  # ascending
@@ -89,7 +124,7 @@ def power_law(values: np.ndarray) -> tuple[float, float]:
 
 
 def effective_samples(variance: float, means: np.ndarray) -> float:
-    """How many independent samples would have a mean that varies as much as the mean over all images.
+    """Return how many independent samples would have a mean that varies as much as the mean over all images.
 
     Neighboring positions of an image are alike, so that n of them are worth fewer. The mean over N images varies by
     tr(B) / N, B being the unbiased covariance between the images' means; that over n independent samples by tr(Σ) / n.
@@ -101,7 +136,11 @@ def effective_samples(variance: float, means: np.ndarray) -> float:
         means: (N, C), mean over the positions of each image, in the same unit; rows with NaN are left out.
 
     Returns:
-        nan for fewer than 2 images, and where nothing varies, over all samples or between the images.
+        Their number; nan for fewer than 2 images, and where nothing varies, over all samples or between the images.
+
+    >>> images = np.random.default_rng(0).normal(size=(400, 1, 3)).repeat(25, axis=1)  # 25 equal positions each
+    >>> round(effective_samples(images.var(axis=(0, 1)).sum(), images.mean(axis=1)))
+    399
     """
     known = means[np.isfinite(means).all(1)].astype(np.float64)
     if len(known) < 2:
@@ -111,7 +150,7 @@ def effective_samples(variance: float, means: np.ndarray) -> float:
 
 
 def noise_share(values: np.ndarray, samples: float) -> float:
-    """Share of the eigenvalues, 0..1, that could be white noise's: at or below the Marchenko-Pastur edge.
+    """Return the share of the eigenvalues, 0..1, that could be white noise's: at or below the Marchenko-Pastur edge.
 
     The eigenvalues of n samples of white noise of variance σ² reach up to σ² (1 + √(C/n))². σ² is the median non-zero
     eigenvalue over the median of the law for σ² = 1, as Gavish and Donoho (IEEE Trans. Inf. Theory 2014) estimate it;
@@ -120,7 +159,11 @@ def noise_share(values: np.ndarray, samples: float) -> float:
     these, that need not be zero, have no place in the law. They and zeros count as noise.
 
     Args:
+        values: the spectrum.
         samples: n, effective ones, see `effective_samples`; nan gives nan.
+
+    >>> round(noise_share(np.array([50.0, 1.2, 1.1, 1.0, 0.9, 0.8]), samples=1000), 3)  # all but the first
+    0.833
     """
     if not 0 < samples < math.inf:
         return math.nan
@@ -133,7 +176,9 @@ def noise_share(values: np.ndarray, samples: float) -> float:
 
 @lru_cache(maxsize=1024)
 def marchenko_pastur_median(ratio: float) -> float:
-    """Median of the non-zero part of the Marchenko-Pastur law for σ² = 1 and `ratio` γ = C/n > 0, to 1e-13 of itself.
+    """Return the median of the non-zero part of the Marchenko-Pastur law for σ² = 1 and `ratio` γ = C/n > 0.
+
+    It is exact to 1e-13 of itself.
 
     For γ <= 1, let s = √γ and x = 1 + s² + 2s cos t with t from 0 at the upper edge to π at the lower one. Then the
     density √((b - x)(x - a)) / (2π γ x) dx is 2/π sin² t / (1 + s² + 2s cos t) dt, whose integral from 0 to t, the mass
@@ -143,6 +188,9 @@ def marchenko_pastur_median(ratio: float) -> float:
 
     For γ > 1, the n non-zero eigenvalues of XᵀX / n are those of XXᵀ / n = γ XXᵀ / C, that is, γ times ones that follow
     the law of C samples of n channels, whose ratio is 1/γ.
+
+    >>> round(marchenko_pastur_median(1.0), 4)
+    0.6528
     """
     s = max(math.sqrt(min(ratio, 1 / ratio)), 1e-9)  # from there on the median is 1, and the terms cancel out
 
@@ -152,3 +200,29 @@ def marchenko_pastur_median(ratio: float) -> float:
 
     t = scipy.optimize.brentq(lambda t: mass_above(t) - 0.5, 0, math.pi, xtol=1e-14)
     return max(ratio, 1.0) * (1 + s * s + 2 * s * math.cos(t))
+
+
+def intrinsic_dimension(values: np.ndarray, rule: Rule) -> float:
+    """Return a rule's number of channels for eigenvalues in any order, (C,); 0 for a map that never varies.
+
+    Negative eigenvalues, which are rounding noise of a positive semi-definite matrix, count as zero.
+
+    Raises:
+        UserError: an eigenvalue is not finite; the rule fails, or gives no number of channels.
+
+    >>> intrinsic_dimension(np.array([1.0, 0.0, 4.0, -1e-17]), stable_rank)
+    1.25
+    """
+    values = np.sort(np.clip(np.asarray(values, dtype=np.float64), 0.0, None))[::-1]
+    if not np.isfinite(values).all():
+        raise UserError(f"one of {values.size} eigenvalues is NaN or infinite, so they have no dimension.")
+    if not values.any():
+        return 0.0
+    name = getattr(rule, "__name__", "a width rule")
+    try:
+        dimension: Any = rule(values)
+    except Exception as error:  # whatever a plugin's own code raises
+        raise UserError(f"{name}: fails for {values.size} eigenvalues ({type(error).__name__}: {error}).") from None
+    if not isinstance(dimension, int | float | np.number) or not 0 <= dimension < np.inf:
+        raise UserError(f"{name}: gave {dimension!r} for {values.size} eigenvalues; expected a number of channels.")
+    return float(dimension)

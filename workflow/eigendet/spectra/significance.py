@@ -1,4 +1,4 @@
-"""Whether two arms differ by more than their seeds do.
+"""Test whether two arms differ by more than their seeds do.
 
 What is exchanged under the null hypothesis are whole runs, a seed each: positions, images and layers of one run are not
 independent of one another. The null hypothesis is that all runs come from one distribution. Arms may thus be told apart
@@ -23,8 +23,8 @@ TIE = 1e-9  # shares of the squared distances that are nearer than this are equa
 
 
 @dataclass(frozen=True)
-class Test:
-    """Of L layers; nan for a layer with a distance that is not finite. Without a spread (an arm of one run) no test."""
+class PermutationTest:
+    """The test of L layers; nan for a layer with a distance that is not finite, and all without a spread of seeds."""
 
     statistic: np.ndarray  # (L,) pseudo-F: 1 or so without a difference, infinite where the runs of each arm are equal
     p: np.ndarray  # (L,) of each layer alone
@@ -36,8 +36,8 @@ class Test:
     within: np.ndarray  # (L,) the same of two runs of one arm; nan where all arms have one run
 
 
-def test(distances: np.ndarray, labels: Sequence[object] | np.ndarray) -> Test:
-    """Permutation test of two arms, for every layer and for all.
+def permutation_test(distances: np.ndarray, labels: Sequence[object] | np.ndarray) -> PermutationTest:
+    """Test whether two arms differ, for every layer and for all.
 
     The statistic is the pseudo-F of PERMANOVA (Anderson 2001), with squared distances d² of R runs:
     F = (T - W) / (W / (R - 2)), T = Σ d² / R over all pairs, W = Σ d² / (runs of the arm) over pairs of one arm.
@@ -50,10 +50,15 @@ def test(distances: np.ndarray, labels: Sequence[object] | np.ndarray) -> Test:
 
     Args:
         distances: (L, R, R), symmetric; a layer in which all runs are equal has F = 0.
-        labels: (R,), the arm of each run.
+        labels: (R,), the arm of each run. With a single run of an arm there is no spread, and so no test.
 
     Raises:
         ValueError: not exactly two arms.
+
+    >>> positions = np.array([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])  # of three runs each, in one layer
+    >>> test = permutation_test(abs(positions[:, None] - positions)[None], ["a", "a", "a", "b", "b", "b"])
+    >>> test.statistic.round(6).tolist(), test.p.tolist(), test.relabelings
+    ([150.0], [0.1], 10)
     """
     first = _first_arm(labels)
     rows, columns = np.triu_indices(len(first), 1)
@@ -63,34 +68,41 @@ def test(distances: np.ndarray, labels: Sequence[object] | np.ndarray) -> Test:
     statistic, p, corrected = (np.full(len(squares), np.nan) for _ in range(3))
     smallest, overall = smallest_p(labels), np.nan
     if np.isnan(smallest):
-        return Test(statistic, p, corrected, overall, 0, smallest, between, within)
+        return PermutationTest(statistic, p, corrected, overall, 0, smallest, between, within)
     drawn = _relabelings(first)
-    known = np.isfinite(squares).all(1)
-    if known.any():
-        shares = _within_shares(squares[known], drawn)
+    finite = np.isfinite(squares).all(1)
+    if finite.any():
+        shares = _within_shares(squares[finite], drawn)
         with np.errstate(divide="ignore"):
-            statistic[known] = _f(shares[:, 0], len(first))
-        p[known] = (shares <= shares[:, :1] + TIE).mean(1)
-        corrected[known] = _step_down(shares)
+            statistic[finite] = _f(shares[:, 0], len(first))
+        p[finite] = (shares <= shares[:, :1] + TIE).mean(1)
+        corrected[finite] = _step_down(shares)
         means = _f(np.maximum(shares, TIE), len(first)).mean(0)
         overall = float((means >= means[0] - TIE * (1 + abs(means[0]))).mean())
-    return Test(statistic, p, corrected, overall, len(drawn), smallest, between, within)
+    return PermutationTest(statistic, p, corrected, overall, len(drawn), smallest, between, within)
 
 
-def differences(values: np.ndarray, labels: Sequence[object] | np.ndarray) -> Test:
-    """The same for a number of every run in every layer, (L, R): F is that of a one-way analysis of variance."""
+def differences(values: np.ndarray, labels: Sequence[object] | np.ndarray) -> PermutationTest:
+    """Test the same for a number of every run in every layer, (L, R): F is that of a one-way analysis of variance.
+
+    >>> differences(np.array([[0.0, 1.0, 2.0, 10.0, 11.0, 12.0]]), ["a", "a", "a", "b", "b", "b"]).overall
+    0.1
+    """
     values = np.asarray(values, dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        return test(np.abs(values[:, :, None] - values[:, None, :]), labels)
+        return permutation_test(np.abs(values[:, :, None] - values[:, None, :]), labels)
 
 
 def smallest_p(labels: Sequence[object] | np.ndarray) -> float:
-    """The smallest p-value that so many runs can give: 1 / (distinct relabelings, or of those that are compared).
+    """Return the smallest p-value that so many runs can give: 1 over the distinct relabelings that are compared.
 
     Arms of 2, 3, 4 and 5 runs: 1/3, 1/10, 1/35 and 1/126. nan if an arm has one run, and so no spread.
 
     Raises:
         ValueError: not exactly two arms.
+
+    >>> smallest_p(["a", "a", "a", "b", "b", "b"])
+    0.1
     """
     first = _first_arm(labels)
     if min(first.sum(), (~first).sum()) < 2:
@@ -99,7 +111,7 @@ def smallest_p(labels: Sequence[object] | np.ndarray) -> float:
 
 
 def _first_arm(labels: Sequence[object] | np.ndarray) -> np.ndarray:
-    """(R,), bool."""
+    """Return (R,), bool: which runs are of the arm that is named first."""
     arms = list(dict.fromkeys(labels))
     if len(arms) != 2:
         raise ValueError(f"{len(arms)} arms, {arms}; expected two")
@@ -107,26 +119,26 @@ def _first_arm(labels: Sequence[object] | np.ndarray) -> np.ndarray:
 
 
 def _distinct(first: np.ndarray) -> int:
-    """In how many ways the runs can be parted; the names of arms of one size do not matter."""
+    """Return in how many ways the runs can be parted; the names of arms of one size do not matter."""
     size = int(first.sum())
     return math.comb(len(first), size) // (2 if 2 * size == len(first) else 1)
 
 
 def _relabelings(first: np.ndarray) -> np.ndarray:
-    """(M, R), bool: who is of the first arm; the observed labels come first."""
+    """Return (M, R), bool: which runs are of the first arm; the observed labels come first."""
     if _distinct(first) > RELABELINGS:
         drawn = np.random.default_rng(0).permuted(np.tile(first, (RELABELINGS - 1, 1)), axis=1)
         return np.vstack([first, drawn])
     # In lexicographic order the second half of equal parts mirrors the first.
     parts = itertools.islice(itertools.combinations(range(len(first)), int(first.sum())), _distinct(first))
     places = np.argsort(~first, kind="stable")[np.array(list(parts))]
-    found = np.zeros((len(places), len(first)), dtype=bool)
-    np.put_along_axis(found, places, True, axis=1)
-    return found
+    relabeled = np.zeros((len(places), len(first)), dtype=bool)
+    np.put_along_axis(relabeled, places, True, axis=1)
+    return relabeled
 
 
 def _within_shares(squares: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """W / T of every layer and relabeling, (L, M), from squared distances (L, pairs); 1 where all runs are equal.
+    """Return W / T of every layer and relabeling, (L, M), of squared distances (L, pairs); 1 where all runs are equal.
 
     F falls as it rises, in all layers alike, and it is finite.
     """
@@ -147,11 +159,11 @@ def _step_down(shares: np.ndarray) -> np.ndarray:
     order = np.argsort(shares[:, 0], kind="stable")
     ranked = shares[order]
     least = np.minimum.accumulate(ranked[::-1])[::-1]  # of this layer and those with a smaller statistic
-    found = np.empty(len(order))
-    found[order] = np.maximum.accumulate((least <= ranked[:, :1] + TIE).mean(1))
-    return found
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate((least <= ranked[:, :1] + TIE).mean(1))
+    return corrected
 
 
 def _root_mean(squares: np.ndarray) -> np.ndarray:
-    """(L, pairs) -> (L,)."""
+    """Return root means over pairs, (L, pairs) -> (L,); nan without pairs."""
     return np.sqrt(squares.mean(1)) if squares.shape[1] else np.full(len(squares), np.nan)

@@ -1,23 +1,12 @@
-"""Eigenvalues and leading eigenvectors of covariances, as tidy tables.
-
-A run's folder of spectra holds
-
-    eigenvalues.parquet   a row an eigenvalue, at every snapshot
-    jackknife.parquet     the same at the last one without one part of the images, whose number is `left_out`
-    similarity.h5         what comparisons with other maps need, at every snapshot: step_0000000/<module#call:point>/
-        directions        float32 (C, k): eigenvectors of the k largest eigenvalues, see `leading`
-        images            float32 (N, at most N or C): features of the N images, whose products with one another are
-                          those of the means over positions, centered; NaN for an image without samples
-"""
+"""Eigenvalues and leading eigenvectors of covariances, and the folder of spectra of a run."""
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.linalg
@@ -25,31 +14,39 @@ import torch
 from scipy.linalg import lapack
 
 from eigendet.errors import UserError
-from eigendet.files import replacing
 from eigendet.observe import store
-from eigendet.observe.keys import node_name, step_name
-from eigendet.spectra import metrics
-from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
+from eigendet.spectra import metrics, tables
+from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS, Provenance
 
 logger = logging.getLogger(__name__)
 
 GPU_CHANNELS = 1024  # below, the CPU is faster than the transfer
+Row = dict[str, str | int | float]  # by the column
 DIRECTIONS, SHARE = 16, 8  # leading directions: at most so many, and at most one in eight
 
 
 def eigenvalues(moment: np.ndarray) -> np.ndarray:
-    """Eigenvalues of a symmetric (C, C) matrix in float64, descending, (C,): see `eigen`."""
+    """Return the eigenvalues of a symmetric (C, C) matrix in float64, descending, (C,): see `eigen`.
+
+    >>> eigenvalues(np.array([[2.0, 1.0], [1.0, 2.0]])).round(12).tolist()
+    [3.0, 1.0]
+    """
     return eigen(moment, 0)[0]
 
 
 def eigen(moment: np.ndarray, directions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues of a symmetric (C, C) matrix in float64, descending, (C,), and first eigenvectors, (C, directions).
+    """Return the eigenvalues of a symmetric (C, C) matrix and its first eigenvectors, (C,) and (C, directions).
 
-    Large ones are found on a GPU where there is one; should that fail, or miss the trace or the Frobenius norm, on the
-    CPU. Negative ones, which are rounding noise of a positive semi-definite matrix, are returned as they are.
+    Both are in float64, descending. Large matrices are decomposed on a GPU where there is one; should that fail, or
+    miss the trace or the Frobenius norm, on the CPU. Negative eigenvalues, which are rounding noise of a positive
+    semi-definite matrix, are returned as they are.
 
     Raises:
         UserError: the matrix holds NaN or infinity.
+
+    >>> values, vectors = eigen(np.diag([1.0, 4.0, 2.0]), directions=1)
+    >>> values.tolist(), abs(vectors[:, 0]).tolist()
+    ([4.0, 2.0, 1.0], [0.0, 1.0, 0.0])
     """
     matrix = torch.from_numpy(np.ascontiguousarray(moment, dtype=np.float64))
     if not matrix.isfinite().all():
@@ -73,7 +70,7 @@ def _on_gpu(matrix: torch.Tensor, directions: int) -> tuple[torch.Tensor, torch.
 
 
 def _on_cpu(matrix: torch.Tensor, directions: int) -> tuple[np.ndarray, np.ndarray]:
-    """One reduction to tridiagonal form serves all eigenvalues and few eigenvectors: half the time of all of both."""
+    """Reduce to tridiagonal form once for all eigenvalues and few eigenvectors: half the time of all of both."""
     if not directions:
         return torch.linalg.eigvalsh(matrix).flip(0).numpy(), np.zeros((len(matrix), 0))
     size = len(matrix)
@@ -91,7 +88,7 @@ def _on_cpu(matrix: torch.Tensor, directions: int) -> tuple[np.ndarray, np.ndarr
 
 
 def belong(values: torch.Tensor, vectors: torch.Tensor, matrix: torch.Tensor) -> bool:
-    """Whether these can be the eigenvalues and first eigenvectors of a symmetric matrix.
+    """Return whether these can be the eigenvalues and first eigenvectors of a symmetric matrix.
 
     They have its trace and its Frobenius norm, and the vectors are mapped to multiples of themselves.
     """
@@ -102,64 +99,82 @@ def belong(values: torch.Tensor, vectors: torch.Tensor, matrix: torch.Tensor) ->
 
 
 def leading(channels: int) -> int:
-    """How many leading directions of a map are kept: few, so that those of unrelated maps seldom overlap."""
+    """Return how many leading directions of a map are kept: few, so that those of unrelated maps seldom overlap.
+
+    >>> leading(64), leading(2048)
+    (8, 16)
+    """
     return max(1, min(DIRECTIONS, channels // SHARE))
 
 
 def write_spectra(covariance_file: Path, folder: Path, centered: bool = True) -> None:
-    """Write a run's folder of spectra, see above, from a dump.
+    """Write a run's folder of spectra, see `tables`, from its covariance file.
 
-    The tables have the run's columns (arm, backbone, detector, seed), the tap's (step, module, call, point, channels,
-    samples, effective_samples: see `metrics`, centered: of the covariance or of the raw second moment), index (0 is the
-    largest) and value. Their `attrs` say what the run was: its experiment, the definition of its network, its probe
-    images.
+    Args:
+        covariance_file: what `eigendet covariance` wrote.
+        folder: where the files go.
+        centered: read the covariance; else the raw second moment.
 
     Raises:
-        UserError: the file is no dump, or holds what is not finite.
+        UserError: the file is not one of a run's covariances, or holds what is not finite.
     """
-    provenance = store.provenance(covariance_file)
-    if "run" not in provenance:
+    content = store.provenance(covariance_file)
+    if "run" not in content:
         raise UserError(f"{covariance_file}: names no run; expected a file written by 'eigendet covariance'.")
-    run, images = provenance["run"], store.images(covariance_file)
-    about = {name: provenance.get(name) for name in ("experiment", "definition", "probe")}
+    run: Row = {column: content["run"][column] for column in RUN_COLUMNS}
+    provenance, images = Provenance.of(content), store.images(covariance_file)
     spectra: list[pd.DataFrame] = []
-    jackknife = [_rows(dict.fromkeys([*RUN_COLUMNS, *TAP_COLUMNS, "left_out"], 0), np.zeros(0))]
-    with replacing(folder / "similarity.h5") as part, h5py.File(part, "w") as similarity:
-        similarity.attrs["about"] = json.dumps(about | {"images": images}, sort_keys=True)
-        before: store.Record | None = None
-        for record in store.read(covariance_file):
-            tap = {column: run[column] for column in RUN_COLUMNS} | _tap(record, centered)
-            if not record.equals(before):
-                values, directions = eigen(record.moment(centered), leading(len(record.mean)))
-                without = [eigenvalues(rest.moment(centered)) for rest in record.leaving_one_out()]
-            before = record
+    jackknife: list[pd.DataFrame] = []
+    with tables.writing_similarity(folder, provenance, images) as similarity:
+        for record, values, directions, left_out in _decomposed(covariance_file, centered):
+            tap = run | _tap(record, centered)
             spectra.append(_rows(tap, values))
-            jackknife += [_rows(tap | {"left_out": number}, rest) for number, rest in enumerate(without)]
-            node = similarity.create_group(f"{step_name(record.step)}/{node_name(record.key)}")
-            node["directions"] = directions.astype(np.float32)
-            if record.image_means is not None:
-                node["images"] = compact(record.image_means).astype(np.float32)
-    tables = {"jackknife": jackknife[1:] or jackknife, "eigenvalues": spectra}
-    for name, tables_of_taps in tables.items():
-        table = pd.concat(tables_of_taps, ignore_index=True)
-        table.attrs = about
-        with replacing(folder / f"{name}.parquet") as part:
-            table.to_parquet(part, index=False)
+            jackknife += [_rows(tap | {"left_out": number}, rest) for number, rest in enumerate(left_out)]
+            features = None if record.image_means is None else compact(record.image_means)
+            tables.write_map(similarity, record.step, record.key, directions, features)
+    if not jackknife:  # the columns alone
+        jackknife = [_rows(dict.fromkeys([*RUN_COLUMNS, *TAP_COLUMNS, "left_out"], 0), np.zeros(0))]
+    tables.write_run(folder, provenance, tables.joined(spectra), tables.joined(jackknife))
+
+
+class _Decomposed(NamedTuple):
+    record: store.Record
+    values: np.ndarray  # (C,)
+    directions: np.ndarray  # (C, k)
+    left_out: list[np.ndarray]  # eigenvalues without each part of the images in turn
+
+
+def _decomposed(covariance_file: Path, centered: bool) -> Iterator[_Decomposed]:
+    """Decompose every map; one tensor under several names, which follow one another, is decomposed once."""
+    last: _Decomposed | None = None
+    for record in store.read(covariance_file):
+        if last is not None and record.equals(last.record):
+            last = last._replace(record=record)
+        else:
+            values, directions = eigen(record.moment(centered), leading(len(record.mean)))
+            left_out = [eigenvalues(rest.moment(centered)) for rest in record.leaving_one_out()]
+            last = _Decomposed(record, values, directions, left_out)
+        yield last
 
 
 def compact(means: np.ndarray) -> np.ndarray:
-    """Features (N, at most N or C) with the same inner products as the centered rows of (N, C)."""
+    """Return features (N, at most N or C) with the same inner products as the centered rows of (N, C).
+
+    >>> compact(np.array([[5.0, 0.0, 1.0], [3.0, 0.0, 1.0]])).shape
+    (2, 2)
+    """
     known = np.isfinite(means).all(1)
     rows = means[known].astype(np.float64)
-    rows -= rows.mean(0) if len(rows) else 0.0
+    if len(rows):
+        rows -= rows.mean(0)
     if len(means) < means.shape[1]:
         rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T  # rows = R.T Q.T, and Q has orthonormal columns
-    found = np.full((len(means), rows.shape[1]), np.nan)
-    found[known] = rows
-    return found
+    features = np.full((len(means), rows.shape[1]), np.nan)
+    features[known] = rows
+    return features
 
 
-def _tap(record: store.Record, centered: bool) -> dict[str, Any]:
+def _tap(record: store.Record, centered: bool) -> Row:
     effective = np.nan
     if record.image_means is not None:
         effective = metrics.effective_samples(float(np.trace(record.moment(centered=True))), record.image_means)
@@ -176,5 +191,5 @@ def _tap(record: store.Record, centered: bool) -> dict[str, Any]:
     }
 
 
-def _rows(tap: dict[str, Any], values: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame(tap | {"index": np.arange(values.size), "value": values})
+def _rows(tap: Row, values: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({**tap, "index": np.arange(values.size), "value": values})

@@ -2,7 +2,7 @@
 
 dimensions      what spectra show of each channel group
 allocation      how a budget becomes widths
-derivation      from spectra to widths
+derivation      from spectra to a file of widths
 controls        widths to compare these with
 front           parameters against operations over a rule's option
 """

@@ -1,10 +1,11 @@
-"""From spectra to a widths file: what each channel group shows of itself, and the budget spent accordingly."""
+"""From spectra to a file of widths: what each channel group shows of itself, and the budget spent accordingly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,53 +16,74 @@ from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.files import file_digest
 from eigendet.networks.models import Definition
-from eigendet.widths import dimensions
+from eigendet.networks.widths_file import ChosenWidths, Cost, Interval
 from eigendet.widths.allocation import Budget, marginal, proportional, targets
-from eigendet.widths.dimensions import GroupSpectra, interval
+from eigendet.widths.dimensions import (
+    GroupSpectra,
+    group_spectra,
+    jackknife_interval,
+    jackknife_is_complete,
+    read_spectra_of_arm,
+)
 
 
-def derive(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> dict[str, Any]:
-    """The widths file of a network, from the spectra of one arm.
+def derive(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> ChosenWidths:
+    """Derive the widths of a network from the spectra of one arm.
 
     Args:
+        experiment: whose settings say how.
         network: without widths.
         folders: of the tables that `eigendet spectra` wrote, of every seed.
+        arm: whose spectra they are.
 
     Raises:
         UserError: the tables are of another arm, backbone or experiment, or lack a group; the budget cannot be met.
     """
     settings = experiment.widths
-    spectra = dimensions.read(experiment.name, network, arm, folders, "eigenvalues")
+    spectra = read_spectra_of_arm(experiment.name, network, arm, folders)
     channels, reference = network.reference(network.size[0])
-    shown = dimensions.of_groups(spectra, channels, settings)
+    of_groups = group_spectra(spectra, channels, settings)
     budget = Budget.of(channels, reference, settings)
-    dimension = shown.dimensions(settings)
-    widths, target = allocate(budget, shown, settings)
-    content = network.identity() | describe(channels, reference, widths)
-    content |= {
-        "rule": rule_text(settings),
-        "settings": settings.model_dump(mode="json"),
-        "arm": arm,
-        "multiples": channels.rounded_to(settings.round_to),
-        "dimensions": dimension,
-        "bound": budget.binding(widths, target),
-        "elsewhere": shown.elsewhere,
-        "spectra": {str(folder): file_digest(folder / "eigenvalues.parquet") for folder in folders},
-        "image": list(network.size),
-    }
-    left_out = dimensions.read(experiment.name, network, arm, folders, "jackknife")
-    if dimensions.complete(left_out, spectra):
-        content |= intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
-    return content
+    dimension = of_groups.dimensions(settings)
+    widths, target = allocate(budget, of_groups, settings)
+    derived = replace(
+        describe(network, channels, reference, widths, rule_text(settings)),
+        settings=settings.model_dump(mode="json"),
+        arm=arm,
+        multiples=channels.rounded_to(settings.round_to),
+        dimensions=dimension,
+        bound=budget.binding(widths, target),
+        elsewhere=of_groups.elsewhere,
+        spectra={str(folder): file_digest(folder / "eigenvalues.parquet") for folder in folders},
+        image=list(network.size),
+    )
+    left_out = read_spectra_of_arm(experiment.name, network, arm, folders, "jackknife")
+    if not jackknife_is_complete(left_out, spectra):
+        return derived
+    found = intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
+    return replace(
+        derived,
+        dimension_intervals=found.dimensions,
+        width_intervals=found.widths,
+        undetermined=found.undetermined,
+    )
 
 
-def allocate(budget: Budget, shown: GroupSpectra, settings: WidthSettings) -> tuple[Widths, np.ndarray]:
-    """Whole widths of every group, and what they were rounded to, (groups,)."""
+def allocate(budget: Budget, spectra: GroupSpectra, settings: WidthSettings) -> tuple[Widths, np.ndarray]:
+    """Return whole widths of every group, and what they were rounded to, (groups,)."""
     if settings.allocation == "proportional":
-        dimension = shown.dimensions(settings)
+        dimension = spectra.dimensions(settings)
         return proportional(budget, dimension), targets(budget, dimension)
-    widths = marginal(budget, shown.pooled(settings))
+    widths = marginal(budget, spectra.pooled())
     return widths, np.array(list(widths.values()), float)
+
+
+class Intervals(NamedTuple):
+    """How sure dimensions and widths before rounding are, and the groups whose width is left open."""
+
+    dimensions: dict[str, Interval]
+    widths: dict[str, Interval]
+    undetermined: dict[str, tuple[int, int]]
 
 
 def intervals(
@@ -71,40 +93,51 @@ def intervals(
     settings: WidthSettings,
     dimension: Mapping[str, float],
     target: Mapping[str, float],
-) -> dict[str, Any]:
-    """Intervals of dimensions and of widths before rounding, and the groups whose width they leave open.
+) -> Intervals:
+    """Return intervals of dimensions and of widths before rounding, and the groups whose width they leave open.
 
     A width is left open where the ends of its interval round to different multiples, between which it then lies.
+
+    Args:
+        left_out: the table of the jackknife.
+        channels: the network's groups.
+        budget: as for the widths themselves.
+        settings: likewise.
+        dimension: of every group, from all images.
+        target: the width of every group before rounding, from all images.
     """
     dimensions_without, targets_without = [], []
     for _, rest in left_out.groupby("left_out"):
-        shown = dimensions.of_groups(rest, channels, settings)
-        dimensions_without.append(shown.dimensions(settings))
-        targets_without.append(dict(zip(channels.widths, allocate(budget, shown, settings)[1], strict=True)))
-    of_dimension = {g: interval(dimension[g], [rest[g] for rest in dimensions_without]) for g in dimension}
-    of_width = {g: interval(target[g], [rest[g] for rest in targets_without]) for g in dimension}
+        spectra = group_spectra(rest, channels, settings)
+        dimensions_without.append(spectra.dimensions(settings))
+        targets_without.append(dict(zip(channels.widths, allocate(budget, spectra, settings)[1], strict=True)))
+    of_dimension = {g: jackknife_interval(dimension[g], [rest[g] for rest in dimensions_without]) for g in dimension}
+    of_width = {g: jackknife_interval(target[g], [rest[g] for rest in targets_without]) for g in dimension}
     low, high = (
         np.clip(np.round(np.array(end) / budget.multiple) * budget.multiple, budget.least, budget.most)
         for end in zip(*of_width.values(), strict=True)
     )
-    ends = dict(zip(of_width, zip(low.astype(int).tolist(), high.astype(int).tolist(), strict=True), strict=True))
-    return {
-        "dimension_intervals": of_dimension,
-        "width_intervals": of_width,
-        "undetermined": {group: [least, most] for group, (least, most) in ends.items() if least != most},
-    }
+    ends = zip(of_width, low.astype(int).tolist(), high.astype(int).tolist(), strict=True)
+    return Intervals(of_dimension, of_width, {group: (least, most) for group, least, most in ends if least != most})
 
 
-def describe(channels: Channels, reference: Widths, widths: Widths) -> dict[str, Any]:
-    """Widths beside the reference's, with the network's parameters and MACs of both: the content of a widths file."""
-    return {
-        "widths": widths,
-        "reference": reference,
-        "parameters": {"reference": channels.parameters(reference), "result": channels.parameters(widths)},
-        "macs": {"reference": channels.macs(reference), "result": channels.macs(widths)},
-    }
+def describe(network: Definition, channels: Channels, reference: Widths, widths: Widths, rule: str) -> ChosenWidths:
+    """Describe widths beside the reference's, with the network's parameters and MACs of both.
+
+    Args:
+        network: whose widths they are.
+        channels: its groups.
+        reference: the reference's width of each.
+        widths: the width of each that was chosen.
+        rule: what they follow, in words.
+    """
+    parameters = Cost(channels.parameters(reference), channels.parameters(widths))
+    macs = Cost(channels.macs(reference), channels.macs(widths))
+    return ChosenWidths(
+        **network.identity(), widths=widths, reference=reference, parameters=parameters, macs=macs, rule=rule
+    )
 
 
 def rule_text(settings: WidthSettings) -> str:
-    """What the widths follow, in words: the rule and its options, or the marginal allocation, which has none."""
+    """Say what the widths follow: the rule and its options, or the marginal allocation, which has none."""
     return "marginal allocation" if settings.allocation == "marginal" else plugins.described("rule", settings.rule)

@@ -1,16 +1,17 @@
 """What the spectra show of each channel group: its intrinsic dimension, its pooled spectrum, and how sure both are.
 
-A group's dimension is the largest (or mean) intrinsic dimension over its taps, averaged over seeds. Its interval is the
-jackknife's over parts of the probe images (Tukey 1958): what other images might have shown, not what other seeds would.
+A group's dimension is the largest intrinsic dimension over its taps, averaged over seeds: channels that a residual sum
+ties must serve the most demanding of their maps. Its interval is the jackknife's over parts of the probe images (Tukey
+1958): what other images might have shown, not what other seeds would.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,9 @@ from eigendet.channels.groups import Channels
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError, some
 from eigendet.networks.models import Definition
-from eigendet.spectra.metric_tables import intrinsic_dimension
-from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
+from eigendet.spectra.metrics import intrinsic_dimension
+from eigendet.spectra.tables import joined, read_run
 
-TIES: dict[str, Callable[..., Any]] = {"max": np.max, "mean": np.mean}
-COLUMNS = [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"]
 # Where a group is read that has no map of its own at the chosen point: the nearest to what the next layer reads first.
 OTHER_POINTS = ("act", "block", "norm", "conv", "linear")
 CONFIDENCE = 0.95
@@ -41,25 +40,44 @@ class GroupSpectra:
     elsewhere: dict[str, str]  # groups that have no map of their own at the chosen point -> where they were read
 
     def dimensions(self, settings: WidthSettings) -> dict[str, float]:
-        """Intrinsic dimension of every group, in channels."""
-        tie, rule = TIES[settings.tie], plugins.bind("rule", settings.rule, "widths.rule")
+        """Return the intrinsic dimension of every group, in channels."""
+        rule = plugins.bind("rule", settings.rule, "widths.rule")
         return {
-            group: float(np.mean([tie([intrinsic_dimension(v, rule) for v in taps]) for taps in seeds.values()]))
+            group: float(
+                np.mean([max(intrinsic_dimension(values, rule) for values in taps) for taps in seeds.values()])
+            )
             for group, seeds in self.groups.items()
         }
 
-    def pooled(self, settings: WidthSettings) -> dict[str, np.ndarray]:
-        """One descending spectrum for every group: shares of the trace, tied over its taps, averaged over seeds."""
-        tie = TIES[settings.tie]
-        found = {}
+    def pooled(self) -> dict[str, np.ndarray]:
+        """Return a descending spectrum for every group: shares of the trace, largest over taps, averaged over seeds.
+
+        >>> spectra = GroupSpectra({"conv1": {0: [np.array([3.0, 1.0]), np.array([1.0, 1.0])]}}, {})
+        >>> spectra.pooled()["conv1"].tolist()
+        [0.75, 0.5]
+        """
+        pooled = {}
         for group, seeds in self.groups.items():
             shares = [[np.sort(values)[::-1] / (values.sum() or 1.0) for values in taps] for taps in seeds.values()]
-            found[group] = np.mean([tie(taps, axis=0) for taps in shares], axis=0)
-        return found
+            pooled[group] = np.mean([np.max(taps, axis=0) for taps in shares], axis=0)
+        return pooled
 
 
-def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path], table: str) -> pd.DataFrame:
-    """A table of `eigendet spectra`, `eigenvalues` or `jackknife`, of every run of one arm, by folders.
+def read_spectra_of_arm(
+    experiment: str,
+    network: Definition,
+    arm: str,
+    folders: Sequence[Path],
+    table: Literal["eigenvalues", "jackknife"] = "eigenvalues",
+) -> pd.DataFrame:
+    """Return a table that `eigendet spectra` wrote, of every run of one arm.
+
+    Args:
+        experiment: its name.
+        network: whose widths are chosen.
+        arm: whose spectra are read; those of others are left out.
+        folders: what `eigendet spectra` wrote, of each run.
+        table: which table.
 
     Raises:
         UserError: a table is missing, or of another experiment, backbone or detector; there is none of the arm, or two
@@ -67,28 +85,7 @@ def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path]
     """
     if not folders:
         raise UserError(f"SPECTRA: none given; expected folders of the arm {arm}, one for each seed.")
-    parts = []
-    wanted = replace(network, heads=True).identity()
-    for folder in folders:
-        file = folder / f"{table}.parquet"
-        columns = [*COLUMNS, "left_out"] if table == "jackknife" else COLUMNS
-        try:
-            part = pd.read_parquet(file)
-            part[columns]
-            definition = Definition.of(part.attrs["definition"])
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file; 'eigendet spectra' writes it.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{file}: no table of this 'eigendet spectra' ({reason}); run it again.") from None
-        found = part.attrs.get("experiment")
-        if found != experiment:
-            raise UserError(f"{file}: of the experiment '{found}'; this one is '{experiment}'.")
-        for kind, own in replace(definition, heads=True).identity().items():
-            if own != wanted[kind]:
-                raise UserError(f"{file}: of the {kind} {own}; this one is {wanted[kind]}.")
-        parts.append(part)
-    spectra = pd.concat(parts, ignore_index=True)
+    spectra = joined([_read_checked(experiment, network, folder, table) for folder in folders])
     arms = sorted(set(spectra["arm"]))
     chosen = spectra[spectra["arm"] == arm]
     if chosen.empty and (table == "eigenvalues" or arms):
@@ -98,47 +95,75 @@ def read(experiment: str, network: Definition, arm: str, folders: Sequence[Path]
     return chosen
 
 
-def of_groups(spectra: pd.DataFrame, channels: Channels, settings: WidthSettings, first: bool = False) -> GroupSpectra:
-    """The spectra of every channel group at the chosen point, and at the last step or the first.
+def _read_checked(
+    experiment: str, network: Definition, folder: Path, name: Literal["eigenvalues", "jackknife"]
+) -> pd.DataFrame:
+    table, provenance = read_run(folder, name)
+    file = folder / f"{name}.parquet"
+    if provenance.experiment != experiment:
+        raise UserError(f"{file}: of the experiment '{provenance.experiment}'; this one is '{experiment}'.")
+    try:
+        definition = Definition.of(provenance.definition or {})
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: does not say of which network it is ({error}); run 'eigendet spectra' again."
+        ) from None
+    expected = replace(network, heads=True).identity()
+    for kind, own in replace(definition, heads=True).identity().items():
+        if own != expected[kind]:
+            raise UserError(f"{file}: of the {kind} {own}; this one is {expected[kind]}.")
+    return table
 
-    A group that is seen there only among others, in a concatenation, is read at another point that was dumped.
+
+def group_spectra(
+    spectra: pd.DataFrame, channels: Channels, settings: WidthSettings, first: bool = False
+) -> GroupSpectra:
+    """Return the spectra of every channel group at the chosen point, and at the last step or the first.
+
+    A group that is seen there only among others, in a concatenation, is read at another point that was observed.
 
     Raises:
         UserError: the spectra are of the other moment; a group has no tap at any point.
     """
-    if not (spectra["centered"] == settings.centered).any():
-        moments = "the covariance", "the raw second moments"
-        asked, read = moments if settings.centered else reversed(moments)
-        raise UserError(
-            f"widths.centered is {str(settings.centered).lower()}, which means spectra of {asked}; these are of "
-            f"{read}: run 'eigendet spectra' again{'' if settings.centered else ' with --raw'}."
-        )
+    _check_moment(spectra, settings)
     by_seed = spectra.groupby("seed")["step"]
     step = by_seed.transform("min") if first else by_seed.transform("max")
     chosen = spectra[spectra["step"] == step]
-    found: dict[str, dict[int, list[np.ndarray]]] = {}
+    groups: dict[str, dict[int, list[np.ndarray]]] = {}
     elsewhere: dict[str, str] = {}
     for point in dict.fromkeys([settings.point, *OTHER_POINTS]):
-        before = set(found)
+        before = set(groups)
         for (seed, module, call), tap in chosen[chosen["point"] == point].groupby(["seed", "module", "call"]):
             group = channels.outputs.get((str(module), int(call)))
             if group is not None and group not in before:
                 values = np.clip(tap["value"].to_numpy(), 0.0, None)
-                found.setdefault(group, {}).setdefault(int(seed), []).append(values)
+                groups.setdefault(group, {}).setdefault(int(seed), []).append(values)
                 if point != settings.point:
                     elsewhere[group] = point
-    bare = [group for group in channels.widths if group not in found]
+    bare = [group for group in channels.widths if group not in groups]
     if bare:
         others = [point for point in OTHER_POINTS if point not in set(spectra["point"])]
         raise UserError(
             f"widths.point is '{settings.point}', and the channel groups {some(bare)} have no feature map of "
             f"their own there; add some of {', '.join(others) or 'other points'} to covariance.points."
         )
-    return GroupSpectra({group: found[group] for group in channels.widths}, elsewhere)
+    return GroupSpectra({group: groups[group] for group in channels.widths}, elsewhere)
 
 
-def complete(left_out: pd.DataFrame, spectra: pd.DataFrame) -> bool:
-    """Whether a jackknife table leaves out each of several parts in every seed."""
+def _check_moment(spectra: pd.DataFrame, settings: WidthSettings) -> None:
+    if (spectra["centered"] == settings.centered).any():
+        return
+    asked, read, option = "the covariance", "the raw second moments", ""
+    if not settings.centered:
+        asked, read, option = read, asked, " with --raw"
+    raise UserError(
+        f"widths.centered is {str(settings.centered).lower()}, which means spectra of {asked}; these are of {read}: "
+        f"run 'eigendet spectra' again{option}."
+    )
+
+
+def jackknife_is_complete(left_out: pd.DataFrame, spectra: pd.DataFrame) -> bool:
+    """Return whether a jackknife table leaves out each of several parts in every seed."""
     seeds = left_out.groupby("left_out")["seed"].nunique()
     if len(seeds) > 1 and (seeds == spectra["seed"].nunique()).all():
         return True
@@ -147,10 +172,21 @@ def complete(left_out: pd.DataFrame, spectra: pd.DataFrame) -> bool:
     return False
 
 
-def interval(estimate: float, without: Sequence[float]) -> tuple[float, float]:
-    """Where the estimate would lie with other images, with 95 % confidence, from its values without each part of them.
+def jackknife_interval(estimate: float, without: Sequence[float]) -> tuple[float, float]:
+    """Return where the estimate would lie with other images, with 95 % confidence.
 
-    The jackknife's standard error, √((K - 1) / K · Σ (θ₍ₖ₎ - mean)²), and Student's t of K - 1 degrees of freedom.
+    The jackknife's standard error is √((K - 1) / K · Σ (θ₍ₖ₎ - mean)²); it is taken times Student's t of K - 1 degrees
+    of freedom.
+
+    Args:
+        estimate: from all images.
+        without: the same without each of K parts of the images in turn, θ₍ₖ₎.
+
+    >>> jackknife_interval(5.0, [5.0, 5.0, 5.0])
+    (5.0, 5.0)
+    >>> low, high = jackknife_interval(5.0, [4.9, 5.0, 5.1])
+    >>> round(low, 2), round(high, 2)
+    (4.5, 5.5)
     """
     parts = len(without)
     error = np.sqrt((parts - 1) * np.var(without))

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 
 from eigendet import plugins
-from eigendet.channels.groups import Widths
+from eigendet.channels.groups import Channels, Widths
 from eigendet.config import UNIFORM, Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks.models import Definition
-from eigendet.widths import dimensions
 from eigendet.widths.allocation import Budget, proportional
 from eigendet.widths.derivation import allocate, rule_text
+from eigendet.widths.dimensions import group_spectra, read_spectra_of_arm
 
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares of the reference's
 
 
 def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) -> pd.DataFrame:
-    """A row for every value of the rule's option and every cap on MACs that can be met.
+    """Return a row for every value of the rule's option and every cap on MACs that can be met.
 
     Columns: `widths` (how they are found, in words), `cap`; `parameters`, `macs`, `parameter_share`,
     `mac_share` (of the reference's); `on_front`: no other row of this cap has as few of both and fewer of one. (Among
@@ -30,20 +30,11 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
     takes no part in the front. What accuracy each row has, only training can tell.
     """
     settings = experiment.widths
-    spectra = dimensions.read(experiment.name, network, experiment.widths.arm, folders, "eigenvalues")
+    table = read_spectra_of_arm(experiment.name, network, settings.arm, folders)
     channels, reference = network.reference(network.size[0])
-    shown = dimensions.of_groups(spectra, channels, settings)
+    spectra = group_spectra(table, channels, settings)
     rules = plugins.variants("rule", settings.rule) if settings.allocation == "proportional" else [settings.rule]
-    rows: list[dict[str, Any]] = []
-
-    def add(how: str, cap: float, widths: Widths) -> None:
-        spent = {"parameters": channels.parameters(widths), "macs": channels.macs(widths)}
-        shares = {
-            "parameter_share": spent["parameters"] / channels.parameters(reference),
-            "mac_share": spent["macs"] / channels.macs(reference),
-        }
-        rows.append({"widths": how, "cap": cap} | spent | shares)
-
+    rows = []
     for cap in sorted({*CAPS, settings.macs or 1.0}):
         capped = settings.model_copy(update={"macs": cap})
         try:
@@ -52,12 +43,29 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
             continue  # not even the narrowest network is so small
         for rule in rules:
             varied: WidthSettings = capped.model_copy(update={"rule": rule})
-            add(rule_text(varied), cap, allocate(budget, shown, varied)[0])
-        add(UNIFORM, cap, proportional(budget, reference))
-    table = pd.DataFrame(rows, columns=["widths", "cap", "parameters", "macs", "parameter_share", "mac_share"])
-    table["on_front"] = False
-    for _, rows_of_cap in table[table["widths"] != UNIFORM].groupby("cap"):
+            rows.append(_row(channels, reference, rule_text(varied), cap, allocate(budget, spectra, varied)[0]))
+        rows.append(_row(channels, reference, UNIFORM, cap, proportional(budget, reference)))
+    found = pd.DataFrame(rows, columns=FrontRow._fields)
+    found["on_front"] = False
+    for _, rows_of_cap in found[found["widths"] != UNIFORM].groupby("cap"):
         costs = rows_of_cap[["parameters", "macs"]].to_numpy()
         best = [not ((costs <= own).all(1) & (costs < own).any(1)).any() for own in costs]
-        table.loc[rows_of_cap.index, "on_front"] = best
-    return table
+        found.loc[rows_of_cap.index, "on_front"] = best
+    return found
+
+
+class FrontRow(NamedTuple):
+    """A row of the front's table, but for whether it is on the front."""
+
+    widths: str
+    cap: float
+    parameters: int
+    macs: int
+    parameter_share: float
+    mac_share: float
+
+
+def _row(channels: Channels, reference: Widths, how: str, cap: float, widths: Widths) -> FrontRow:
+    parameters, macs = channels.parameters(widths), channels.macs(widths)
+    shares = parameters / channels.parameters(reference), macs / channels.macs(reference)
+    return FrontRow(how, cap, parameters, macs, *shares)

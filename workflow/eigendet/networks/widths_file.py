@@ -1,0 +1,123 @@
+"""Files of widths: {"widths": {"<channel group>": <channels>, …}, …}.
+
+One may be written by hand, with `widths` alone; `eigendet widths` also writes what it took them from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from eigendet.channels.groups import Widths
+from eigendet.errors import UserError
+from eigendet.files import Format, read_json, write_json
+
+FORMAT = Format("eigendet widths", 1)
+EXPECTED = 'an object {"widths": {"<channel group>": <channels>, …}}, as \'eigendet widths\' writes it'
+
+Plain = dict[str, Any]  # what other parts of the library say, in plain values
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthsFile:
+    """Widths, and the network that they are for where the file says it."""
+
+    widths: Widths
+    backbone: Plain | None = None
+    detector: Plain | None = None  # only with widths of its own layers
+
+    def plain(self) -> Plain:
+        """Return what is known, in plain values.
+
+        >>> WidthsFile(widths={"conv1": 48}).plain()
+        {'widths': {'conv1': 48}}
+        """
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of the network with the reference's widths, and with those that were chosen."""
+
+    reference: int
+    result: int
+
+    @property
+    def share(self) -> float:
+        """What is left of the reference's.
+
+        >>> Cost(reference=100, result=25).share
+        0.25
+        """
+        return self.result / self.reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenWidths(WidthsFile):
+    """What `eigendet widths` writes: widths beside the reference's, and where they come from.
+
+    Of derived widths it holds all but `spectrum_of`; intervals only with a jackknife.
+    """
+
+    reference: Widths
+    parameters: Cost
+    macs: Cost
+    rule: str  # what the widths follow, in words
+    settings: Plain | None = None  # the section `widths` of the experiment
+    arm: str | None = None  # whose spectra were read
+    multiples: Widths | None = None  # of which each width is one
+    dimensions: dict[str, float] | None = None
+    bound: dict[str, str] | None = None  # what keeps each group from being wider
+    elsewhere: dict[str, str] | None = None  # groups that were read at another point than the chosen one
+    spectra: dict[str, str] | None = None  # folders, and the digest of what was read there
+    image: list[int] | None = None  # for which costs count
+    spectrum_of: dict[str, str] | None = None  # whose spectrum each group was given, of permuted ones
+    dimension_intervals: dict[str, Interval] | None = None
+    width_intervals: dict[str, Interval] | None = None
+    undetermined: dict[str, tuple[int, int]] | None = None  # groups whose interval holds several widths, and its ends
+
+
+NAMES_BY_HAND = {field.name for field in fields(WidthsFile)}
+NAMES = {field.name for field in fields(ChosenWidths)}
+
+
+def write(path: Path, chosen: ChosenWidths) -> None:
+    """Write a file of chosen widths."""
+    write_json(path, FORMAT.mark | chosen.plain())
+
+
+def read(path: Path) -> WidthsFile:
+    """Read a file of widths that was written by hand or by `eigendet widths`.
+
+    Raises:
+        UserError: the file is missing, holds no widths, or was written by another version of `eigendet widths`.
+    """
+    content = _content(path)
+    return WidthsFile(widths=content["widths"], backbone=content.get("backbone"), detector=content.get("detector"))
+
+
+def read_chosen(path: Path) -> ChosenWidths:
+    """Read a file that `eigendet widths` wrote.
+
+    Raises:
+        UserError: the file is missing, or was not written by this version of `eigendet widths`.
+    """
+    content = _content(path)
+    FORMAT.check(path, content)
+    chosen: Plain = {name: value for name, value in content.items() if name in NAMES}
+    try:
+        costs = {name: Cost(**content[name]) for name in ("parameters", "macs")}
+        return ChosenWidths(**chosen | costs)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: lacks what '{FORMAT.command}' writes ({error}); run it again.") from None
+
+
+def _content(path: Path) -> Plain:
+    content = read_json(path, EXPECTED)
+    if not isinstance(content, dict) or not isinstance(content.get("widths"), dict):
+        raise UserError(f"{path}: no object 'widths'; expected {EXPECTED}.")
+    if "version" in content or content.keys() & (NAMES - NAMES_BY_HAND):
+        FORMAT.check(path, content)
+    return content

@@ -1,0 +1,13 @@
+from .metrics import all_metrics as all_metrics
+from .metrics import effective_samples as effective_samples
+from .metrics import enrichment as enrichment
+from .metrics import entropy as entropy
+from .metrics import noise_share as noise_share
+from .metrics import power_law as power_law
+from .metrics import stable_rank as stable_rank
+from .significance import PermutationTest as PermutationTest
+from .significance import permutation_test as permutation_test
+from .similarity import cka as cka
+from .similarity import jensen_shannon as jensen_shannon
+from .similarity import subspace_overlap as subspace_overlap
+from .spectrum import eigenvalues as eigenvalues
