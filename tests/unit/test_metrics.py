@@ -14,6 +14,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eigendet import spectra as spectra_engine
 from eigendet.spectra import metrics
 
 FLAT, SPIKE = np.full(8, 3.0), np.array([5.0, 0.0, 0.0, 0.0])
@@ -326,3 +327,9 @@ def test_every_metric_by_its_name_and_with_a_description() -> None:
     }
     assert {type(value) for value in metrics.all_metrics(values, 40).values()} == {float}
     assert set(metrics.DESCRIPTIONS) == {*metrics.all_metrics(values, 40), "effective_samples"}
+
+
+def test_the_engine_gives_its_functions_on_arrays_by_name() -> None:
+    assert {"all_metrics", "eigenvalues", "jensen_shannon", "cka", "permutation_test"} <= set(dir(spectra_engine))
+    assert all(callable(getattr(spectra_engine, name)) for name in dir(spectra_engine))
+    assert spectra_engine.entropy is metrics.entropy

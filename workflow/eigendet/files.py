@@ -127,6 +127,11 @@ class Format:
 
     @property
     def mark(self) -> dict[str, str | int]:
+        """What a file says of its format.
+
+        >>> Format("eigendet spectra", 1).mark
+        {'format': 'eigendet spectra', 'version': 1}
+        """
         return {"format": self.command, "version": self.version}
 
     def check(self, file: Path, mark: Mapping[str, object]) -> None:

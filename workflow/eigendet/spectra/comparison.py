@@ -123,11 +123,11 @@ def comparable(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]
             "eigenvalues say more of the images than of the network; more images would tell."
         )
     if len({tuple(run.steps) for run in compared}) > 1:
-        shown = ", ".join(str(step) for step in _moments(compared)[:-1])
-        notes.append(f"The runs have snapshots at different steps; compared are those at {shown} and the last of each.")
-    without = [run.name for run in compared if run.images is None]
-    if without:
-        notes.append(f"{some(without)}: no CKA, since the images are not named.")
+        steps = ", ".join(str(step) for step in _moments(compared)[:-1])
+        notes.append(f"The runs have snapshots at different steps; compared are those at {steps} and the last of each.")
+    unnamed = [run.name for run in compared if run.images is None]
+    if unnamed:
+        notes.append(f"{some(unnamed)}: no CKA, since the images are not named.")
     return compared, notes
 
 

@@ -39,32 +39,32 @@ def metric_table(eigenvalues: pd.DataFrame, rules: Mapping[str, Rule]) -> pd.Dat
     rows: list[tuple[object, ...]] = []
     for tap, spectrum in eigenvalues.groupby(columns, sort=False, dropna=False)["value"]:
         samples, effective = (float(tap[columns.index(name)]) for name in ("samples", "effective_samples"))
-        found = _metrics(spectrum.to_numpy(), samples, effective, usable)
-        rows += [(*tap, metric, value) for metric, value in found.items()]
+        measured = _metrics(spectrum.to_numpy(), samples, effective, usable)
+        rows += [(*tap, metric, value) for metric, value in measured.items()]
     return pd.DataFrame(rows, columns=[*columns, "metric", "value"])
 
 
 def _metrics(raw: np.ndarray, samples: float, effective_samples: float, rules: dict[str, Rule]) -> dict[str, float]:
-    found = {"samples": samples, "effective_samples": effective_samples}
+    measured = {"samples": samples, "effective_samples": effective_samples}
     if not np.isfinite(raw).all():
-        return found
+        return measured
     values = np.clip(raw, 0, None)
-    found |= {"trace": float(raw.sum()), "largest": float(values[0])} | _dimensions(values, rules)
+    measured |= {"trace": float(raw.sum()), "largest": float(values[0])} | _dimensions(values, rules)
     if values[0] > 0:
-        found |= metrics.all_metrics(values, effective_samples) | {"rounding": float(max(-raw[-1], 0) / values[0])}
-    return found
+        measured |= metrics.all_metrics(values, effective_samples) | {"rounding": float(max(-raw[-1], 0) / values[0])}
+    return measured
 
 
 def _dimensions(values: np.ndarray, rules: dict[str, Rule]) -> dict[str, float]:
     """Return the dimension by every rule; one that fails is taken out of `rules`, with a warning."""
-    found = {}
+    dimensions = {}
     for name, rule in list(rules.items()):
         try:
-            found[name] = intrinsic_dimension(values, rule)
+            dimensions[name] = intrinsic_dimension(values, rule)
         except UserError as error:
             logger.warning("no further metric of this rule: %s", error)
             del rules[name]
-    return found
+    return dimensions
 
 
 def dimension_descriptions(rules: Mapping[str, str]) -> dict[str, str]:

@@ -142,11 +142,11 @@ def effective_samples(variance: float, means: np.ndarray) -> float:
     >>> round(effective_samples(images.var(axis=(0, 1)).sum(), images.mean(axis=1)))
     399
     """
-    known = means[np.isfinite(means).all(1)].astype(np.float64)
-    if len(known) < 2:
+    finite = means[np.isfinite(means).all(1)].astype(np.float64)
+    if len(finite) < 2:
         return math.nan
-    between = float(known.var(axis=0, ddof=1).sum())
-    return len(known) * variance / between if variance > 0 and between > 0 else math.nan
+    between = float(finite.var(axis=0, ddof=1).sum())
+    return len(finite) * variance / between if variance > 0 and between > 0 else math.nan
 
 
 def noise_share(values: np.ndarray, samples: float) -> float:

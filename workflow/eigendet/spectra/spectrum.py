@@ -163,14 +163,14 @@ def compact(means: np.ndarray) -> np.ndarray:
     >>> compact(np.array([[5.0, 0.0, 1.0], [3.0, 0.0, 1.0]])).shape
     (2, 2)
     """
-    known = np.isfinite(means).all(1)
-    rows = means[known].astype(np.float64)
+    finite = np.isfinite(means).all(1)
+    rows = means[finite].astype(np.float64)
     if len(rows):
         rows -= rows.mean(0)
     if len(means) < means.shape[1]:
         rows = np.asarray(np.linalg.qr(rows.T, mode="r")).T  # rows = R.T Q.T, and Q has orthonormal columns
     features = np.full((len(means), rows.shape[1]), np.nan)
-    features[known] = rows
+    features[finite] = rows
     return features
 
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -59,11 +59,15 @@ class Provenance:
 
     experiment: str | None = None
     definition: dict[str, Any] | None = None  # of its network, in plain values
-    probe: dict[str, Any] | None = None  # the images on which it was observed, in plain values
+    probe: dict[str, object] | None = None  # the images on which it was observed, in plain values
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> Self:
-        """Take what belongs here from plain values, which may hold more."""
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Take what belongs here from plain values, which may hold more.
+
+        >>> Provenance.of({"experiment": "digits", "run": {"seed": 0}})
+        Provenance(experiment='digits', definition=None, probe=None)
+        """
         return cls(content.get("experiment"), content.get("definition"), content.get("probe"))
 
 
@@ -161,16 +165,20 @@ class Comparison(NamedTuple):
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the rows of all tables; what single files say of themselves is left out."""
+    """Return the rows of all tables; what single files say of themselves is left out.
+
+    >>> joined([pd.DataFrame({"seed": [0]}), pd.DataFrame({"seed": [1]})])["seed"].tolist()
+    [0, 1]
+    """
     plain = [table.copy(deep=False) for table in tables]
     for table in plain:
         table.attrs = {}
     return pd.concat(plain, ignore_index=True) if plain else pd.DataFrame()
 
 
-def _write(file: Path, table: pd.DataFrame, attributes: dict[str, Any]) -> None:
+def _write(file: Path, table: pd.DataFrame, attributes: Mapping[str, object]) -> None:
     table = table.copy(deep=False)
-    table.attrs = attributes
+    table.attrs = dict(attributes)
     with replacing(file) as part:
         table.to_parquet(part, index=False)
 

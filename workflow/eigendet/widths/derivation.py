@@ -60,12 +60,12 @@ def derive(experiment: Experiment, network: Definition, folders: Sequence[Path],
     left_out = read_spectra_of_arm(experiment.name, network, arm, folders, "jackknife")
     if not jackknife_is_complete(left_out, spectra):
         return derived
-    found = intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
+    sure = intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
     return replace(
         derived,
-        dimension_intervals=found.dimensions,
-        width_intervals=found.widths,
-        undetermined=found.undetermined,
+        dimension_intervals=sure.dimensions,
+        width_intervals=sure.widths,
+        undetermined=sure.undetermined,
     )
 
 

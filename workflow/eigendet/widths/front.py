@@ -30,9 +30,8 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
     takes no part in the front. What accuracy each row has, only training can tell.
     """
     settings = experiment.widths
-    table = read_spectra_of_arm(experiment.name, network, settings.arm, folders)
     channels, reference = network.reference(network.size[0])
-    spectra = group_spectra(table, channels, settings)
+    spectra = group_spectra(read_spectra_of_arm(experiment.name, network, settings.arm, folders), channels, settings)
     rules = plugins.variants("rule", settings.rule) if settings.allocation == "proportional" else [settings.rule]
     rows = []
     for cap in sorted({*CAPS, settings.macs or 1.0}):
@@ -45,13 +44,13 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
             varied: WidthSettings = capped.model_copy(update={"rule": rule})
             rows.append(_row(channels, reference, rule_text(varied), cap, allocate(budget, spectra, varied)[0]))
         rows.append(_row(channels, reference, UNIFORM, cap, proportional(budget, reference)))
-    found = pd.DataFrame(rows, columns=FrontRow._fields)
-    found["on_front"] = False
-    for _, rows_of_cap in found[found["widths"] != UNIFORM].groupby("cap"):
+    table = pd.DataFrame(rows, columns=FrontRow._fields)
+    table["on_front"] = False
+    for _, rows_of_cap in table[table["widths"] != UNIFORM].groupby("cap"):
         costs = rows_of_cap[["parameters", "macs"]].to_numpy()
         best = [not ((costs <= own).all(1) & (costs < own).any(1)).any() for own in costs]
-        found.loc[rows_of_cap.index, "on_front"] = best
-    return found
+        table.loc[rows_of_cap.index, "on_front"] = best
+    return table
 
 
 class FrontRow(NamedTuple):
