@@ -131,7 +131,7 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
             read(other)
     other.attrs = tables.SPECTRA.mark | {"experiment": "minimal"}
     with pytest.raises(
-        UserError, match=r"does not say of which network it is \('size'\); run 'eigendet spectra' again"
+        UserError, match=r"does not say of which network it is \('backbone'\); run 'eigendet spectra' again"
     ):
         read(other)
     (tmp_path / "0/eigenvalues.parquet").write_text("no")
