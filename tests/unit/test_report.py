@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from eigendet.networks.widths_file import ChosenWidths, Cost
 from eigendet.report.findings import settled
 
 
-def rounds(*widths: int) -> list[dict[str, dict[str, int]]]:
-    return [{"widths": {"a": width, "b": 40}, "multiples": {"a": 8, "b": 8}} for width in widths]
+def rounds(*widths: int) -> list[ChosenWidths]:
+    steps, cost = {"a": 8, "b": 8}, Cost(100, 100)
+    return [
+        ChosenWidths(
+            widths={"a": width, "b": 40}, reference=steps, multiples=steps, rule="dof", parameters=cost, macs=cost
+        )
+        for width in widths
+    ]
 
 
 def test_the_page_says_whether_widths_settle() -> None:

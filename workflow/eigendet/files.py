@@ -15,6 +15,8 @@ from typing import Any
 
 from eigendet.errors import UserError
 
+Plain = dict[str, Any]  # an object of JSON or YAML whose fields are someone else's to say
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from eigendet.channels.arguments import Arguments
 from eigendet.channels.record import NORMS
 
 Build = Callable[[], nn.Module]
-Edit = Callable[[nn.Module, dict[str, Any]], None]  # changes a layer's arguments, by name
+Edit = Callable[[nn.Module, Arguments], None]  # changes a layer's arguments, by name
 
 RESIZABLE = (nn.modules.conv._ConvNd, nn.Linear, *NORMS)
 # Where the sizes of layers are arguments: ConvNd's own constructor takes them through those of its children.

@@ -7,10 +7,10 @@ whatever it does afterwards, initialization above all, happens as it always does
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
+from eigendet.channels.arguments import Arguments
 from eigendet.channels.construction import Build, constructing, resize_parameter
 from eigendet.channels.groups import ChannelError, Channels, Layer, check_widths, whole
 from eigendet.channels.record import NORMS
@@ -57,7 +57,7 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
     layers = {layer.module: layer for layer in channels.layers}
     order = iter(channels.order)
 
-    def edit(module: nn.Module, arguments: dict[str, Any]) -> None:
+    def edit(module: nn.Module, arguments: Arguments) -> None:
         path = next(order, None)
         if path is not None and path in layers:
             _resize(module, arguments, layers[path], channels.widths, widths)
@@ -72,7 +72,7 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
 
 def _resize(
     module: nn.Module,
-    arguments: dict[str, Any],
+    arguments: Arguments,
     layer: Layer,
     reference: Mapping[str, int],
     widths: Mapping[str, int],

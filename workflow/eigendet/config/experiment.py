@@ -33,7 +33,7 @@ from eigendet.config.sections import (
     WidthSettings,
 )
 from eigendet.errors import UserError, unknown
-from eigendet.files import read_yaml
+from eigendet.files import Plain, read_yaml
 
 # Arms by their names, and what sets each apart. All others are named by the user, and have a file of widths.
 ARMS = {
@@ -195,7 +195,7 @@ def load(paths: Sequence[Path]) -> Experiment:
     Raises:
         UserError: a file is missing or not YAML, or a key is wrong.
     """
-    merged: dict[str, Any] = {}
+    merged: Plain = {}
     for path in paths:
         content = read_yaml(path)
         if not isinstance(content, dict):
@@ -230,7 +230,7 @@ def dump_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: Plain, changes: Plain) -> Plain:
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)

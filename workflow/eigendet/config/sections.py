@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from eigendet.files import value_digest
+from eigendet.files import Plain, value_digest
 from eigendet.observe.keys import Point
 
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -51,7 +51,7 @@ class PluginChoice(Section):
     plugin: str = Field(description="name of the plugin")
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Plain:
         """Every key beside the plugin's name and those of its kind."""
         return dict(self.model_extra or {})
 
@@ -167,12 +167,12 @@ class Arm(Section):
     widths: str | None = Field(None, description="file of widths, of an arm with a name of the user's own")
 
     @property
-    def training(self) -> dict[str, Any]:
+    def training(self) -> Plain:
         """What the arm changes in `training`."""
         return dict(self.model_extra or {})
 
     @model_serializer(mode="wrap")
-    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> Plain:
         return {key: value for key, value in plain(self).items() if key != "widths" or value is not None}
 
 

@@ -19,6 +19,7 @@ from eigendet import channels, plugins
 from eigendet.channels.groups import ChannelError, Channels, Widths, by_group, check_widths, scaled
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.errors import UserError
+from eigendet.files import Plain
 from eigendet.networks import checks, parts, widths_file
 from eigendet.networks.weights import load_plain
 
@@ -43,7 +44,7 @@ class Definition:
     widths: Widths | None = None
     heads: bool = False
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Plain:
         """Return the definition in values that JSON has."""
         return {
             "backbone": self.backbone.model_dump(mode="json"),
@@ -87,7 +88,7 @@ class Definition:
         whole = _traced_detector(self.backbone, self.detector, tuple(self.classes), self.size, side)
         return whole, whole.widths | {group: widths[group] for group in whole.widths if group in widths}
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Plain:
         """Return what makes the groups what they are: plugin and options of the backbone, perhaps of the detector."""
         backbone = self.backbone.model_dump(mode="json", exclude={"pretrained"})
         if not self.heads or self.detector is None:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from eigendet.channels.groups import Widths
 from eigendet.errors import UserError
-from eigendet.files import Format, read_json, write_json
+from eigendet.files import Format, Plain, read_json, write_json
 
 FORMAT = Format("eigendet widths", 1)
 EXPECTED = 'an object {"widths": {"<channel group>": <channels>, …}}, as \'eigendet widths\' writes it'
 
-Plain = dict[str, Any]  # what other parts of the library say, in plain values
 Interval = tuple[float, float]
 
 

@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 
 from eigendet.errors import UserError
-from eigendet.files import replacing
+from eigendet.files import Plain, replacing
 from eigendet.observe.covariance import Tap
 from eigendet.observe.keys import step_name
 from eigendet.observe.records import Record as Record
@@ -92,10 +92,10 @@ def read(path: Path) -> Iterator[Record]:
                 yield read_tap(tap, int(file[name].attrs["step"]))
 
 
-def provenance(path: Path) -> dict[str, Any]:
+def provenance(path: Path) -> Plain:
     """Return what the file was made from."""
     with open_checked(path) as file:
-        content: dict[str, Any] = json.loads(file.attrs["provenance"])
+        content: Plain = json.loads(file.attrs["provenance"])
         return content
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from eigendet.config import AFTER_DERIVED, WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.sections import IMMATERIAL, Optimization, PluginChoice
+from eigendet.files import Plain
 from eigendet.plugins.discovery import discover
 from eigendet.plugins.loading import files, package_versions
 
@@ -85,7 +86,7 @@ def train_settings(experiment: Experiment, arm: str, backbone: str, detector: st
     return [_material(experiment.training_of(arm)), *network_settings(experiment, backbone, detector)]
 
 
-def covariance_settings(experiment: Experiment) -> dict[str, Any]:
+def covariance_settings(experiment: Experiment) -> Plain:
     """Return what changes the covariances of a run."""
     return experiment.covariance.model_dump(mode="json", exclude={"arms", "memory", "shards"})
 
@@ -206,7 +207,7 @@ def _derived(experiment: Experiment, backbone: str, detector: str, arm: str) -> 
     return [_path(experiment, layout.WIDTHS, arm=experiment.derived[-1], backbone=backbone, detector=detector)]
 
 
-def _material(section: Optimization) -> dict[str, Any]:
+def _material(section: Optimization) -> Plain:
     """Return the settings of a section that change the result of a run."""
     return section.model_dump(mode="json", exclude=IMMATERIAL)
 

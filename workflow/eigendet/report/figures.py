@@ -16,7 +16,8 @@ import pandas as pd
 
 from eigendet.config import UNIFORM, Experiment
 from eigendet.files import replacing
-from eigendet.report.results import Content, NetworkWidths
+from eigendet.networks.widths_file import ChosenWidths
+from eigendet.report.results import NetworkWidths
 
 # Okabe and Ito's colors, then some of Tol's, told apart by color-blind readers, on white and on black.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
@@ -66,7 +67,7 @@ def scores(runs: pd.DataFrame, cost: str, colors: Colors) -> Chart:
 
 def widths(network: NetworkWidths, colors: Colors) -> Chart:
     """Draw the widths of every arm by group; of derived ones the interval before rounding as well, if there is one."""
-    reference = network.derived[0]["reference"]
+    reference = network.derived[0].reference
     table = _widths_table(reference, network.files)
     base = _chart(table).encode(
         y=alt.Y("group:N").sort(list(reference)).title("channel group, after its first layer").axis(labelLimit=260),
@@ -82,35 +83,31 @@ def widths(network: NetworkWidths, colors: Colors) -> Chart:
     return alt.layer(before, spans, points).properties(height=24 * len(reference))
 
 
-def _widths_table(reference: dict[str, int], files: dict[str, Content]) -> pd.DataFrame:
+def _widths_table(reference: dict[str, int], files: dict[str, ChosenWidths]) -> pd.DataFrame:
     """Return columns arm, group, width, low, high, reference; the reference widths are an arm of that name."""
     rows = [{"arm": "reference", "group": group, "width": width} for group, width in reference.items()]
-    for arm, content in files.items():
-        if content["widths"] == reference and arm == "reference":
+    for arm, chosen in files.items():
+        if chosen.widths == reference and arm == "reference":
             continue
-        for group, width in content["widths"].items():
-            low, high = content.get("width_intervals", {}).get(group, (None, None))
+        for group, width in chosen.widths.items():
+            low, high = (chosen.width_intervals or {}).get(group, (None, None))
             rows.append({"arm": arm, "group": group, "width": width, "low": low, "high": high})
     return pd.DataFrame(rows).assign(reference=lambda table: table["group"].map(reference))
 
 
-def front(table: pd.DataFrame, files: dict[str, Content], colors: Colors) -> Chart:
+def front(table: pd.DataFrame, files: dict[str, ChosenWidths], colors: Colors) -> Chart:
     """Draw parameters against MACs: a line for each value of the rule's option, and what every arm has.
 
     Args:
         table: as `eigendet front` writes it.
-        files: the content of each arm's file of widths.
+        files: each arm's file of widths.
         colors: of arms.
     """
     table = table.rename(columns={"mac_share": "MACs", "parameter_share": "parameters_share"})
     table = table[["widths", "cap", "MACs", "parameters_share", "on_front"]]
     arms = pd.DataFrame(
-        {
-            "arm": arm,
-            "MACs": content["macs"]["result"] / content["macs"]["reference"],
-            "parameters_share": content["parameters"]["result"] / content["parameters"]["reference"],
-        }
-        for arm, content in files.items()
+        {"arm": arm, "MACs": chosen.macs.share, "parameters_share": chosen.parameters.share}
+        for arm, chosen in files.items()
     )
     rows = pd.concat([table, arms], ignore_index=True)
     x = alt.X("MACs:Q").title("MACs / reference")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from eigendet.errors import some
-from eigendet.report.results import Content
+from eigendet.networks.widths_file import ChosenWidths
 from eigendet.spectra import significance
 
 LEVEL = 0.05
@@ -90,37 +90,38 @@ def _ranks(arm: str, other: str, ranks: pd.DataFrame) -> str:
     )
 
 
-def widths(derived: Content) -> str:
-    """Say which layers the spectra find too wide, and which too narrow, from the content of a widths file."""
-    change = {group: derived["widths"][group] / width for group, width in derived["reference"].items()}
+def widths(derived: ChosenWidths) -> str:
+    """Say which layers the spectra find too wide, and which too narrow."""
+    change = {group: derived.widths[group] / width for group, width in derived.reference.items()}
     narrow = sorted((group for group, factor in change.items() if factor <= 0.5), key=change.__getitem__)
     wide = sorted((group for group, factor in change.items() if factor > 1), key=change.__getitem__, reverse=True)
-    parameters, macs = (derived[cost]["result"] / derived[cost]["reference"] for cost in ("parameters", "macs"))
     least = f" (least of all {_factors(narrow, change)})" if narrow else ""
     most = f" (most of all {_factors(wide, change)})" if wide else ""
     return (
-        f"At {macs:.2f} of the operations and {parameters:.2f} of the parameters the spectra of {derived['arm']} give "
-        f"{len(narrow)} of {len(change)} channel groups half their width or less{least}, and {len(wide)} more than "
-        f"they had{most}."
+        f"At {derived.macs.share:.2f} of the operations and {derived.parameters.share:.2f} of the parameters the "
+        f"spectra of {derived.arm} give {len(narrow)} of {len(change)} channel groups half their width or less{least}, "
+        f"and {len(wide)} more than they had{most}."
     )
 
 
-def settled(rounds: Sequence[Content]) -> str:
+def settled(rounds: Sequence[ChosenWidths]) -> str:
     """Say whether derived widths still move from round to round; nothing for a single round.
 
-    >>> first = {"widths": {"conv1": 60}, "multiples": {"conv1": 8}}
-    >>> second = {"widths": {"conv1": 64}, "multiples": {"conv1": 8}}
-    >>> settled([first, second])[:70]
+    >>> from dataclasses import replace
+    >>> from eigendet.networks.widths_file import Cost
+    >>> first = ChosenWidths(widths={"conv1": 60}, reference={"conv1": 64}, multiples={"conv1": 8}, rule="dof",
+    ...                      parameters=Cost(100, 90), macs=Cost(100, 90))
+    >>> settled([first, replace(first, widths={"conv1": 64})])[:70]
     'The widths have settled: in the last round 1 of 1 groups changed, the '
     """
     if len(rounds) < 2:
         return ""
     changes: list[dict[str, int]] = []
     shares = []
-    for before, after in itertools.pairwise(content["widths"] for content in rounds):
+    for before, after in itertools.pairwise(chosen.widths for chosen in rounds):
         changes.append({group: abs(after[group] - before[group]) for group in after})
         shares.append(sum(changes[-1].values()) / sum(before.values()))
-    last, steps = changes[-1], rounds[-1]["multiples"]
+    last, steps = changes[-1], rounds[-1].multiples or {}
     farthest = max(last, key=last.__getitem__)
     still = all(change <= steps[group] for group, change in last.items())
     changed = [group for group, change in last.items() if change > 0]

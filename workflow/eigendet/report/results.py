@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -12,12 +12,10 @@ from eigendet import config as configuration
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.layout import Run
 from eigendet.errors import UserError
-from eigendet.files import read_json
+from eigendet.files import Plain, read_json
 from eigendet.networks import widths_file
+from eigendet.networks.widths_file import ChosenWidths
 from eigendet.spectra.tables import Comparison, joined, read_run
-
-# A file that a command wrote, as parsed JSON: a file of widths, the record of a run, the summary of a data set.
-Content = dict[str, Any]
 
 # Columns of the summary that `averages` reads; those of masks, whole detectors and times need not be there.
 SCORES = ("AP", "AP50", "AP75", "mask_AP")
@@ -59,8 +57,8 @@ class NetworkWidths:
     """
 
     network: Network
-    files: dict[str, Content]
-    derived: list[Content]
+    files: dict[str, ChosenWidths]
+    derived: list[ChosenWidths]
     front: pd.DataFrame | None
 
 
@@ -167,7 +165,7 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
 
 
-def _summary_row(folder: Path, run: Run, evaluation: Content) -> dict[str, object]:
+def _summary_row(folder: Path, run: Run, evaluation: Plain) -> dict[str, object]:
     record = run_record(folder, run)
     row = dict(evaluation["run"])
     for kind, prefix in (("boxes", ""), ("masks", "mask_")):
@@ -221,9 +219,7 @@ def widths(folder: Path, experiment: Experiment) -> list[NetworkWidths]:
     networks = []
     for network in map(Network._make, experiment.networks):
         paths = {arm: layout.path(folder, layout.WIDTHS, arm=arm, **network._asdict()) for arm in experiment.all_arms}
-        files: dict[str, Content] = {
-            arm: widths_file.read_chosen(path).plain() for arm, path in paths.items() if path.is_file()
-        }
+        files = {arm: widths_file.read_chosen(path) for arm, path in paths.items() if path.is_file()}
         derived = [files[arm] for arm in experiment.derived if arm in files]
         if derived:
             front = layout.path(folder, layout.FRONT, **network._asdict())
@@ -231,19 +227,19 @@ def widths(folder: Path, experiment: Experiment) -> list[NetworkWidths]:
     return networks
 
 
-def run_record(folder: Path, run: Run) -> Content:
+def run_record(folder: Path, run: Run) -> Plain:
     """Read the record of a run: how it was trained, what it costs, and by what it was made."""
-    record: Content = read_json(layout.path(folder, layout.RUN_RECORD, **run._asdict()), "the record of a run")
+    record: Plain = read_json(layout.path(folder, layout.RUN_RECORD, **run._asdict()), "the record of a run")
     return record
 
 
-def pretraining_records(folder: Path, experiment: Experiment) -> list[Content]:
+def pretraining_records(folder: Path, experiment: Experiment) -> list[Plain]:
     """Read the records of the pre-trained backbones that are there."""
     files = [layout.path(folder, layout.PRETRAINED_RECORD, backbone=backbone) for backbone in experiment.backbones]
     return [read_json(file, "a record") for file in files if file.is_file()]
 
 
-def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Content]:
+def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Plain]:
     """Read the summaries of the experiment's data sets that were checked, by task and split."""
     summaries = {}
     for task, splits in (("classification", experiment.data.classification), ("detection", experiment.data.detection)):

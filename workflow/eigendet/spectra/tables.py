@@ -39,7 +39,7 @@ import numpy as np
 import pandas as pd
 
 from eigendet.errors import UserError
-from eigendet.files import Format, read_json, replacing, write_json
+from eigendet.files import Format, Plain, read_json, replacing, write_json
 from eigendet.observe.keys import TapKey, node_name, step_name
 
 SPECTRA, COMPARISON = Format("eigendet spectra", 1), Format("eigendet comparison", 1)
@@ -58,7 +58,7 @@ class Provenance:
     """What a run was, as its covariance file says it."""
 
     experiment: str | None = None
-    definition: dict[str, Any] | None = None  # of its network, in plain values
+    definition: Plain | None = None  # of its network, in plain values
     probe: dict[str, object] | None = None  # the images on which it was observed, in plain values
 
     @classmethod
