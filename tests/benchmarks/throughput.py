@@ -30,8 +30,10 @@ from tqdm import tqdm
 from eigendet.config.sections import BackboneChoice, DetectorTraining, PluginChoice
 from eigendet.data.batches import detection_batches
 from eigendet.data.samples import Rectangles
+from eigendet.networks.detector import learns_masks
 from eigendet.networks.models import Definition
 from eigendet.runs import training
+from eigendet.runs.folder import RunFolder
 
 ROUNDS, STEPS, WARM_UP = 12, 10, 2
 SIDE = 192  # pixels
@@ -48,7 +50,7 @@ def through_the_library(definition: Definition) -> Loop:
     def run(model: nn.Module, timed: Callable[[list[Any]], Iterable[Any]], batches: list[Any]) -> None:
         task = training.Task(lambda start: timed(batches), training.detection_losses)
         with tempfile.TemporaryDirectory() as folder:
-            training.fit(Path(folder), model, definition, task, SETTINGS, 0, {}, CPU)
+            training.fit(RunFolder(Path(folder)), model, definition, task, SETTINGS, 0, {}, CPU)
 
     return run
 
@@ -103,7 +105,7 @@ def measure(detector: dict[str, Any], own: Loop) -> dict[str, list[float]]:
     definition = Definition(BACKBONE, data.classes, (SIDE, SIDE), PluginChoice(**detector))
     torch.manual_seed(0)
     model = definition.build()
-    batches = list(detection_batches(data, SETTINGS, 0, 0, bool(getattr(model, "learns_masks", False))))
+    batches = list(detection_batches(data, SETTINGS, 0, 0, learns_masks(model)))
     start = {name: value.clone() for name, value in model.state_dict().items()}
     loops = {"library": through_the_library(definition), "own": own}
     times: dict[str, list[float]] = {name: [] for name in loops}

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from eigendet import config
-from eigendet.runs import stages, training
+from eigendet.runs import stages
+from eigendet.runs.folder import RunFolder
 from tests.cluster import slurm
 from tests.conftest import ROOT, minimal_experiment
 
@@ -92,7 +93,7 @@ def test_a_job_that_is_requeued_goes_on_to_the_weights_of_one_that_was_not(
     assert "resuming from step" in log
     stages.train(config.parse(experiment()), "scratch", "tiny", "rcnn", 0, tmp_path / "here")
     first, second = (
-        torch.load(training.snapshot_path(place, 200), weights_only=True) for place in (run, tmp_path / "here")
+        torch.load(RunFolder(place).snapshot(200), weights_only=True) for place in (run, tmp_path / "here")
     )
     assert tensors(first) == tensors(second)
 

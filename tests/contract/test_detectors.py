@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels, config
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
-from eigendet.data import batches
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
 from eigendet.networks import models, parts
+from eigendet.networks.detector import learns_masks
 from eigendet.networks.models import Definition
 from eigendet.runs import covariances, training
 from eigendet.testing import DetectorContract
@@ -59,8 +59,7 @@ def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, nor
     torch.manual_seed(0)
     model = definition(name, norm=norm).build()
     assert all(parameter.requires_grad for parameter in model.parameters())
-    masks = bool(getattr(model, "learns_masks", False))
-    batch = next(iter(batches.detection_batches(data, experiment.training, 0, 0, masks)))
+    batch = next(iter(training.detection_task(model, data, experiment.training, 0).batches(0)))
     losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
     assert losses.keys() == LOSSES[name]
     torch.stack(list(losses.values())).sum().backward()
@@ -68,7 +67,7 @@ def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, nor
     with torch.no_grad():
         (answer,) = model.eval()([torch.rand(3, 48, 80)])
     assert {"boxes", "labels", "scores"} <= answer.keys()
-    assert ("masks" in answer) == masks
+    assert ("masks" in answer) == learns_masks(model)
     if len(answer["boxes"]):
         assert answer["boxes"][:, 2].max() <= 80 and answer["boxes"][:, 3].max() <= 48
         assert answer["labels"].min() >= 1 and answer["labels"].max() <= 10

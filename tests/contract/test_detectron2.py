@@ -23,9 +23,11 @@ from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginC
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
 from eigendet.networks import models
+from eigendet.networks.detector import learns_masks
 from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import find
 from eigendet.runs import covariances, stages, training
+from eigendet.runs.folder import RunFolder
 from eigendet.spectra import spectrum
 from eigendet.testing import BackboneContract, DetectorContract
 from tests.conftest import ROOT, minimal_experiment
@@ -108,9 +110,9 @@ def test_it_learns_the_same_after_an_interruption(tmp_path: Path) -> None:
     class Check(DetectorContract):
         plugin, options, steps = "detectron2", SMALL | {"model": "retinanet"}, 6
 
-    contract = Check()
+    contract, runs = Check(), [RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")]
     settings = contract.settings().model_copy(update={"checkpoint_every": 3, "log_every": 1})
-    whole = training.fit(tmp_path / "a", contract.build(), contract.definition(), contract.task(), settings, 0, {}, CPU)
+    whole = training.fit(runs[0], contract.build(), contract.definition(), contract.task(), settings, 0, {}, CPU)
 
     def stopping(start: int) -> Any:
         for number, batch in enumerate(contract.task().batches(start), start):
@@ -120,12 +122,9 @@ def test_it_learns_the_same_after_an_interruption(tmp_path: Path) -> None:
 
     task = training.Task(stopping, training.detection_losses)
     with pytest.raises(KeyboardInterrupt):
-        training.fit(tmp_path / "b", contract.build(), contract.definition(), task, settings, 0, {}, CPU)
-    training.fit(tmp_path / "b", contract.build(), contract.definition(), contract.task(), settings, 0, {}, CPU)
-    states = [
-        torch.load(training.snapshot_path(tmp_path / run, whole["snapshots"][-1]), weights_only=True)["model"]
-        for run in "ab"
-    ]
+        training.fit(runs[1], contract.build(), contract.definition(), task, settings, 0, {}, CPU)
+    training.fit(runs[1], contract.build(), contract.definition(), contract.task(), settings, 0, {}, CPU)
+    states = [torch.load(run.snapshot(whole["snapshots"][-1]), weights_only=True)["model"] for run in runs]
     assert "normalizer" in states[0]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
@@ -151,7 +150,7 @@ def test_its_yaml_configurations_can_be_named(name: str, tmp_path: Path) -> None
         assert {module.out_features for module in model.modules() if isinstance(module, torch.nn.Linear)} == {48, 4, 12}
         assert isinstance(model.model.backbone.fpn_lateral5.norm, torch.nn.GroupNorm)
     else:
-        assert model.regions == {"model.roi_heads": 1000} and not getattr(model, "learns_masks", False)
+        assert model.regions == {"model.roi_heads": 1000} and not learns_masks(model)
 
 
 @pytest.mark.parametrize(

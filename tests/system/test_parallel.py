@@ -21,7 +21,8 @@ import yaml
 from eigendet import config, processes
 from eigendet.errors import UserError
 from eigendet.observe import store
-from eigendet.runs import covariances, parallel, stages, training
+from eigendet.runs import covariances, parallel, stages
+from eigendet.runs.folder import RunFolder
 
 # Of one size, since what is padded to another size depends on the other images; and without sampling of anchors.
 EXACT = {"detector": {"plugin": "retinanet", "fpn_channels": 16, "anchor_sizes": [8, 16, 32, 48, 64]}}
@@ -56,7 +57,7 @@ def losses(folder: Path) -> np.ndarray:
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    content: dict[str, Any] = torch.load(training.snapshot_path(folder, step), weights_only=True)
+    content: dict[str, Any] = torch.load(RunFolder(folder).snapshot(step), weights_only=True)
     return content["model"]
 
 
@@ -71,8 +72,8 @@ def test_two_processes_learn_as_one_does(experiment: Callable[..., config.Experi
         if value.is_floating_point():
             moved = torch.linalg.norm(value - before[name])
             assert torch.linalg.norm(shared[name] - value) <= 0.01 * moved + 1e-6, name
-    assert stages.read_run(tmp_path / "two")["processes"] == 2
-    assert stages.read_run(tmp_path / "two")["identity"] == stages.read_run(tmp_path / "one")["identity"]
+    assert RunFolder(tmp_path / "two").read().processes == 2
+    assert RunFolder(tmp_path / "two").read().identity == RunFolder(tmp_path / "one").read().identity
 
 
 def test_two_processes_dump_what_one_dumps(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_nodes_find_one_another(experiment: Callable[..., config.Experiment], tm
     environment = os.environ | {"PATH": f"{srun.parent}:{os.environ['PATH']}"}
     subprocess.run([*train(tmp_path, "two"), "--nodes", "2"], check=True, env=environment)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
-    assert stages.read_run(tmp_path / "two")["processes"] == 2
+    assert RunFolder(tmp_path / "two").read().processes == 2
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_jobs_beside_one_another_have_gpus_of_their_own(monkeypatch: pytest.Monk
     assert [another_job(), another_job(2)] == [[0], [1, 2]]
     assert parallel._held(2) == [1, 2]  # the same job, asking again
     assert another_job() == [0]  # a fourth shares
-    parallel.LOCKS.pop(0).close()  # the first ends
+    parallel.LOCKS.pop(0).release()  # the first ends
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0,1")
     assert another_job() == [1]  # which is called 0
     parallel._held.cache_clear()

@@ -94,7 +94,7 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
     assert "AP50 " in run("evaluate", "-c", configuration, results / "tuned", "-o", results / "tuned.json")
     assert "top1 " in run("evaluate", "-c", configuration, results / "pre", "-o", results / "pre.json")
     classifier = CliRunner().invoke(main, ["latency", "-c", str(configuration), str(results / "pre"), "-o", "x"])
-    assert "pre: a run of a classifier; expected folders of detectors' runs" in classifier.output
+    assert "pre: a run of a classifier; expected the folder of a detector's run" in classifier.output
     lines = run("latency", "-c", configuration, results / "tuned", results / "scratch", "-o", results / "latency.json")
     assert [line.split(",")[0] for line in lines.splitlines()] == ["finetune", "scratch"]
     for measured in json.loads((results / "latency.json").read_text())["runs"]:

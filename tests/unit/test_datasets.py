@@ -97,14 +97,14 @@ def test_a_truncated_image_is_named_by_the_check(values: dict[str, Any], folder:
     choice = {"plugin": "image_folder", "path": str(folder)}
     values["data"]["classification"] = {"train": choice, "val": choice}
     experiment = config.parse(values)
-    summary = datasets.check(experiment, "classification", "train")
+    summary = datasets.check_data(experiment, "classification", "train")
     assert (summary["images"], summary["classes"]) == (4, ["ant", "bee"])
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "bee" / "2.jpg")
     content = (folder / "bee" / "2.jpg").read_bytes()
     (folder / "bee" / "2.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"bee/2.jpg: not a readable image, perhaps truncated"):
-        datasets.check(experiment, "classification", "train")
+        datasets.check_data(experiment, "classification", "train")
 
 
 def test_sizes_that_differ_from_the_annotations_are_named(
@@ -114,7 +114,7 @@ def test_sizes_that_differ_from_the_annotations_are_named(
     choice = {"plugin": "coco", "annotations": str(file), "images": str(images)}
     values["data"]["detection"] = {"train": choice, "val": choice}
     with pytest.raises(UserError, match=r"b.png: the image is 60x40 pixels; its annotations say 80x40"):
-        datasets.check(config.parse(values), "detection", "val")
+        datasets.check_data(config.parse(values), "detection", "val")
 
 
 def test_splits_with_different_classes_are_refused(values: dict[str, Any], folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from eigendet import config
 from eigendet.cli import main
 from eigendet.files import write_json
 from eigendet.runs import covariances, definitions, plan, stages, throughput, training
+from eigendet.runs.folder import RunFolder
 from eigendet.runs.footprint import Footprint
 from eigendet.runs.throughput import Throughput
 from eigendet.spectra import spectrum
@@ -29,7 +30,7 @@ def test_files_take_what_was_planned(values: dict[str, Any], tmp_path: Path, cha
     spectrum.write_spectra(tmp_path / "run.h5", tmp_path / "spectra")
     classes = ["digit"] * 10
     files = Footprint.of(definitions.definition_of(experiment, "tiny", "rcnn", classes, (64, 64)), settings)
-    assert training.snapshot_path(tmp_path / "run", 4).stat().st_size == pytest.approx(files.snapshot, rel=0.01)
+    assert RunFolder(tmp_path / "run").snapshot(4).stat().st_size == pytest.approx(files.snapshot, rel=0.01)
     assert files.covariance(3, settings.images) == pytest.approx((tmp_path / "run.h5").stat().st_size, rel=0.03)
     written = sum(file.stat().st_size for file in (tmp_path / "spectra").iterdir())
     assert files.spectra(3) == pytest.approx(written, rel=0.15)
@@ -40,13 +41,11 @@ def test_a_checkpoint_takes_what_was_planned(values: dict[str, Any], tmp_path: P
     values["training"] |= {"optimizer": kind, "momentum": 0.9}
     experiment = config.parse(values)
     definition = definitions.definition_of(experiment, "tiny", "rcnn", ["digit"] * 10, (64, 64))
-    model = definition.build()
-    optimizer = training._optimizer(model, experiment.training)
-    for parameter in model.parameters():
+    learner = training._Learner(definition.build(), experiment.training, torch.device("cpu"))
+    for parameter in learner.model.parameters():
         parameter.grad = parameter.detach().clone()
-    optimizer.step()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    training._checkpoint(tmp_path, {}, model, optimizer, scaler, training._Progress())
+    learner.optimizer.step()
+    training._write_checkpoint(RunFolder(tmp_path), {}, learner, training._Progress())
     planned = Footprint.of(definition, experiment.covariance).checkpoint(experiment.training)
     assert (tmp_path / "last.ckpt").stat().st_size == pytest.approx(planned, rel=0.05)
 

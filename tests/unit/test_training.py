@@ -20,6 +20,7 @@ from eigendet.config import Experiment
 from eigendet.config.sections import DetectorTraining
 from eigendet.errors import UserError
 from eigendet.runs import stages, training
+from eigendet.runs.folder import RunFolder
 
 
 class InterruptionError(Exception):
@@ -32,7 +33,7 @@ def train(experiment: Experiment, folder: Path, **changes: Any) -> None:
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    content: dict[str, Any] = torch.load(training.snapshot_path(folder, step), weights_only=True)
+    content: dict[str, Any] = torch.load(RunFolder(folder).snapshot(step), weights_only=True)
     return content["model"]
 
 
@@ -104,13 +105,27 @@ def test_a_complete_run_is_kept(values: dict[str, Any], tmp_path: Path) -> None:
         train(experiment, tmp_path / "run", seed=3)
 
 
+@pytest.mark.parametrize("version", [{}, {"version": 99}])
+def test_a_record_of_another_format_is_refused_with_what_makes_it_anew(
+    values: dict[str, Any], tmp_path: Path, version: dict[str, int]
+) -> None:
+    experiment, folder = config.parse(values), RunFolder(tmp_path / "run")
+    train(experiment, folder.path)
+    record = json.loads(folder.record.read_text())
+    assert record.pop("version") == 1
+    folder.record.write_text(json.dumps(record | version))
+    for read in (lambda: train(experiment, folder.path), lambda: stages.evaluate(experiment, folder.path)):
+        with pytest.raises(UserError, match=r"run.json: a record of format (none|99).* 'eigendet train' or"):
+            read()
+
+
 def test_a_run_says_what_it_was(values: dict[str, Any], tmp_path: Path) -> None:
     train(config.parse(values), tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["run"] == {"arm": "scratch", "backbone": "tiny", "detector": "rcnn", "seed": 0}
     assert record["snapshots"] == [0, 1, 4]
     assert record["definition"]["classes"] == [str(digit) for digit in range(10)]
-    snapshot = torch.load(training.snapshot_path(tmp_path / "run", 4), weights_only=True)
+    snapshot = torch.load(RunFolder(tmp_path / "run").snapshot(4), weights_only=True)
     assert snapshot["step"] == 4 and snapshot["definition"] == record["definition"]
     assert record["costs"]["parameters"] == sum(
         tensor.numel() for name, tensor in snapshot["model"].items() if "anchor" not in name
@@ -134,7 +149,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_term(
     monkeypatch.setattr(training, "detection_losses", diverging)
     with pytest.raises(UserError, match=r"diverged at step 2: loss_box_reg is nan. Earlier snapshots are kept"):
         train(config.parse(values), tmp_path / "run")
-    assert training.snapshot_path(tmp_path / "run", 1).exists()
+    assert RunFolder(tmp_path / "run").snapshot(1).exists()
 
 
 @pytest.mark.parametrize(
@@ -226,7 +241,7 @@ def test_a_full_disk_is_one_message_and_nothing_finished_is_lost(values: dict[st
     folder = tmp_path / "run"
     train(config.parse(values), tmp_path / "whole")
     # Enough for a snapshot, and not for a checkpoint, which holds moments of the optimizer too.
-    with file_sizes_up_to(training.snapshot_path(tmp_path / "whole", 0).stat().st_size + 1000):
+    with file_sizes_up_to(RunFolder(tmp_path / "whole").snapshot(0).stat().st_size + 1000):
         result = CliRunner().invoke(main, ["train", "-c", str(tmp_path / "c.yaml"), "-o", str(folder)])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert f"Error: {folder}/last.ckpt: cannot be written (File too large); what was there stands." in result.output

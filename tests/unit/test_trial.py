@@ -23,11 +23,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "plugins"
 
 
-def tried(values: dict[str, Any]) -> dict[str, Any]:
+def tried(values: dict[str, Any]) -> network_check.NetworkSummary:
     small = {"fpn_channels": 16, "head_channels": 32, "proposals": 20}
     values["detectors"] = {"it": {"plugin": "mine"} | small}
     values["backbones"] = {"net": {"plugin": "net", "channels": 8}}
-    return network_check.network(config.parse(values), "net", "it")
+    return network_check.check_network(config.parse(values), "net", "it")
 
 
 def test_a_good_network_is_summed_up(folder: Path, values: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -73,12 +73,14 @@ def main() -> None:
 @click.argument("task", type=click.Choice(["classification", "detection"]))
 @click.argument("split", type=click.Choice(["train", "val"]))
 @output_option("JSON file for the summary.")
-def check_data(configs: tuple[Path, ...], task: str, split: str, output: Path) -> None:
+def check_data(
+    configs: tuple[Path, ...], task: Literal["classification", "detection"], split: str, output: Path
+) -> None:
     """Check a data set: annotations, files, and every image."""
     from eigendet import files
     from eigendet.data import datasets
 
-    summary = datasets.check(read_experiment(configs), task, split)
+    summary = datasets.check_data(read_experiment(configs), task, split)
     click.echo(f"{task} {split}: {summary['images']} images, {len(summary['classes'])} classes")
     for note in summary["notes"]:
         click.echo(note)
@@ -101,7 +103,7 @@ def check_network(configs: tuple[Path, ...], backbone: str | None, detector: str
     experiment = read_experiment(configs)
     backbone = only(experiment.backbones, backbone, "backbone")
     detector = only(experiment.detectors, detector, "detector")
-    result = network_check.network(experiment, backbone, detector)
+    result = network_check.check_network(experiment, backbone, detector)
     files.write_json(output, result)
     click.echo(f"{detector} over {backbone}: {result['costs']['parameters']} parameters")
 
@@ -152,7 +154,7 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, node
 
     def work() -> None:
         for detector in experiment.detectors:  # first, since to one that fails the backbone would be of no use
-            network_check.network(experiment, backbone, detector)
+            network_check.check_network(experiment, backbone, detector)
         stages.pretrain(experiment, backbone, output)
 
     parallel.run(work, experiment.device, devices, nodes)
@@ -233,7 +235,7 @@ def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], devices: int, out
 
     experiment = read_experiment(configs)
     parallel.check_devices(experiment.device, devices)
-    result = stage.measure(experiment, runs)
+    result = stage.measure_latency(experiment, runs)
     files.write_json(output, result)
     for run in result["runs"]:
         times = ", ".join(f"{part} {run[part]['median']:.1f} ms" for part in ("detector", "backbone"))

@@ -6,6 +6,7 @@ does not matter how many processes load data, how many train, or where a run was
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -42,18 +43,29 @@ class _TrainingSamples(Dataset[Sample]):
             return self.augment(image, target)
 
     def _permutation(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch."""
         seed = stream_seed(self.seed, "order", epoch)
         return np.random.default_rng(seed).permutation(len(self.indices))
 
 
 def stream_seed(seed: int, stream: str, number: int) -> int:
-    """A 63-bit seed for the random stream of that name and number."""
+    """Return a 63-bit seed for the random stream of that name and number.
+
+    >>> stream_seed(0, "order", 1)
+    7236596369731202572
+    """
     entropy = [seed, number, *stream.encode()]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 def classification_batches(dataset: Classification, settings: Pretraining, seed: int, start: int) -> DataLoader[Batch]:
-    """Batches (images (N, 3, S, S) float in [0, 1], labels (N,)) for the steps from `start` to the last."""
+    """Return batches (images (N, 3, S, S) float in [0, 1], labels (N,)) for the steps from `start` to the last.
+
+    >>> from eigendet.data.samples import Colors
+    >>> settings = Pretraining(steps=3, batch_size=2, image_size=32)
+    >>> [labels.tolist() for _, labels in classification_batches(Colors(48), settings, seed=0, start=1)]
+    [[0, 2], [2, 0]]
+    """
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(settings.image_size, settings.crop_scale, antialias=True),
@@ -68,9 +80,15 @@ def classification_batches(dataset: Classification, settings: Pretraining, seed:
 def detection_batches(
     dataset: Detection, settings: DetectorTraining, seed: int, start: int, masks: bool
 ) -> DataLoader[Batch]:
-    """Batches (list of images (3, H, W) float in [0, 1], list of targets) for the steps from `start` to the last.
+    """Return batches (list of images (3, H, W) float in [0, 1], list of targets) for the steps from `start` on.
 
     Crowds are left out, and images without any object. Images come resized, with scale jitter.
+
+    >>> from eigendet.data.samples import Rectangles
+    >>> settings = DetectorTraining(steps=1, batch_size=2, min_size=48, max_size=48)
+    >>> [(images, targets)] = detection_batches(Rectangles(64), settings, seed=0, start=0, masks=True)
+    >>> len(images), sorted(targets[0])
+    (2, ['boxes', 'labels', 'masks'])
 
     Raises:
         UserError: no image has an object, or `masks` is asked of a data set that has none.
@@ -107,7 +125,11 @@ def detection_batches(
 
 
 def evaluation_crop(settings: Pretraining) -> Callable[[Tensor], Tensor]:
-    """The central crop that a classifier is tested on, as float in [0, 1]."""
+    """Return the central crop that a classifier is tested on, as float in [0, 1].
+
+    >>> evaluation_crop(Pretraining(steps=1, image_size=32))(torch.zeros(3, 80, 60, dtype=torch.uint8)).shape
+    torch.Size([3, 32, 32])
+    """
     return v2.Compose(
         [
             v2.Resize(round(settings.image_size * 256 / 224), antialias=True),
@@ -118,11 +140,16 @@ def evaluation_crop(settings: Pretraining) -> Callable[[Tensor], Tensor]:
 
 
 def as_float(image: Tensor) -> Tensor:
-    """uint8 image as float32 in [0, 1]."""
+    """Return a uint8 image as float32 in [0, 1].
+
+    >>> as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([0.0000, 0.2000, 1.0000])
+    """
     return image.float() / 255
 
 
 def _masks(target: Target, kept: Tensor) -> Tensor:
+    """Return the masks (N, H, W) of the objects that are kept."""
     if target["masks"] is None:
         raise UserError(
             "the detector learns masks, but not every object of the training data has a segmentation; "
@@ -135,11 +162,12 @@ def _masks(target: Target, kept: Tensor) -> Tensor:
 def _loader(
     samples: Dataset[Sample], settings: Optimization, start: int, collate: Callable[[list[Sample]], Batch]
 ) -> DataLoader[Batch]:
-    size, mine, count = settings.batch_size, processes.rank(), processes.size()
+    """Return batches of the samples that this process takes at each step."""
+    size, rank, count = settings.batch_size, processes.rank(), processes.size()
     if size % count:
         raise UserError(f"batch_size is {size}; the {count} processes of this job cannot have equal shares of it.")
-    numbers: Any = [range(step * size + mine, (step + 1) * size, count) for step in range(start, settings.steps)]
-    workers = -(-settings.workers // count)
+    numbers: Any = [range(step * size + rank, (step + 1) * size, count) for step in range(start, settings.steps)]
+    workers = math.ceil(settings.workers / count)
     return DataLoader(
         samples,
         batch_sampler=numbers,
@@ -151,5 +179,6 @@ def _loader(
 
 
 def _lists(samples: list[Sample]) -> Batch:
+    """Return a list of images and one of targets, which have no common size."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)

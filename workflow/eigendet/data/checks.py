@@ -1,4 +1,4 @@
-"""Check that what a data set plugin gives is what its contract says; if not, say it with the plugin's file and line."""
+"""Check that a data set plugin returns what its contract says; if not, say so with the plugin's file and line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from eigendet.errors import UserError, kind
 
 
 def check_dataset(data: Any, name: str) -> None:
-    """Raise UserError unless it knows what a data set must know before any image is decoded. `name` says of what."""
+    """Raise UserError unless it knows what a data set must know before any image is decoded; `name` says which it is.
+
+    >>> from eigendet.data.samples import Rectangles
+    >>> check_dataset(Rectangles(32), "rectangles")
+    """
     for attribute in ("__len__", "__getitem__", "classes", "digest", "notes"):
         if not hasattr(data, attribute):
             raise UserError(f"{name}: gave {kind(data)} without '{attribute}'; see eigendet.data.datasets.")
@@ -26,6 +30,10 @@ def check_sample(data: Any, index: int, name: str) -> int:
 
     Returns:
         The number of its objects, crowds left out.
+
+    >>> from eigendet.data.samples import Rectangles
+    >>> check_sample(Rectangles(32), 0, "rectangles")
+    2
     """
     image, target = data[index]
     which = data.name(index) if hasattr(data, "name") else f"{name}: image {index}"

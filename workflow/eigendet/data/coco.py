@@ -1,11 +1,11 @@
-"""Detection data in COCO format: one JSON file and a folder of images, checked in full before use."""
+"""Read detection data in COCO format: one JSON file and a folder of images, checked in full before use."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pycocotools import mask as coco_mask
@@ -16,6 +16,31 @@ from eigendet.errors import UserError
 from eigendet.files import file_digest, read_json
 
 EXPECTED = "a COCO file: an object with the lists 'images', 'annotations' and 'categories'"
+NO_AREA = "boxes of no area dropped"
+CLIPPED = "boxes clipped to their image"
+NO_MASK = "objects without a segmentation, so masks are not used"
+
+Entry = dict[str, Any]  # of a list of the file; whoever wrote it may have put anything in
+
+
+class _Object(NamedTuple):
+    """An annotation that was checked."""
+
+    box: list[float]  # left, top, right, bottom in pixels
+    label: int
+    crowd: bool
+    area: float
+    segmentation: Any  # polygons or run lengths, see `_is_segmentation`; or nothing
+
+
+class _Image(NamedTuple):
+    """An image, and the objects in it."""
+
+    identity: int
+    file: str
+    height: int
+    width: int
+    objects: list[_Object]
 
 
 class CocoDetection:
@@ -35,55 +60,60 @@ class CocoDetection:
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise UserError(f"{annotations}: no list '{key}'; expected {EXPECTED}.")
-        categories = sorted(self._by_id(content["categories"], "categories", {"name": str}).items())
-        self.classes = [category["name"] for _, category in categories]
-        self._labels = {identity: label for label, (identity, _) in enumerate(categories, start=1)}
-        by_id = self._by_id(content["images"], "images", {"file_name": str, "width": int, "height": int})
-        self._images = [by_id[identity] for identity in sorted(by_id)]
+        categories = self._by_id(content["categories"], "categories", {"name": str})
+        self.classes = [category["name"] for _, category in sorted(categories.items())]
+        self._labels = {identity: label for label, identity in enumerate(sorted(categories), start=1)}
+        entries = self._by_id(content["images"], "images", {"file_name": str, "width": int, "height": int})
+        by_id = {
+            identity: _Image(identity, entry["file_name"], entry["height"], entry["width"], [])
+            for identity, entry in sorted(entries.items())
+        }
+        self._images = list(by_id.values())
         self._check_files()
-        self._objects: dict[int, list[dict[str, Any]]] = {identity: [] for identity in by_id}
-        self._dropped: Counter[str] = Counter()
-        for annotation in self._by_id(
-            content["annotations"], "annotations", {"image_id": int, "category_id": int}
-        ).values():
+        self._counts: Counter[str] = Counter()
+        fields: dict[str, type] = {"image_id": int, "category_id": int}
+        for annotation in self._by_id(content["annotations"], "annotations", fields).values():
             self._add(annotation, by_id)
-        if not any(self._objects.values()):
+        if not any(image.objects for image in self._images):
             raise UserError(f"{annotations}: no annotations with a box of any area; expected at least one.")
-        self.notes = [f"{annotations}: {count} {what}" for what, count in sorted(self._dropped.items())]
+        self.notes = [f"{annotations}: {count} {what}" for what, count in sorted(self._counts.items())]
         self.digest = file_digest(annotations)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def name(self, index: int) -> str:
-        return str(self.folder / self._images[index]["file_name"])
+        """Return the path of an image, as messages name it."""
+        return str(self.folder / self._images[index].file)
 
     def size(self, index: int) -> tuple[int, int]:
-        return self._images[index]["height"], self._images[index]["width"]
+        """Return (height, width) of an image, without decoding it."""
+        return self._images[index].height, self._images[index].width
 
     def objects(self, index: int) -> int:
-        return sum(not annotation["crowd"] for annotation in self._objects[self._images[index]["id"]])
+        """Return the number of an image's objects, crowds left out."""
+        return sum(not item.crowd for item in self._images[index].objects)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        found = self._objects[self._images[index]["id"]]
-        masks = [_rle(item["segmentation"], self.size(index)) for item in found] if self.has_masks else None
+        items = self._images[index].objects
+        masks = [_rle(item.segmentation, self.size(index)) for item in items] if self.has_masks else None
         target = Target(
-            boxes=torch.tensor([item["box"] for item in found], dtype=torch.float32).reshape(-1, 4),
-            labels=torch.tensor([item["label"] for item in found], dtype=torch.int64),
-            crowd=torch.tensor([item["crowd"] for item in found], dtype=torch.bool),
-            area=torch.tensor([item["area"] for item in found], dtype=torch.float32),
+            boxes=torch.tensor([item.box for item in items], dtype=torch.float32).reshape(-1, 4),
+            labels=torch.tensor([item.label for item in items], dtype=torch.int64),
+            crowd=torch.tensor([item.crowd for item in items], dtype=torch.bool),
+            area=torch.tensor([item.area for item in items], dtype=torch.float32),
             masks=masks,
         )
-        return decode(self.folder / self._images[index]["file_name"]), target
+        return decode(self.folder / self._images[index].file), target
 
     @property
     def has_masks(self) -> bool:
         """Whether every object has a segmentation."""
-        return not self._dropped["objects without a segmentation, so masks are not used"]
+        return not self._counts[NO_MASK]
 
-    def _by_id(self, entries: list[Any], key: str, fields: dict[str, type]) -> dict[int, dict[str, Any]]:
-        """Entries of a list by their ids, after a check of the fields that everything rests on."""
-        found: dict[int, dict[str, Any]] = {}
+    def _by_id(self, entries: list[Any], key: str, fields: dict[str, type]) -> dict[int, Entry]:
+        """Return the entries of a list by their ids, after a check of the fields that everything rests on."""
+        by_id: dict[int, Entry] = {}
         for position, entry in enumerate(entries):
             if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
                 raise UserError(f"{self._file}: {key}[{position}] has no integer 'id'; expected {EXPECTED}.")
@@ -91,75 +121,76 @@ class CocoDetection:
                 if not isinstance(entry.get(field), kind):
                     where = f"{self._file}: {key} id {entry['id']}"
                     raise UserError(f"{where}: '{field}' is {entry.get(field)!r}; expected {kind.__name__}.")
-            if entry["id"] in found:
+            if entry["id"] in by_id:
                 raise UserError(f"{self._file}: {key} id {entry['id']} occurs twice; expected it once.")
-            found[entry["id"]] = entry
-        if not found:
+            by_id[entry["id"]] = entry
+        if not by_id:
             raise UserError(f"{self._file}: '{key}' is empty; expected at least one entry.")
-        return found
+        return by_id
 
     def _check_files(self) -> None:
-        missing = [image for image in self._images if not (self.folder / image["file_name"]).is_file()]
+        """Raise UserError unless every image is in the folder."""
+        missing = [image for image in self._images if not (self.folder / image.file).is_file()]
         if missing:
             raise UserError(
                 f"{self._file}: {len(missing)} of {len(self._images)} images are not in {self.folder}; the first is "
-                f"'{missing[0]['file_name']}' (image id {missing[0]['id']})."
+                f"'{missing[0].file}' (image id {missing[0].identity})."
             )
 
-    def _add(self, annotation: dict[str, Any], images: dict[int, dict[str, Any]]) -> None:
+    def _add(self, annotation: Entry, images: dict[int, _Image]) -> None:
+        """Check an annotation, and add it to the objects of its image unless its box has no area."""
         where = f"{self._file}: annotations id {annotation['id']}"
         if annotation["image_id"] not in images:
             raise UserError(f"{where}: image_id {annotation['image_id']} is not the id of any image.")
         if annotation["category_id"] not in self._labels:
-            known = ", ".join(map(str, self._labels))
-            raise UserError(f"{where}: unknown category_id {annotation['category_id']}; the categories are {known}.")
+            ids = ", ".join(map(str, self._labels))
+            raise UserError(f"{where}: unknown category_id {annotation['category_id']}; the categories are {ids}.")
         box = annotation.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
             raise UserError(f"{where}: bbox is {box!r}; expected [left, top, width, height] in pixels.")
-        left, top, width, height = box
-        if min(width, height) < 1e-3:  # thinner ones vanish in single precision
-            self._dropped["boxes of no area dropped"] += 1
+        if min(box[2:]) < 1e-3:  # thinner ones vanish in single precision
+            self._counts[NO_AREA] += 1
             return
         if annotation.get("iscrowd", 0) not in (0, 1):
             raise UserError(f"{where}: iscrowd is {annotation['iscrowd']!r}; expected 0 or 1.")
-        area = annotation.get("area", width * height)
+        area = annotation.get("area", box[2] * box[3])
         if not _is_number(area):
             raise UserError(f"{where}: area is {area!r}; expected a number of pixels, or none at all.")
         image = images[annotation["image_id"]]
-        right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
-        if left >= image["width"] or top >= image["height"] or right <= 0 or bottom <= 0:
+        clipped = self._clipped(box, image, where)
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            self._counts[NO_MASK] += 1
+        elif not _is_segmentation(segmentation, [image.height, image.width]):
             raise UserError(
-                f"{where}: bbox {box} lies outside image id {image['id']} ({image['width']}x{image['height']} pixels); "
+                f"{where}: segmentation is not valid; expected polygons [[x, y, …], …], or run lengths that fill "
+                f"the size [{image.height}, {image.width}] of the image."
+            )
+        label, crowd = self._labels[annotation["category_id"]], bool(annotation.get("iscrowd", 0))
+        image.objects.append(_Object(clipped, label, crowd, float(area), segmentation))
+
+    def _clipped(self, box: list[float], image: _Image, where: str) -> list[float]:
+        """Return left, top, right and bottom of the part of a box inside its image."""
+        left, top, width, height = box
+        right, bottom = min(left + width, image.width), min(top + height, image.height)
+        if left >= image.width or top >= image.height or right <= 0 or bottom <= 0:
+            raise UserError(
+                f"{where}: bbox {box} lies outside image id {image.identity} ({image.width}x{image.height} pixels); "
                 "expected [left, top, width, height] in pixels."
             )
         # Half a pixel is how tools round; more is worth a count.
         if min(left, top) < -0.5 or left + width > right + 0.5 or top + height > bottom + 0.5:
-            self._dropped["boxes clipped to their image"] += 1
-        segmentation = annotation.get("segmentation")
-        if not segmentation:
-            self._dropped["objects without a segmentation, so masks are not used"] += 1
-        elif not _is_segmentation(segmentation, [image["height"], image["width"]]):
-            raise UserError(
-                f"{where}: segmentation is not valid; expected polygons [[x, y, …], …], or run lengths that fill "
-                f"the size [{image['height']}, {image['width']}] of the image."
-            )
-        box = [max(left, 0.0), max(top, 0.0), right, bottom]
-        self._objects[image["id"]].append(
-            {
-                "box": box,
-                "label": self._labels[annotation["category_id"]],
-                "crowd": bool(annotation.get("iscrowd", 0)),
-                "area": float(area),
-                "segmentation": segmentation,
-            }
-        )
+            self._counts[CLIPPED] += 1
+        return [max(left, 0.0), max(top, 0.0), right, bottom]
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether a value of a JSON file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_segmentation(value: Any, size: list[int]) -> bool:
+    """Return whether a value is polygons, or run lengths that fill a mask of that size."""
     if isinstance(value, dict):
         counts = value.get("counts")
         counts = _run_lengths(counts) if isinstance(counts, str) else counts
@@ -173,7 +204,10 @@ def _is_segmentation(value: Any, size: list[int]) -> bool:
 
 
 def _run_lengths(text: str) -> list[int] | None:
-    """Counts of COCO's compressed run lengths: six bits a character, differences from the last but one; None if bad."""
+    """Return the counts of COCO's compressed run lengths, or None if they are malformed.
+
+    They are six bits a character, each count from the fourth on a difference from the last but one.
+    """
     counts: list[int] = []
     number = shift = 0
     for character in text:
@@ -190,7 +224,7 @@ def _run_lengths(text: str) -> list[int] | None:
 
 
 def _rle(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """Polygons or run lengths, compressed or not, as compressed run lengths."""
+    """Return polygons or run lengths, compressed or not, as compressed run lengths."""
     height, width = size
     if isinstance(segmentation, list):
         rle: RLE = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))

@@ -1,7 +1,7 @@
-"""What a data set is, how images are decoded, and the check that a data set can be used at all.
+"""What a data set is, how images are decoded, and the check of a whole data set.
 
-Both kinds are map-style, know their classes and a digest before any image is decoded, and give images as uint8 tensors
-(3, H, W). The digest identifies the samples: equal digests, equal data.
+Both kinds are map-style, know their classes and a digest before any image is decoded, and return images as uint8
+tensors (3, H, W). The digest identifies the samples: equal digests, equal data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,17 @@ from eigendet.config.sections import Splits
 from eigendet.data import checks
 from eigendet.errors import UserError
 
-RLE = dict[str, Any]  # COCO's compressed run lengths: {"size": [height, width], "counts": bytes}
+VERSION = 1  # of a summary's format
+
+
+Task = Literal["classification", "detection"]
+
+
+class RLE(TypedDict):
+    """A mask as COCO's compressed run lengths."""
+
+    size: list[int]  # height, width
+    counts: bytes
 
 
 class Target(TypedDict):
@@ -46,10 +56,10 @@ class Detection(Protocol):
     def __len__(self) -> int: ...
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image, without decoding it."""
+        """Return (height, width) of an image, without decoding it."""
 
     def objects(self, index: int) -> int:
-        """Number of objects that training uses, crowds left out, without decoding the image."""
+        """Return the number of objects that training uses, crowds left out, without decoding the image."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]: ...
 
@@ -66,11 +76,22 @@ class Classification(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
+class DataSummary(TypedDict):
+    """What came of checking a split, as its JSON file holds it."""
+
+    version: int
+    images: int
+    classes: list[str]
+    notes: list[str]  # what was dropped or clipped
+    digest: str
+    objects: NotRequired[int]  # of detection, crowds left out
+
+
 def decode(path: Path) -> Tensor:
-    """An image file as uint8 (3, H, W), RGB.
+    """Return an image file as uint8 (3, H, W), RGB.
 
     Raises:
-        UserError: the file is missing, truncated, or no image.
+        UserError: the file is missing, truncated, or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -84,8 +105,16 @@ def decode(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_splits(experiment: Experiment, task: str) -> dict[str, Any]:
-    """The data sets `train` and `val` of a task, 'classification' or 'detection'.
+@overload
+def open_splits(experiment: Experiment, task: Literal["detection"]) -> dict[str, Detection]: ...
+
+
+@overload
+def open_splits(experiment: Experiment, task: Literal["classification"]) -> dict[str, Classification]: ...
+
+
+def open_splits(experiment: Experiment, task: Task) -> Any:
+    """Return the data sets `train` and `val` of a task.
 
     Raises:
         UserError: a data set is not usable, or the two have different classes.
@@ -105,11 +134,8 @@ def open_splits(experiment: Experiment, task: str) -> dict[str, Any]:
     return opened
 
 
-def check(experiment: Experiment, task: str, split: str) -> dict[str, Any]:
-    """Decode every image of a split once, so that a bad one is known before training starts.
-
-    Returns:
-        A summary: images, classes, objects (of detection), notes and digest.
+def check_data(experiment: Experiment, task: Task, split: str) -> DataSummary:
+    """Decode every image of a split once, so that a bad one is known before training starts; return a summary.
 
     Raises:
         UserError: an image cannot be read or is not of the annotated size, or the data set is not usable at all.
@@ -127,7 +153,13 @@ def check(experiment: Experiment, task: str, split: str) -> dict[str, Any]:
             for count in pool.map(look, range(start, min(start + 1000, len(dataset)))):
                 objects += count
                 bar.update()
-    summary = {"images": len(dataset), "classes": dataset.classes, "notes": dataset.notes, "digest": dataset.digest}
+    summary: DataSummary = {
+        "version": VERSION,
+        "images": len(dataset),
+        "classes": dataset.classes,
+        "notes": dataset.notes,
+        "digest": dataset.digest,
+    }
     if hasattr(dataset, "objects"):
         summary["objects"] = objects
     return summary

@@ -1,4 +1,4 @@
-"""Two tiny data sets, drawn when asked for, on which plugins are tried (`contract`)."""
+"""Two tiny data sets, drawn when asked for, on which plugins are tried (`eigendet.testing`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ COLORS = ["red", "green", "blue"]
 
 
 class Rectangles:
-    """Four images of colored rectangles on noise, with boxes and masks."""
+    """Four images of colored rectangles on noise, with boxes and masks.
+
+    >>> image, target = Rectangles(64)[0]
+    >>> image.shape, [COLORS[label - 1] for label in target["labels"]]
+    (torch.Size([3, 64, 64]), ['red', 'red'])
+    """
 
     def __init__(self, side: int) -> None:
         self.classes = COLORS
@@ -24,9 +29,11 @@ class Rectangles:
         return 4
 
     def size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) of an image."""
         return self.side, self.side
 
     def objects(self, index: int) -> int:
+        """Return the number of an image's objects."""
         return 2
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
@@ -53,7 +60,12 @@ class Rectangles:
 
 
 class Colors:
-    """Four images of one color each on noise."""
+    """Four images of one color each on noise.
+
+    >>> image, label = Colors(64)[1]
+    >>> image.shape, COLORS[label]
+    (torch.Size([3, 64, 64]), 'green')
+    """
 
     def __init__(self, side: int) -> None:
         self.classes = COLORS

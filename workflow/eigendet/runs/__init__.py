@@ -1,5 +1,6 @@
 """Run networks: training, evaluation, covariances, latency; and say before what all of it takes.
 
+folder          the folder of a run, and the record that completes it
 parallel        several processes that work together, each with a device of its own
 training        one loop for both kinds of training
 evaluation      average precision, top-1 accuracy

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from eigendet.config.sections import CovarianceSettings
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError
-from eigendet.files import value_digest
+from eigendet.files import Plain, value_digest
 from eigendet.networks.models import read_snapshot
 from eigendet.observe import merging, store
 from eigendet.observe.covariance import Tap
@@ -36,8 +36,7 @@ from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
 from eigendet.observe.taps import PRECISION
 from eigendet.runs import parallel
-from eigendet.runs.stages import read_run, versions
-from eigendet.runs.training import snapshot_path
+from eigendet.runs.folder import RunFolder, RunRecord, code_versions
 
 logger = logging.getLogger(__name__)
 
@@ -46,81 +45,57 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     """Write the covariance of every tap at every snapshot of the run in `folder` to `output`.
 
     Args:
+        experiment: says which taps, and of which images.
+        folder: of a complete run of a detector.
+        output: the HDF5 file.
         shard: (k, n): the k-th of n parts of the probe images. `merging.merge` makes one file of all n.
+
+    Raises:
+        UserError: the run is not complete or of a classifier, there are too few images, or a value is not finite.
     """
-    record = read_run(folder)
-    if record["definition"]["detector"] is None:
-        raise UserError(f"{folder}: a run of a classifier; expected the folder of a detector's run.")
+    run = RunFolder(folder)
+    record = run.read_detector_run()
     settings = experiment.covariance
     dataset = open_splits(experiment, "detection")[settings.split]
-    probe = probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}")
-    places = range(*(len(probe) * number // shard[1] for number in (shard[0] - 1, shard[0])))
-    mine = [probe[place] for place in places]
-    if not mine:
-        raise UserError(f"shard {shard[0]}/{shard[1]} of {len(probe)} probe images is empty; make fewer shards.")
+    probe = _Probe(dataset, probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}"), shard)
+    if not probe.seen:
+        raise UserError(
+            f"shard {shard[0]}/{shard[1]} of {len(probe.indices)} probe images is empty; make fewer shards."
+        )
     device = parallel.device_of(experiment.device)
-    provenance: dict[str, Any] = {
-        "run": record["run"],
-        "definition": record["definition"],
-        "experiment": experiment.name,
-        "settings": value_digest(experiment.model_dump(mode="json")),
-        "probe": {"split": settings.split, "images": len(probe), "data": dataset.digest},
-        "points": list(settings.points),
-        "heads": settings.heads,
-        "precision": PRECISION,
-        store.CODE: versions(),
-    }
+    provenance = _provenance(experiment, record, probe)
     folder_of_parts = output.with_name(f"{output.name}.parts")
-    written = []
-    for step in tqdm(record["snapshots"], unit="snapshot", disable=None):
-        part = folder_of_parts / f"step_{step:07d}.h5"
-        written.append(part)
-        if store.holds(part, provenance, mine):
+    parts = [folder_of_parts / f"step_{step:07d}.h5" for step in record.snapshots]
+    for step, part in tqdm(list(zip(record.snapshots, parts, strict=True)), unit="snapshot", disable=None):
+        if store.holds(part, provenance, probe.seen):
             logger.info("%s: complete already", part)
             continue
-        blocks = min(settings.jackknife or 1, len(probe)) if step == record["snapshots"][-1] else 1
-        pieces = [
-            Piece(part.with_name(f"{part.stem}_{block}_{process}.h5"), block, process, seen)
-            for block in range(blocks)
-            for process in range(processes.size())
-            if (seen := [probe[place] for place in places if place % blocks == block][process :: processes.size()])
-        ]
-        _, model, _ = read_snapshot(snapshot_path(folder, step))
+        blocks = min(settings.jackknife or 1, len(probe.indices)) if step == record.last_step else 1
+        pieces = _pieces(part, probe, blocks)
+        _, model, _ = read_snapshot(run.snapshot(step))
         model.to(device)
         for piece in pieces:
-            if piece.process != processes.rank() or store.holds(piece.path, provenance, piece.seen):
-                continue
-            # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
-            first = None if piece.seen[0] == probe[0] else Images(dataset, probe, device)[0]
-            taps = observed_taps(model, settings, Images(dataset, piece.seen, device), first)
-            store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
+            if piece.process == processes.rank() and not store.holds(piece.path, provenance, piece.seen):
+                _observe(piece, step, model, probe, settings, provenance, device)
         processes.wait()
-        if processes.rank() > 0:
-            continue
-        if blocks == len(pieces) == 1:
-            pieces[0].path.replace(part)
-            continue
-        merging.merge(part, [piece.path for piece in pieces], [piece.block for piece in pieces] * (blocks > 1))
-        for piece in pieces:
-            piece.path.unlink()
+        if processes.rank() == 0:
+            _merge(part, pieces, keep_blocks=blocks > 1)
     if processes.rank() == 0:
-        merging.join_steps(output, written)
+        merging.join_steps(output, parts)
         shutil.rmtree(folder_of_parts)
-
-
-class Piece(NamedTuple):
-    """What one process sees of one block of the images, all of which are merged."""
-
-    path: Path
-    block: int  # for the jackknife
-    process: int
-    seen: list[int]
 
 
 def observed_taps(
     model: nn.Module, settings: CovarianceSettings, images: Sequence[list[Tensor]], first: list[Tensor] | None = None
 ) -> Iterator[Tap]:
-    """The taps of a detector over images; `first` is the one from which shifts are taken, see `covariances`."""
+    """Yield the taps of a detector over images.
+
+    Args:
+        model: the detector, in evaluation mode.
+        settings: say which points of which modules are tapped.
+        images: batches for the detector.
+        first: the batch from which shifts are taken, see `covariances`.
+    """
     prefix = f"{model.backbone_path}."
     pyramids = [path for path, module in model.named_modules() if point_of(module) == "fpn"]
     memory = None if settings.memory is None else settings.memory * 2**30
@@ -132,7 +107,13 @@ def observed_taps(
 
 
 class Images(Sequence[list[Tensor]]):
-    """Some images of a data set, each as a batch of its own for a detector."""
+    """Some images of a data set, each as a batch of its own for a detector.
+
+    >>> from eigendet.data.samples import Rectangles
+    >>> images = Images(Rectangles(32), [2, 0], torch.device("cpu"))
+    >>> len(images), [image.shape for image in images[0]]
+    (2, [torch.Size([3, 32, 32])])
+    """
 
     def __init__(self, dataset: Detection, indices: Sequence[int], device: torch.device) -> None:
         self.dataset, self.indices, self.device = dataset, indices, device
@@ -144,8 +125,101 @@ class Images(Sequence[list[Tensor]]):
         return [as_float(self.dataset[self.indices[index]][0]).to(self.device)]
 
 
-def probe_indices(available: int, wanted: int, name: str) -> list[int]:
-    """The same `wanted` images in every run, spread over the data set."""
-    if wanted > available:
-        raise UserError(f"covariance.images is {wanted}; {name} has {available} images, so at most that many.")
-    return sorted(np.random.default_rng(0).permutation(available)[:wanted].tolist())
+def probe_indices(available: int, count: int, name: str) -> list[int]:
+    """Return the numbers of `count` images out of those available: the same in every run, spread over the data set.
+
+    Raises:
+        UserError: there are fewer, in the data set of that name.
+
+    >>> probe_indices(100, 5, "data.detection.val")
+    [5, 20, 36, 82, 93]
+    """
+    if count > available:
+        raise UserError(f"covariance.images is {count}; {name} has {available} images, so at most that many.")
+    return sorted(np.random.default_rng(0).permutation(available)[:count].tolist())
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The probe images, and the part of them that a shard sees."""
+
+    dataset: Detection
+    indices: list[int]
+    shard: tuple[int, int]
+
+    @property
+    def places(self) -> range:
+        """Places among all probe images, which do not depend on shards, of those that are seen here."""
+        number, count = self.shard
+        return range(len(self.indices) * (number - 1) // count, len(self.indices) * number // count)
+
+    @property
+    def seen(self) -> list[int]:
+        """The images that are seen here."""
+        return [self.indices[place] for place in self.places]
+
+
+class _Piece(NamedTuple):
+    """What one process sees of one block of the images, all of which are merged."""
+
+    path: Path
+    block: int  # for the jackknife
+    process: int
+    seen: list[int]
+
+
+def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe) -> Plain:
+    """Return what the file says it was made from."""
+    settings = experiment.covariance
+    return {
+        "run": record.run,
+        "definition": record.definition.plain(),
+        "experiment": experiment.name,
+        "settings": value_digest(experiment.model_dump(mode="json")),
+        "probe": {"split": settings.split, "images": len(probe.indices), "data": probe.dataset.digest},
+        "points": list(settings.points),
+        "heads": settings.heads,
+        "precision": PRECISION,
+        store.CODE: code_versions(),
+    }
+
+
+def _pieces(part: Path, probe: _Probe, blocks: int) -> list[_Piece]:
+    """Divide the images of a snapshot among blocks, and those of each block among the processes."""
+    pieces = []
+    for block in range(blocks):
+        images = [probe.indices[place] for place in probe.places if place % blocks == block]
+        for process in range(processes.size()):
+            seen = images[process :: processes.size()]
+            if seen:
+                path = part.with_name(f"{part.stem}_{block}_{process}.h5")
+                pieces.append(_Piece(path, block, process, seen))
+    return pieces
+
+
+def _observe(
+    piece: _Piece,
+    step: int,
+    model: nn.Module,
+    probe: _Probe,
+    settings: CovarianceSettings,
+    provenance: Plain,
+    device: torch.device,
+) -> None:
+    """Write the covariances of a piece."""
+    # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
+    starts_here = piece.seen[0] == probe.indices[0]
+    first = None if starts_here else Images(probe.dataset, probe.indices, device)[0]
+    taps = observed_taps(model, settings, Images(probe.dataset, piece.seen, device), first)
+    store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
+
+
+def _merge(part: Path, pieces: list[_Piece], keep_blocks: bool) -> None:
+    """Write one file of all pieces of a snapshot, and remove these."""
+    if len(pieces) == 1 and not keep_blocks:
+        pieces[0].path.replace(part)
+        return
+    blocks = [piece.block for piece in pieces] if keep_blocks else []
+    merging.merge(part, [piece.path for piece in pieces], blocks)
+    for piece in pieces:
+        piece.path.unlink()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 
@@ -13,33 +14,45 @@ from eigendet.errors import UserError, unknown
 from eigendet.networks import models
 from eigendet.networks.models import Definition
 
+Choice = TypeVar("Choice")
 
-def choose(choices: dict[str, Any], name: str, key: str) -> Any:
-    """The entry of a section by its name."""
+
+def choose(choices: Mapping[str, Choice], name: str, key: str) -> Choice:
+    """Return an entry of a section by its name; `key` names the section.
+
+    >>> choose({"small": 18, "large": 50}, "large", "backbones")
+    50
+
+    Raises:
+        UserError: there is none of that name.
+    """
     if name not in choices:
         raise UserError(unknown(f"entry of {key}", name, choices))
     return choices[name]
 
 
 def costs_of(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
-    """Parameters, and multiply-accumulates for a square image of the shorter side: the backbone's, perhaps all."""
+    """Return parameters and multiply-accumulates, the latter for a square image of the shorter side.
+
+    `macs`, of the whole detector, is there if its own layers have widths to choose.
+    """
     side = definition.size[0]
     backbone, usual = models.reference(definition.backbone, (side, side))
-    found = {
+    costs = {
         "parameters": models.parameter_count(model),
         "backbone_parameters": models.parameter_count(models.backbone_of(model)),
         "backbone_macs": backbone.macs(definition.widths or usual),
     }
     if definition.heads:
         whole, usual = definition.reference(side)
-        found["macs"] = whole.macs(definition.widths or usual)
-    return found
+        costs["macs"] = whole.macs(definition.widths or usual)
+    return costs
 
 
 def definition_of(
     experiment: Experiment, backbone: str, detector: str, classes: list[str], size: tuple[int, int]
 ) -> Definition:
-    """A detector over a backbone, by their keys in the experiment, with the reference's widths."""
+    """Return a detector over a backbone, by their keys in the experiment, with the reference's widths."""
     return Definition(
         choose(experiment.backbones, backbone, "backbones"),
         classes,
@@ -50,14 +63,14 @@ def definition_of(
 
 
 def definition_for_widths(experiment: Experiment, backbone: str, detector: str, heads: bool) -> Definition:
-    """The network whose widths are chosen: at the side for which costs count."""
+    """Return the network whose widths are chosen, at the side for which costs count."""
     side = experiment.training.min_size
     classes = open_splits(experiment, "detection")["train"].classes if heads else []
     return replace(definition_of(experiment, backbone, detector, classes, (side, side)), heads=heads)
 
 
 def classifier_of(experiment: Experiment, backbone: str, classes: list[str]) -> Definition:
-    """What a backbone is pre-trained as.
+    """Return what a backbone is pre-trained as.
 
     Raises:
         UserError: the experiment has no section `pretraining`.

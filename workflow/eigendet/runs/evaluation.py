@@ -1,7 +1,13 @@
-"""How good a network is: top-1 accuracy of classifiers, COCO average precision of detectors.
+"""How good a network is: top-1 accuracy of classifiers, average precision of detectors as COCO defines it.
 
-Average precision is computed by pycocotools, in the images' own pixels, over every image of the split. Crowds count as
-COCO counts them.
+pycocotools computes average precision: which detection matches which object, over which overlaps, recalls and sizes,
+and that crowds and what lies in them count neither for nor against. What this module adds:
+
+- Every image of the split counts, by its number; boxes and masks are in the images' own pixels.
+- Objects are those of the data set: boxes clipped to their image, those without area left out.
+- A mask is where the detector's probability is above one half.
+- Masks are scored if every object and every detection has one; then COCO's small, medium and large go by the mask.
+- A detector that detects nothing at all scores 0, for which pycocotools has no answer.
 """
 
 from __future__ import annotations
@@ -9,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -20,15 +26,61 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eigendet.data.batches import as_float
-from eigendet.data.datasets import Classification, Detection
+from eigendet.data.datasets import RLE, Classification, Detection, Target
+from eigendet.runs.folder import RunNames
 
+VERSION = 1  # of an evaluation's format
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 BATCH = 64
+
+Scores = dict[str, float | None]  # by NAMES, between 0 and 1; None where the data has no object of that size
+
+
+class AveragePrecision(TypedDict):
+    """COCO's averages of boxes, and of masks where both the detector and the data have them."""
+
+    boxes: Scores
+    masks: NotRequired[Scores]
+
+
+class Evaluation(TypedDict):
+    """What an evaluation's JSON file holds: `top1` of a classifier, or `boxes` and perhaps `masks` of a detector."""
+
+    version: int
+    run: RunNames
+    step: int  # of the snapshot
+    images: int
+    data: str  # digest of the data set
+    top1: NotRequired[float]
+    boxes: NotRequired[Scores]
+    masks: NotRequired[Scores]
+
+
+class Annotation(TypedDict):
+    """A true object, as a COCO file has it; boxes are left, top, width, height."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    area: float
+    iscrowd: int
+    segmentation: NotRequired[RLE]
+
+
+class Detected(TypedDict):
+    """A detection, as a file of COCO results has it."""
+
+    image_id: int
+    category_id: int
+    bbox: NotRequired[list[float]]
+    score: float
+    segmentation: NotRequired[RLE]
 
 
 @torch.inference_mode()
 def top1(model: nn.Module, dataset: Classification, crop: Callable[[Tensor], Tensor], device: torch.device) -> float:
-    """Share of images whose most likely class is the true one."""
+    """Return the share of images whose most likely class is the true one."""
     model.to(device).eval()
     right = 0
     for start in range(0, len(dataset), BATCH):
@@ -40,43 +92,46 @@ def top1(model: nn.Module, dataset: Classification, crop: Callable[[Tensor], Ten
 
 
 @torch.inference_mode()
-def average_precision(model: nn.Module, dataset: Detection, device: torch.device) -> dict[str, dict[str, float | None]]:
-    """COCO's averages for `boxes`, and for `masks` where both the detector and the data have them.
-
-    A value is between 0 and 1, or None where the data has no object of that size.
-    """
+def average_precision(model: nn.Module, dataset: Detection, device: torch.device) -> AveragePrecision:
+    """Return COCO's averages of a detector over a data set."""
     model.to(device).eval()
-    truth: dict[str, Any] = {
-        "info": {},
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(dataset.classes, start=1)],
-    }
-    found: list[dict[str, Any]] = []
+    sizes: list[tuple[int, int]] = []
+    annotations: list[Annotation] = []
+    detections: list[Detected] = []
     for index in tqdm(range(len(dataset)), unit="image", disable=None):
         image, target = dataset[index]
-        truth["images"].append({"id": index, "height": image.shape[1], "width": image.shape[2]})
-        for number, box in enumerate(_xywh(target["boxes"])):
-            truth["annotations"].append(
-                {
-                    "id": len(truth["annotations"]) + 1,
-                    "image_id": index,
-                    "category_id": int(target["labels"][number]),
-                    "bbox": box,
-                    "area": float(target["area"][number]),
-                    "iscrowd": int(target["crowd"][number]),
-                }
-                | ({"segmentation": target["masks"][number]} if target["masks"] is not None else {})
-            )
-        found += _detections(model([as_float(image).to(device)])[0], index)
-    has_masks = all("segmentation" in entry for entry in [*truth["annotations"], *found])
-    kinds = {"boxes": "bbox"} | ({"masks": "segm"} if has_masks and found else {})
-    return {name: _coco(truth, found, kind) for name, kind in kinds.items()}
+        sizes.append((image.shape[1], image.shape[2]))
+        annotations += _annotations(target, index, len(annotations) + 1)
+        detections += _detections(model([as_float(image).to(device)])[0], index)
+    truth = _ground_truth(dataset.classes, sizes, annotations)
+    averages: AveragePrecision = {"boxes": _scores(truth, detections, "bbox")}
+    if detections and all("segmentation" in entry for entry in [*annotations, *detections]):
+        averages["masks"] = _scores(truth, detections, "segm")
+    return averages
 
 
-def _detections(output: dict[str, Tensor], index: int) -> list[dict[str, Any]]:
-    detections = [
-        {"image_id": index, "category_id": int(label), "bbox": box, "score": float(score)}
+def _annotations(target: Target, image: int, first: int) -> list[Annotation]:
+    """Return the objects of an image, numbered from `first`."""
+    annotations: list[Annotation] = []
+    for number, box in enumerate(_xywh(target["boxes"])):
+        annotation: Annotation = {
+            "id": first + number,
+            "image_id": image,
+            "category_id": int(target["labels"][number]),
+            "bbox": box,
+            "area": float(target["area"][number]),
+            "iscrowd": int(target["crowd"][number]),
+        }
+        if target["masks"] is not None:
+            annotation["segmentation"] = target["masks"][number]
+        annotations.append(annotation)
+    return annotations
+
+
+def _detections(output: dict[str, Tensor], image: int) -> list[Detected]:
+    """Return what a detector said of an image."""
+    detections: list[Detected] = [
+        {"image_id": image, "category_id": int(label), "bbox": box, "score": float(score)}
         for box, label, score in zip(_xywh(output["boxes"].cpu()), output["labels"], output["scores"], strict=True)
     ]
     if "masks" in output:
@@ -86,22 +141,43 @@ def _detections(output: dict[str, Tensor], index: int) -> list[dict[str, Any]]:
     return detections
 
 
-def _coco(truth: dict[str, Any], found: list[dict[str, Any]], kind: str) -> dict[str, float | None]:
-    if not found:
+def _ground_truth(classes: list[str], sizes: list[tuple[int, int]], annotations: list[Annotation]) -> COCO:
+    """Return all objects as pycocotools takes them."""
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": index, "height": height, "width": width} for index, (height, width) in enumerate(sizes)],
+        "annotations": annotations,
+        "categories": [{"id": label, "name": name} for label, name in enumerate(classes, start=1)],
+    }
+    with _without_prints():
+        truth.createIndex()
+    return truth
+
+
+def _scores(truth: COCO, detections: list[Detected], kind: Literal["bbox", "segm"]) -> Scores:
+    """Return pycocotools' averages of detections."""
+    if not detections:
         return dict.fromkeys(NAMES, 0.0)
-    # With a box at hand pycocotools would take the area of a mask's box for the mask's.
-    scored = [{key: value for key, value in entry.items() if kind == "bbox" or key != "bbox"} for entry in found]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by printing
-        reference = COCO()
-        reference.dataset = truth
-        reference.createIndex()
-        evaluator = COCOeval(reference, reference.loadRes(scored), kind)
+    scored = [detection.copy() for detection in detections]
+    if kind == "segm":  # with a box at hand pycocotools would take the area of a mask's box for the mask's
+        for detection in scored:
+            del detection["bbox"]
+    with _without_prints():
+        evaluator = COCOeval(truth, truth.loadRes(scored), kind)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    return {name: float(value) if value >= 0 else None for name, value in zip(NAMES, evaluator.stats, strict=False)}
+    averages = [float(value) for value in evaluator.stats[: len(NAMES)]]
+    return {name: value if value >= 0 else None for name, value in zip(NAMES, averages, strict=True)}
+
+
+def _without_prints() -> contextlib.AbstractContextManager[object]:
+    """Silence pycocotools, which reports by printing."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _xywh(boxes: Tensor) -> list[list[float]]:
+    """Return boxes (N, 4) of left, top, right, bottom as lists of left, top, width, height."""
     left, top, right, bottom = boxes.unbind(1)
     return [[float(v) for v in box] for box in torch.stack([left, top, right - left, bottom - top], 1).tolist()]

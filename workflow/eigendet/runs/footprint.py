@@ -16,7 +16,8 @@ import torch
 from eigendet.config.sections import CovarianceSettings, Optimization
 from eigendet.networks import models
 from eigendet.networks.models import Definition
-from eigendet.runs import covariances, training
+from eigendet.runs import covariances
+from eigendet.runs.folder import RunFolder
 from eigendet.spectra import spectrum
 
 BLOCK = 4096  # bytes that the smallest file takes
@@ -31,7 +32,8 @@ class Footprint:
     Attributes:
         snapshot: weights and definition.
         parameters: the part of that which an optimizer changes.
-        channels: of every tap.
+        channels: of every tap; none of a classifier, which is not observed.
+        settings: say how much of every tap is kept.
     """
 
     snapshot: int
@@ -41,11 +43,12 @@ class Footprint:
 
     @classmethod
     def of(cls, definition: Definition, settings: CovarianceSettings) -> Self:
-        """Build the network and write what is measured. Of a classifier, which is not dumped, there are no taps."""
+        """Build the network, and measure a snapshot and what taps see of a small image."""
         with tempfile.TemporaryDirectory() as name:
             model = definition.build().eval()
-            training._snapshot(Path(name), 0, model, definition)
-            snapshot = training.snapshot_path(Path(name), 0).stat().st_size
+            folder = RunFolder(Path(name))
+            folder.write_snapshot(0, model, definition)
+            snapshot = folder.snapshot(0).stat().st_size
             channels = []
             if definition.detector is not None:
                 taps = covariances.observed_taps(model, settings, [[torch.rand(3, *definition.size)]])
@@ -53,21 +56,26 @@ class Footprint:
         return cls(snapshot, 4 * models.parameter_count(model), tuple(channels), settings)
 
     def checkpoint(self, optimization: Optimization) -> int:
-        """What resuming needs: beside the weights, what the optimizer keeps of each."""
+        """Return the bytes of what resuming needs: beside the weights, what the optimizer keeps of each."""
         moments = 2 if optimization.optimizer == "adamw" else int(optimization.momentum > 0)
         return self.snapshot + moments * self.parameters
 
     def covariance(self, snapshots: int, images: int) -> int:
-        """A file of covariances of so many images, with those of parts of them at the last snapshot."""
-        parts = self._arrays(3, self.parts * (4 * self._triangles + 8 * sum(self.channels)))
-        return snapshots * self._covariances(images) + parts * bool(self.parts)
+        """Return the bytes of a file of covariances of so many images, with those of parts at the last snapshot."""
+        whole = snapshots * self._covariances(images)
+        if not self.parts:
+            return whole
+        return whole + self._arrays(3, self.parts * (4 * self._triangles + 8 * sum(self.channels)))
 
     def unfinished_covariance(self, file: int) -> int:
-        """Beside a file while it is written: all snapshots by themselves, and before that the parts of the last."""
+        """Return the bytes beside a file while it is written.
+
+        They are all snapshots by themselves, and before that the parts of the last.
+        """
         return max(file, self.parts * self._covariances(0))
 
     def spectra(self, snapshots: int) -> int:
-        """Tables of eigenvalues, and what comparisons need."""
+        """Return the bytes of tables of eigenvalues, and of what comparisons need."""
         images = self.settings.images
         arrays = 4 * sum(c * spectrum.leading(c) + images * min(images, c) for c in self.channels)
         rows = (snapshots + self.parts) * sum(self.channels)
@@ -75,18 +83,19 @@ class Footprint:
 
     @property
     def parts(self) -> int:
-        """Parts of the images for the jackknife."""
+        """The number of parts of the images, for the jackknife."""
         return min(self.settings.jackknife or 0, self.settings.images)
 
     @property
     def _triangles(self) -> int:
+        """Elements of the upper triangles of all covariances."""
         return sum(channels * (channels + 1) // 2 for channels in self.channels)
 
     def _covariances(self, images: int) -> int:
-        """At one snapshot."""
+        """Return the bytes of all covariances at one snapshot."""
         width = 4 if self.settings.single else 8
         return self._arrays(4, width * self._triangles + (8 + 4 * images) * sum(self.channels))
 
     def _arrays(self, number: int, content: int) -> int:
-        """So many arrays of every tap."""
+        """Return the bytes of so many arrays of every tap."""
         return number * ARRAY * len(self.channels) + content

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -17,66 +17,103 @@ from tqdm import tqdm
 from eigendet.config import Experiment
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import open_splits
-from eigendet.errors import UserError
 from eigendet.networks import models
 from eigendet.runs import parallel
-from eigendet.runs.stages import read_run
-from eigendet.runs.training import snapshot_path
+from eigendet.runs.folder import RunFolder
 
+VERSION = 1  # of the format of the JSON file
 WARM_UP, ROUNDS = 3, 25
 
 
-def measure(experiment: Experiment, folders: Sequence[Path], rounds: int = ROUNDS) -> dict[str, Any]:
-    """Median and quartiles of the time for the first validation image, in milliseconds, of detectors and backbones.
+class Quartiles(TypedDict):
+    """Milliseconds."""
+
+    low: float
+    median: float
+    high: float
+
+
+class RunLatency(TypedDict):
+    """Times of a run's detector and of the backbone in it."""
+
+    arm: str
+    backbone: Quartiles
+    detector: Quartiles
+    seed: int
+
+
+class Latency(TypedDict):
+    """What the JSON file of times holds."""
+
+    version: int
+    device: str
+    threads: int
+    image: list[int]  # height and width, before the detector resizes it
+    rounds: int
+    runs: list[RunLatency]
+
+
+class _Part(NamedTuple):
+    """A network that is measured: what is called, and what it took each time, in milliseconds."""
+
+    call: Callable[[], object]
+    times: list[float]
+
+    def quartiles(self) -> Quartiles:
+        low, median, high = np.quantile(self.times, (0.25, 0.5, 0.75))
+        return {"low": float(low), "median": float(median), "high": float(high)}
+
+
+def measure_latency(experiment: Experiment, folders: Sequence[Path], rounds: int = ROUNDS) -> Latency:
+    """Return quartiles of the time for the first validation image, of detectors and of their backbones.
 
     Each round runs every network once, in a random order; weights are those of the last snapshot.
 
     Args:
+        experiment: names the validation images and the device.
         folders: of complete runs.
+        rounds: so many count, after some that do not.
+
+    Raises:
+        UserError: a folder holds no complete run of a detector.
     """
     device = parallel.device_of(experiment.device)
     image = as_float(open_splits(experiment, "detection")["val"][0][0]).to(device)
-    calls: dict[tuple[int, str], Callable[[], object]] = {}
-    records = [read_run(folder) for folder in folders]
-    for number, (folder, record) in enumerate(zip(folders, records, strict=True)):
-        if record["definition"]["detector"] is None:
-            raise UserError(f"{folder}: a run of a classifier; expected folders of detectors' runs.")
-        _, model, _ = models.read_snapshot(snapshot_path(folder, record["snapshots"][-1]))
+    runs = [RunFolder(folder) for folder in folders]
+    records = [run.read_detector_run() for run in runs]
+    detectors, backbones = [], []
+    for run, record in zip(runs, records, strict=True):
+        _, model, _ = models.read_snapshot(run.snapshot(record.last_step))
         model.to(device)
         backbone = models.backbone_of(model)
-        canvas = _input(model, backbone, image)
-        calls[number, "detector"] = partial(model, [image])
-        calls[number, "backbone"] = partial(backbone, canvas)
-    times: dict[tuple[int, str], list[float]] = {key: [] for key in calls}
-    order = list(calls)
-    shuffle = random.Random(0).shuffle
-    with torch.inference_mode():
-        for number in tqdm(range(WARM_UP + rounds), unit="round", disable=None):
-            shuffle(order)
-            for key in order:
-                taken = timed(calls[key], device)
-                if number >= WARM_UP:
-                    times[key].append(1000 * taken)
+        detectors.append(_Part(partial(model, [image]), []))
+        backbones.append(_Part(partial(backbone, _input(model, backbone, image)), []))
+    in_turns = [part for pair in zip(detectors, backbones, strict=True) for part in pair]
+    _measure(in_turns, rounds, device)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "version": VERSION,
+        "device": parallel.hardware_name(device),
         "threads": torch.get_num_threads(),
         "image": list(image.shape[1:]),
         "rounds": rounds,
         "runs": [
-            record["run"]
-            | {
-                part: dict(
-                    zip(("low", "median", "high"), np.quantile(times[number, part], (0.25, 0.5, 0.75)), strict=True)
-                )
-                for part in ("detector", "backbone")
+            {
+                "arm": record.run["arm"],
+                "backbone": backbone.quartiles(),
+                "detector": detector.quartiles(),
+                "seed": record.run["seed"],
             }
-            for number, record in enumerate(records)
+            for record, detector, backbone in zip(records, detectors, backbones, strict=True)
         ],
     }
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, with what it leaves to a GPU."""
+    """Return the seconds that a call takes, with what it leaves to a GPU.
+
+    >>> 0 <= timed(lambda: None, torch.device("cpu")) < 1
+    True
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -86,11 +123,23 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def _measure(parts: list[_Part], rounds: int, device: torch.device) -> None:
+    """Run every part once a round, in a random order, and note the times after the warm-up."""
+    shuffle = random.Random(0).shuffle
+    with torch.inference_mode():
+        for number in tqdm(range(WARM_UP + rounds), unit="round", disable=None):
+            shuffle(parts)
+            for part in parts:
+                seconds = timed(part.call, device)
+                if number >= WARM_UP:
+                    part.times.append(1000 * seconds)
+
+
 def _input(model: nn.Module, backbone: nn.Module, image: Tensor) -> Tensor:
-    """What the backbone is given when the detector sees the image: resized, padded, in a batch."""
-    given: list[Tensor] = []
-    hook = backbone.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    """Return what the backbone sees when the detector sees the image: resized, padded, in a batch."""
+    inputs: list[Tensor] = []
+    hook = backbone.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     with torch.inference_mode():
         model([image])
     hook.remove()
-    return given[0]
+    return inputs[0]

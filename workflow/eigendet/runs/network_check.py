@@ -5,71 +5,100 @@ So a mistake in a plugin is known at once, by the plugin's file and line, and no
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
+from torch import Tensor, nn
 
 from eigendet import plugins
 from eigendet.config import Experiment
 from eigendet.config.sections import DetectorTraining
-from eigendet.data.batches import as_float, detection_batches
-from eigendet.data.datasets import open_splits
+from eigendet.data.batches import as_float
+from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError, some
 from eigendet.networks import checks, models
+from eigendet.plugins.discovery import Plugin
 from eigendet.runs import definitions, training
+from eigendet.runs.training import Losses
 
+VERSION = 1  # of a summary's format
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
 
 
+class NetworkSummary(TypedDict):
+    """What came of trying a network, as its JSON file holds it."""
+
+    version: int
+    costs: dict[str, int]  # see `definitions.costs_of`
+    plugins: dict[str, str]  # versions by kind
+    losses: dict[str, float]  # of the first step
+
+
 def small(settings: DetectorTraining) -> tuple[int, int]:
-    """Shorter and longest side of images that are quick to go through, in the proportions of the real ones."""
+    """Return shorter and longest side of images that pass quickly, in the proportions of the real ones.
+
+    >>> small(DetectorTraining(steps=1, min_size=800, max_size=1333))
+    (256, 427)
+    """
     shrink = min(1.0, LARGEST / settings.min_size)
     return round(shrink * settings.min_size), round(shrink * settings.max_size)
 
 
-def network(experiment: Experiment, backbone: str, detector: str) -> dict[str, Any]:
-    """Try a detector over a backbone on two training images, on the CPU.
-
-    Returns:
-        A summary: parameters and multiply-accumulates, versions of the plugins, losses of the first step.
+def check_network(experiment: Experiment, backbone: str, detector: str) -> NetworkSummary:
+    """Try a detector over a backbone on two training images, on the CPU; return what came of it.
 
     Raises:
         UserError: a plugin fails, or does not keep its contract; the message names its file and line.
     """
     data = open_splits(experiment, "detection")["train"]
-    settings = experiment.training
-    size = small(settings)
+    size = small(experiment.training)
     definition = definitions.definition_of(experiment, backbone, detector, data.classes, size)
-    first, second = experiment.backbones[backbone], experiment.detectors[detector]
-    own, over = plugins.find("backbone", first.plugin), plugins.find("detector", second.plugin)
+    choices = {"backbone": experiment.backbones[backbone], "detector": experiment.detectors[detector]}
+    backbone_plugin = plugins.find("backbone", choices["backbone"].plugin)
+    detector_plugin = plugins.find("detector", choices["detector"].plugin)
+    few = {"batch_size": 2, "min_size": size[0], "max_size": size[1], "workers": 0}
     training.seed_everything(0)
-    with plugins.failures_named(over, own):
+    with plugins.failures_named(detector_plugin, backbone_plugin):
         model = definition.build()
         costs = definitions.costs_of(definition, model)
-        inside = models.backbone_of(model)
-        features = inside.train()(torch.rand(2, 3, size[0], size[0]))
-        checks.check_features(features, own)
-        checks.check_gradients(features, inside, own)
-        few = settings.model_copy(update={"batch_size": 2, "min_size": size[0], "max_size": size[1], "workers": 0})
-        masks = bool(getattr(model, "learns_masks", False))
-        batch = next(iter(detection_batches(data, few, 0, 0, masks)))
-        losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
-        checks.check_losses(losses, str(over))
-        loss = torch.stack(list(losses.values())).sum()
-        checks.check_leaves(loss, model, str(over))
-        loss.backward()
-        idle = [name for name, value in inside.named_parameters() if value.grad is None]
-        if idle:
-            raise UserError(f"{over}: the loss does not reach {some(idle)} of the backbone; it would never be trained.")
-        checks.check_network(inside, own)  # again: a first pass may have frozen something
-        checks.check_network(model, over)
-        image = as_float(data[0][0])
-        with torch.no_grad():
-            found = model.eval()([image])
-        checks.check_detections(found, [(image.shape[1], image.shape[2])], len(data.classes), str(over))
-    versions = plugins.versions(backbone=first, detector=second)
+        _check_maps(models.backbone_of(model), size, backbone_plugin)
+        losses = _check_step(model, data, experiment.training.model_copy(update=few), detector_plugin)
+        checks.check_network(models.backbone_of(model), backbone_plugin)  # again: a first pass may have frozen it
+        checks.check_network(model, detector_plugin)
+        _check_detections(model, data, detector_plugin)
     return {
+        "version": VERSION,
         "costs": costs,
-        "plugins": versions,
+        "plugins": plugins.versions(**choices),
         "losses": {name: float(value.detach()) for name, value in losses.items()},
     }
+
+
+def _check_maps(backbone: nn.Module, size: tuple[int, int], plugin: Plugin) -> None:
+    """Raise UserError unless the backbone gives feature maps that all of it is trained by."""
+    features: dict[str, Tensor] = backbone.train()(torch.rand(2, 3, size[0], size[0]))
+    checks.check_features(features, plugin)
+    checks.check_gradients(features, backbone, plugin)
+
+
+def _check_step(model: nn.Module, data: Detection, settings: DetectorTraining, plugin: Plugin) -> Losses:
+    """Raise UserError unless a batch gives losses that reach all of the backbone; return them."""
+    batch = next(iter(training.detection_task(model, data, settings, 0).batches(0)))
+    losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
+    checks.check_losses(losses, str(plugin))
+    loss = torch.stack(list(losses.values())).sum()
+    checks.check_leaves(loss, model, str(plugin))
+    loss.backward()
+    backbone = models.backbone_of(model)
+    idle = [name for name, value in backbone.named_parameters() if value.grad is None]
+    if idle:
+        raise UserError(f"{plugin}: the loss does not reach {some(idle)} of the backbone; it would never be trained.")
+    return losses
+
+
+def _check_detections(model: nn.Module, data: Detection, plugin: Plugin) -> None:
+    """Raise UserError unless the first image gives detections."""
+    image = as_float(data[0][0])
+    with torch.no_grad():
+        detections = model.eval()([image])
+    checks.check_detections(detections, [(image.shape[1], image.shape[2])], len(data.classes), str(plugin))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import logging
 import os
 import shutil
@@ -21,11 +20,11 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import torch
+from filelock import FileLock, Timeout
 from torch import distributed
 
 from eigendet.errors import UserError
@@ -38,7 +37,10 @@ PATIENCE = datetime.timedelta(hours=2)  # longest that processes wait for one an
 
 
 def device_of(name: DeviceName) -> torch.device:
-    """The device of this process: with several GPUs, one that no other process of this user holds, where there is one.
+    """Return the device of this process: of several GPUs one that no other process of this user holds, if one is free.
+
+    >>> device_of("cpu")
+    device(type='cpu')
 
     Raises:
         UserError: name is "cuda", and there is no GPU.
@@ -52,12 +54,23 @@ def device_of(name: DeviceName) -> torch.device:
     return device
 
 
+def hardware_name(device: torch.device) -> str:
+    """Return what a device is sold as, or "cpu".
+
+    >>> hardware_name(torch.device("cpu"))
+    'cpu'
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def run(work: Callable[[], object], name: DeviceName, devices: int, nodes: int = 1) -> None:
     """Call `work` in as many processes as there are devices; in this one, if that is one.
 
     Args:
+        work: what each process does.
+        name: the setting `device` of the experiment.
         devices: GPUs of the job, over all nodes; 0: what `name` says. With the device "cpu" the number of processes.
-        nodes: of a Slurm job, on each of which an equal share of the devices is.
+        nodes: machines of a Slurm job, each with an equal share of the devices.
 
     Raises:
         UserError: there are fewer GPUs, or a process died.
@@ -88,14 +101,18 @@ def check_devices(name: DeviceName, devices: int) -> None:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """While open, SIGTERM ends nothing; the function that is given says whether it has come.
+    """Keep SIGTERM from ending the process while open; the function that is yielded says whether it has come.
 
     With it Slurm, and whoever else takes a machine back, says that the process has some seconds left.
+
+    >>> with stopping() as asked_to_stop:
+    ...     asked_to_stop(), signal.raise_signal(signal.SIGTERM), asked_to_stop()
+    (False, None, True)
     """
-    came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(signals)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -175,38 +192,39 @@ def _on_every_node(nodes: int) -> None:
 
 
 def _visible() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    """Return what CUDA_VISIBLE_DEVICES calls the GPUs that this process may use."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",") if names else [str(index) for index in range(torch.cuda.device_count())]
 
 
 @cache
 def _held(count: int) -> list[int]:
-    """Numbers of GPUs that are this process's until it ends, by locks on files that the kernel opens again by itself.
+    """Return numbers of GPUs that are this process's until it ends, by locks on files that the kernel then releases.
 
     Snakemake counts GPUs but does not say which; Slurm does, and then there is nothing to choose.
     """
     available = torch.cuda.device_count()
     if available <= count:
         return list(range(available))
-    free = list(islice((index for index, name in enumerate(_visible()[:available]) if _lock(name)), count))
+    free: list[int] = []
+    for index, name in enumerate(_visible()[:available]):
+        if len(free) < count and _lock(name):
+            free.append(index)
     if len(free) < count:
         logger.info("other jobs use the GPUs of this machine; sharing")
         free += [index for index in range(available) if index not in free][: count - len(free)]
     return free
 
 
-LOCKS: list[IO[str]] = []  # open until the process ends
+LOCKS: list[FileLock] = []  # held until the process ends, even by force: then the kernel releases them
 
 
 def _lock(name: str) -> bool:
-    """Take the lock of a GPU, if it is free."""
-    path = Path(tempfile.gettempdir()) / f"eigendet-{os.getuid()}-gpu-{name}.lock"
-    file = path.open("w")
+    """Take the lock of a GPU, and return whether it was free."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"eigendet-{os.getuid()}-gpu-{name}.lock")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        lock.acquire(blocking=False)
+    except Timeout:
         return False
-    LOCKS.append(file)
+    LOCKS.append(lock)
     return True

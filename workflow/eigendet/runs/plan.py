@@ -32,6 +32,8 @@ class Stage:
     """All jobs of one rule.
 
     Attributes:
+        rule: its name in the workflow.
+        jobs: how many there are.
         steps: optimizer updates.
         images: that pass a network.
         disk: bytes that stay.
@@ -47,38 +49,50 @@ class Stage:
     meanwhile: int = 0
     seconds: float | None = 0.0
 
+    def add(self, other: Stage) -> None:
+        """Count the jobs of another stage too."""
+        self.jobs += other.jobs
+        self.steps += other.steps
+        self.images += other.images
+        self.disk += other.disk
+        self.meanwhile = max(self.meanwhile, other.meanwhile)
+        self.seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+
 
 class Network(NamedTuple):
     """A detector over a backbone, with what its runs leave and how fast they are."""
 
     definition: Definition
-    arms: dict[str, Footprint]
+    footprints: dict[str, Footprint]  # by arm
     rate: Throughput | None
 
 
 def stages(experiment: Experiment, folder: Path, rates: Rates | None = None) -> list[Stage]:
-    """Everything that there is to do, in the order of the workflow.
+    """Return everything that there is to do, in the order of the workflow.
 
     Args:
+        experiment: what is planned.
         folder: results of the experiment, whose widths count where they are known.
         rates: says how fast networks are.
     """
-    found: dict[str, Stage] = {}
+    by_rule: dict[str, Stage] = {}
     for stage in _stages(experiment, folder, rates):
-        known = found.setdefault(stage.rule, Stage(stage.rule, 0))
-        known.jobs += stage.jobs
-        known.steps += stage.steps
-        known.images += stage.images
-        known.disk += stage.disk + stage.jobs * RECORDS
-        known.meanwhile = max(known.meanwhile, stage.meanwhile)
-        known.seconds = None if known.seconds is None or stage.seconds is None else known.seconds + stage.seconds
-    return [stage for stage in found.values() if stage.jobs]
+        stage.disk += stage.jobs * RECORDS
+        if stage.rule in by_rule:
+            by_rule[stage.rule].add(stage)
+        elif stage.jobs:
+            by_rule[stage.rule] = stage
+    return list(by_rule.values())
 
 
-def peak(found: Sequence[Stage], jobs: int) -> int:
-    """The most bytes at any time, if so many jobs run at once, and those of a stage before those of the next."""
+def peak(stages: Sequence[Stage], jobs: int) -> int:
+    """Return the most bytes at any time, if so many jobs run at once, and those of a stage before those of the next.
+
+    >>> peak([Stage("train", jobs=4, disk=100, meanwhile=50), Stage("report", jobs=1, disk=10)], jobs=2)
+    150
+    """
     most = kept = 0
-    for stage in found:
+    for stage in stages:
         running = min(jobs, stage.jobs)
         done = stage.disk * (stage.jobs - running) // stage.jobs
         most = max(most, kept + done + running * stage.meanwhile, kept + stage.disk)
@@ -87,35 +101,39 @@ def peak(found: Sequence[Stage], jobs: int) -> int:
 
 
 def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterator[Stage]:
+    """Yield the stages in the order of the workflow, those of some rules in parts."""
     detection = open_splits(experiment, "detection")
     classifiers = _classifiers(experiment)
-    planned = [
-        _network(experiment, folder, *network, detection["train"].classes, classifiers, rates)
-        for network in experiment.networks
+    networks = [
+        _network(experiment, folder, backbone, detector, detection["train"].classes, classifiers, rates)
+        for backbone, detector in experiment.networks
     ]
     resized = [arm for arm in experiment.all_arms if arm not in WITH_REFERENCE_WIDTHS]
-    every, networks_ = len(experiment.seeds), len(planned)
-    yield Stage("check_data", 2 + 2 * bool(classifiers))
-    yield Stage("check_network", networks_)
+    tasks = 2 if classifiers else 1
+    yield Stage("check_data", jobs=2 * tasks)
+    yield Stage("check_network", jobs=len(networks))
     if "finetune" in experiment.all_arms:
-        for name in experiment.backbones:
-            yield _pretraining(experiment, classifiers.get(name), planned)
-    yield from (_training(experiment, network, arm) for network in planned for arm in experiment.all_arms)
-    for network in planned:
-        yield from (stage for arm in experiment.observed for stage in _observation(experiment, network, arm))
-    yield Stage("comparison", networks_, disk=networks_ * TABLES)
-    yield Stage("widths", networks_ * len(resized))
-    yield Stage("front", networks_ * bool(experiment.derived))
-    for network in planned:
-        images = every * len(experiment.all_arms) * len(detection["val"])
-        seconds = network.rate and images / network.rate.looking
-        yield Stage("evaluate", every * len(experiment.all_arms), images=images, seconds=seconds)
-    yield Stage("latency", networks_)
-    yield Stage("report", 1, disk=PAGE + networks_ * FIGURES)
+        for backbone in experiment.backbones:
+            yield _pretraining(experiment, classifiers.get(backbone), networks)
+    for network in networks:
+        for arm in experiment.all_arms:
+            yield _training(experiment, network, arm)
+    for network in networks:
+        for arm in experiment.observed:
+            yield from _observation(experiment, network, arm)
+    yield Stage("comparison", jobs=len(networks), disk=len(networks) * TABLES)
+    yield Stage("widths", jobs=len(networks) * len(resized))
+    yield Stage("front", jobs=len(networks) if experiment.derived else 0)
+    for network in networks:
+        runs = len(experiment.seeds) * len(experiment.all_arms)
+        images = runs * len(detection["val"])
+        yield Stage("evaluate", jobs=runs, images=images, seconds=network.rate and images / network.rate.looking)
+    yield Stage("latency", jobs=len(networks))
+    yield Stage("report", jobs=1, disk=PAGE + len(networks) * FIGURES)
 
 
 def _classifiers(experiment: Experiment) -> dict[str, Definition]:
-    """What each backbone that is pre-trained here is pre-trained as."""
+    """Return what each backbone that is pre-trained here is pre-trained as."""
     here = [name for name, choice in experiment.backbones.items() if choice.pretrained == "workflow"]
     if "finetune" not in experiment.arms or not here:
         return {}
@@ -132,95 +150,119 @@ def _network(
     classifiers: dict[str, Definition],
     rates: Rates | None,
 ) -> Network:
+    """Return what the runs of a network leave; only small images pass it here."""
     size = experiment.training.min_size, experiment.training.max_size
     definition = definitions.definition_of(experiment, backbone, detector, classes, size)
-    usual = replace(definition, size=network_check.small(experiment.training))
-    files = dict.fromkeys(experiment.all_arms, Footprint.of(usual, experiment.covariance))
+    small = replace(definition, size=network_check.small(experiment.training))
+    footprints = dict.fromkeys(experiment.all_arms, Footprint.of(small, experiment.covariance))
     for arm in experiment.all_arms:
         own = experiment.arms[arm].widths if arm in experiment.arms else None
-        network = {"backbone": backbone, "detector": detector}
-        widths = Path(own) if own else layout.path(folder, layout.WIDTHS, arm=arm, **network)
+        file = layout.path(folder, layout.WIDTHS, arm=arm, backbone=backbone, detector=detector)
+        widths = Path(own) if own else file
         if widths.is_file():
-            changed = replace(usual, widths=models.read_widths(widths, usual))
-            files[arm] = Footprint.of(changed, experiment.covariance)
-    return Network(definition, files, rates and rates(definition, classifiers.get(backbone)))
+            resized = replace(small, widths=models.read_widths(widths, small))
+            footprints[arm] = Footprint.of(resized, experiment.covariance)
+    return Network(definition, footprints, rates and rates(definition, classifiers.get(backbone)))
 
 
-def _pretraining(experiment: Experiment, classifier: Definition | None, planned: Sequence[Network]) -> Stage:
-    """Of one backbone, or only its weights from elsewhere."""
+def _pretraining(experiment: Experiment, classifier: Definition | None, networks: Sequence[Network]) -> Stage:
+    """Return the pre-training of one backbone, or only its weights from elsewhere."""
     settings = experiment.pretraining
     if classifier is None or settings is None:
-        return Stage("pretrain", 1)
+        return Stage("pretrain", jobs=1)
     files = Footprint.of(classifier, experiment.covariance)
-    rate = next(network.rate for network in planned if network.definition.backbone == classifier.backbone)
+    rate = next(network.rate for network in networks if network.definition.backbone == classifier.backbone)
     images = settings.steps * settings.batch_size
     return Stage(
         "pretrain",
-        1,
-        settings.steps,
-        images,
-        (1 + len(snapshot_steps(settings))) * files.snapshot,
-        _training_disk(settings, files),
-        images / rate.pretraining if rate and rate.pretraining else None,
+        jobs=1,
+        steps=settings.steps,
+        images=images,
+        disk=(1 + len(snapshot_steps(settings))) * files.snapshot,
+        meanwhile=_training_disk(settings, files),
+        seconds=images / rate.pretraining if rate and rate.pretraining else None,
     )
 
 
 def _training(experiment: Experiment, network: Network, arm: str) -> Stage:
     """Return the runs of an arm, of all seeds."""
-    settings, files, seeds = experiment.training_of(arm), network.arms[arm], len(experiment.seeds)
+    settings, files, seeds = experiment.training_of(arm), network.footprints[arm], len(experiment.seeds)
     images = seeds * settings.steps * settings.batch_size
     return Stage(
         "train",
-        seeds,
-        seeds * settings.steps,
-        images,
-        seeds * len(snapshot_steps(settings)) * files.snapshot,
-        _training_disk(settings, files),
-        network.rate and images / network.rate.training,
+        jobs=seeds,
+        steps=seeds * settings.steps,
+        images=images,
+        disk=seeds * len(snapshot_steps(settings)) * files.snapshot,
+        meanwhile=_training_disk(settings, files),
+        seconds=network.rate and images / network.rate.training,
     )
 
 
 def _training_disk(settings: Optimization, files: Footprint) -> int:
-    """The most that a run has: before its last snapshot, two checkpoints, of which one is about to go."""
+    """Return the most bytes of a run: before its last snapshot, two checkpoints, of which one is about to go."""
     return (len(snapshot_steps(settings)) - 1) * files.snapshot + 2 * files.checkpoint(settings)
 
 
 def _observation(experiment: Experiment, network: Network, arm: str) -> Iterator[Stage]:
-    """Dumps of an arm, of all seeds, and their spectra."""
-    settings, files, seeds = experiment.covariance, network.arms[arm], len(experiment.seeds)
+    """Yield the covariances of an arm, of all seeds, and their spectra."""
+    settings, files, seeds = experiment.covariance, network.footprints[arm], len(experiment.seeds)
     snapshots = len(snapshot_steps(experiment.training_of(arm)))
-    images, shards = snapshots * settings.images, settings.shards
-    whole, part = (files.covariance(snapshots, settings.images // count) for count in (1, shards))
-    seconds = network.rate and seeds * images / network.rate.observing
+    images, shards = seeds * snapshots * settings.images, settings.shards
+    whole = files.covariance(snapshots, settings.images)
+    shard = files.covariance(snapshots, settings.images // shards)  # the whole, if there is but one
+    observing = Stage(
+        "covariance",
+        jobs=seeds * shards,
+        images=images,
+        disk=seeds * whole,
+        meanwhile=shard + files.unfinished_covariance(shard),
+        seconds=network.rate and images / network.rate.observing,
+    )
     if shards == 1:
-        meanwhile = whole + files.unfinished_covariance(whole)
-        yield Stage("covariance", seeds, 0, seeds * images, seeds * whole, meanwhile, seconds)
+        yield observing
     else:
-        meanwhile = part + files.unfinished_covariance(part)
-        yield Stage("covariance_shard", seeds * shards, 0, seeds * images, 0, meanwhile, seconds)
-        yield Stage("merge", seeds, disk=seeds * whole, meanwhile=whole + shards * part)
-    yield Stage("spectra", seeds, disk=seeds * files.spectra(snapshots))
+        yield replace(observing, rule="covariance_shard", disk=0)
+        yield Stage("merge", jobs=seeds, disk=seeds * whole, meanwhile=whole + shards * shard)
+    yield Stage("spectra", jobs=seeds, disk=seeds * files.spectra(snapshots))
 
 
-def lines(found: Sequence[Stage], jobs: int, unit: str) -> Iterator[str]:
-    """The plan as text. `unit`: what is paid for by the hour."""
-    total = Stage("in all", sum(stage.jobs for stage in found), disk=sum(stage.disk for stage in found))
-    total.steps, total.images = sum(stage.steps for stage in found), sum(stage.images for stage in found)
-    known = [stage.seconds for stage in found if stage.seconds is not None]
-    total.seconds = sum(known) if len(known) == len(found) else None
+def lines(stages: Sequence[Stage], jobs: int, unit: str) -> Iterator[str]:
+    """Yield the plan as text.
+
+    Args:
+        stages: in the order of the workflow.
+        jobs: how many run at once.
+        unit: what is paid for by the hour.
+
+    >>> for line in lines([Stage("train", jobs=2, steps=600, images=4800, disk=80_000_000, seconds=90)], 1, "GPU"):
+    ...     print(line)  # doctest: +NORMALIZE_WHITESPACE
+                       jobs        steps         images       disk  GPU-hours
+    train                 2          600          4,800      80 MB  0.025
+    in all                2          600          4,800      80 MB  0.025
+    <BLANKLINE>
+    disk: 80 MB in the end; with one job at a time, 80 MB at most meanwhile
+    """
+    total = Stage("in all", jobs=0)
+    for stage in stages:
+        total.add(stage)
     yield f"{'':<16}{'jobs':>7}{'steps':>13}{'images':>15}{'disk':>11}  {unit}-hours"
-    for stage in [*found, total]:
+    for stage in [*stages, total]:
         hours = "?" if stage.seconds is None else f"{stage.seconds / 3600:.3g}" if stage.seconds else ""
-        counts = (f"{count:,}" if count else "" for count in (stage.steps, stage.images))
-        steps, images = counts
+        steps = f"{stage.steps:,}" if stage.steps else ""
+        images = f"{stage.images:,}" if stage.images else ""
         yield f"{stage.rule:<16}{stage.jobs:>7,}{steps:>13}{images:>15}{size_text(stage.disk):>11}  {hours}".rstrip()
     yield ""
     at_once = "one job at a time" if jobs == 1 else f"{jobs} jobs at once"
-    yield f"disk: {size_text(total.disk)} in the end; with {at_once}, {size_text(peak(found, jobs))} at most meanwhile"
+    yield f"disk: {size_text(total.disk)} in the end; with {at_once}, {size_text(peak(stages, jobs))} at most meanwhile"
 
 
 def size_text(count: float) -> str:
-    """Bytes in words, by powers of ten."""
+    """Return bytes in words, by powers of ten.
+
+    >>> [size_text(999), size_text(1.5e6), size_text(2.345e12)]
+    ['999 B', '1.5 MB', '2.35 TB']
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -15,11 +15,11 @@ import torch
 from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
 from eigendet.config.sections import Optimization
-from eigendet.data.batches import classification_batches, detection_batches
 from eigendet.data.datasets import open_splits
 from eigendet.networks import models
 from eigendet.networks.models import Definition
 from eigendet.runs import covariances, parallel, training
+from eigendet.runs.folder import RunFolder
 from eigendet.runs.latency import timed
 
 STEPS, WARM_UP = 6, 2  # measured, of which so many do not count
@@ -31,7 +31,14 @@ Settings = TypeVar("Settings", bound=Optimization)
 
 
 class Throughput(NamedTuple):
-    """Images a second. `looking`: as in evaluation; `pretraining`: None where there is none."""
+    """Images a second.
+
+    Attributes:
+        training: of a detector.
+        looking: through a detector without learning, as in evaluation.
+        observing: through a detector whose covariances are computed.
+        pretraining: of a classifier; None where there is none.
+    """
 
     training: float
     looking: float
@@ -40,63 +47,64 @@ class Throughput(NamedTuple):
 
 
 def measured(experiment: Experiment, detector: Definition, classifier: Definition | None) -> Throughput:
-    """Train, look and dump for some steps, in files that are thrown away, on this machine's device."""
+    """Measure some steps of training, looking and observing on this machine's device; no file stays."""
     device = parallel.device_of(experiment.device)
     data = open_splits(experiment, "detection")["train"]
     model = detector.build()
-    masks = bool(getattr(model, "learns_masks", False))
-    task = training.Task(
-        partial(detection_batches, data, _short(experiment.training), 0, masks=masks), training.detection_losses
-    )
+    task = training.detection_task(model, data, _short(experiment.training), 0)
     rate = _trained(model, detector, task, experiment.training, device)
     pretraining = None
     if classifier is not None and experiment.pretraining is not None:
-        images = open_splits(experiment, "classification")["train"]
-        batches = partial(classification_batches, images, _short(experiment.pretraining), 0)
-        task = training.Task(batches, training.classification_losses)
+        labeled = open_splits(experiment, "classification")["train"]
+        task = training.classification_task(labeled, _short(experiment.pretraining), 0)
         pretraining = _trained(classifier.build(), classifier, task, experiment.pretraining, device)
-    shown = covariances.Images(data, [index % len(data) for index in range(IMAGES)], device)
+    images = covariances.Images(data, [index % len(data) for index in range(IMAGES)], device)
     model.eval()
 
     def look() -> None:
         with torch.inference_mode():
-            for image in shown:
+            for image in images:
                 model(image)
 
     def observe() -> None:
-        list(covariances.observed_taps(model, experiment.covariance, shown))
+        list(covariances.observed_taps(model, experiment.covariance, images))
 
-    seconds = []
-    for call in (look, observe):
-        call()
-        seconds.append(timed(call, device))
-    return Throughput(rate, IMAGES / seconds[0], IMAGES / seconds[1], pretraining)
+    def rate_of(call: Callable[[], None]) -> float:
+        call()  # to warm up
+        return IMAGES / timed(call, device)
+
+    return Throughput(training=rate, looking=rate_of(look), observing=rate_of(observe), pretraining=pretraining)
 
 
 def _short(settings: Settings) -> Settings:
+    """Return the settings of a run of a few steps, each with a row in the log."""
     return settings.model_copy(update={"steps": STEPS, "snapshots": [], "log_every": 1, "checkpoint_every": STEPS + 1})
 
 
 def _trained(
     model: torch.nn.Module, definition: Definition, task: training.Task, settings: Optimization, device: torch.device
 ) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        training.fit(Path(folder), model, definition, task, _short(settings), 0, {}, device)
-        rates = pd.read_csv(Path(folder, "log.csv"))["images_per_second"][WARM_UP:]
+    """Return the images a second of some steps after the warm-up."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder(Path(name))
+        training.fit(folder, model, definition, task, _short(settings), 0, {}, device)
+        rates = pd.read_csv(folder.log)["images_per_second"][WARM_UP:]
     return float(len(rates) / (1 / rates).sum())
 
 
 def inferred(rate: float, experiment: Experiment, detector: Definition, classifier: Definition | None) -> Throughput:
-    """From that of training a detector, by multiply-accumulates."""
+    """Infer all from the images a second of training a detector, by multiply-accumulates."""
     pretraining = None
     if classifier is not None:
         backbone, usual = models.reference(classifier.backbone, classifier.size)
         area = math.prod(detector.size)
         whole, widths = replace(detector, heads=True).reference()
         pretraining = rate * area / SIDE**2 * whole.macs(widths) / backbone.macs(usual)
-    return Throughput(rate, PASSES * rate, PASSES / COVARIANCE * rate, pretraining)
+    return Throughput(
+        training=rate, looking=PASSES * rate, observing=PASSES / COVARIANCE * rate, pretraining=pretraining
+    )
 
 
 def device_name(experiment: Experiment) -> str:
-    """What is paid for by the hour."""
+    """Return what is paid for by the hour: "GPU" or "CPU"."""
     return "GPU" if parallel.device_of(experiment.device).type == "cuda" else "CPU"

@@ -1,14 +1,7 @@
 """One loop for classifiers and detectors, which can stop at any moment and goes on to the same weights.
 
-A run is a folder:
-
-    run.json                    what was run and what came of it; written last, so its presence means complete
-    log.csv                     losses, learning rate and throughput, a row every `log_every` steps
-    checkpoints/step_0000000.pt snapshots: step, weights and definition, tensors and plain values only
-    last.ckpt                   what resuming needs; removed when the run is complete
-
 Every random choice is drawn from a stream fixed by the seed and the step, so a resumed run draws the same ones. Several
-processes share each batch (see `parallel`); the first writes the files.
+processes share each batch (see `parallel`); the first writes the files, which `folder` lists.
 """
 
 from __future__ import annotations
@@ -20,9 +13,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,13 +23,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eigendet import processes
-from eigendet.config.sections import Optimization
-from eigendet.data.batches import stream_seed
+from eigendet.config.sections import DetectorTraining, Optimization, Pretraining
+from eigendet.data.batches import classification_batches, detection_batches, stream_seed
+from eigendet.data.datasets import Classification, Detection
 from eigendet.errors import UserError
-from eigendet.files import read_json, write_json, write_text
+from eigendet.files import write_text
+from eigendet.networks.detector import learns_masks
 from eigendet.networks.models import Definition
 from eigendet.networks.weights import save
 from eigendet.runs import parallel
+from eigendet.runs.folder import Identity, RunFolder, require_same
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +47,34 @@ class Task:
     losses: Callable[[nn.Module, Any, torch.device], Losses]
 
 
+class Outcome(TypedDict):
+    """What came of training, as the run's record has it."""
+
+    snapshots: list[int]
+    seconds: float
+    images_per_second: float
+    processes: int
+    device: str
+
+
+def classification_task(data: Classification, settings: Pretraining, seed: int) -> Task:
+    """Return the task of telling the classes of images apart."""
+    return Task(partial(classification_batches, data, settings, seed), classification_losses)
+
+
+def detection_task(model: nn.Module, data: Detection, settings: DetectorTraining, seed: int) -> Task:
+    """Return the task of detecting objects, with masks if the detector learns them."""
+    return Task(partial(detection_batches, data, settings, seed, masks=learns_masks(model)), detection_losses)
+
+
 def classification_losses(model: nn.Module, batch: Any, device: torch.device) -> Losses:
+    """Return the cross-entropy of a batch."""
     images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
     return {"loss_classifier": nn.functional.cross_entropy(model(images), labels)}
 
 
 def detection_losses(model: nn.Module, batch: Any, device: torch.device) -> Losses:
+    """Return the losses that a detector computes for a batch."""
     images, targets = batch
     images = [image.to(device, non_blocking=True) for image in images]
     targets = [{key: value.to(device, non_blocking=True) for key, value in target.items()} for target in targets]
@@ -65,63 +83,41 @@ def detection_losses(model: nn.Module, batch: Any, device: torch.device) -> Loss
 
 
 def fit(
-    folder: Path,
+    folder: RunFolder,
     model: nn.Module,
     definition: Definition,
     task: Task,
     settings: Optimization,
     seed: int,
-    identity: dict[str, Any],
+    identity: Identity,
     device: torch.device,
-) -> dict[str, Any]:
+) -> Outcome:
     """Train `model` for `settings.steps` updates, or go on from the folder's last checkpoint.
 
     On SIGTERM the step under way is finished, a checkpoint written, and the process ends with status 143.
 
-    Args:
-        identity: plain values that fix the outcome; a checkpoint or a finished run of another identity is refused.
-
-    Returns:
-        The content of run.json, which the caller completes and writes with `finish`.
-
     Raises:
-        UserError: the folder holds another run, or a loss is not finite.
+        UserError: the checkpoint has another identity, or a loss is not finite.
     """
-    model.to(device).train()
-    optimizer = _optimizer(model, settings)
-    half = settings.precision != "float32" and device.type == "cuda"
-    scaler = torch.amp.GradScaler(device.type, enabled=half and settings.precision == "float16")
-    progress = _resume(folder, identity, model, optimizer, scaler)
+    learner = _Learner(model, settings, device)
+    progress = _resume(folder, identity, learner)
     snapshots = snapshot_steps(settings)
     first, together = processes.rank() == 0, processes.size()
-    if progress.step == 0 and first:
-        for stale in (folder / "checkpoints").glob("step_*.pt"):
-            stale.unlink()
+    if first and progress.step == 0:
+        folder.remove_snapshots()
         if 0 in snapshots:
-            _snapshot(folder, 0, model, definition)
+            folder.write_snapshot(0, model, definition)
+    if together > 1:
+        learner.share_gradients()
 
-    network = _distributed(model, device) if together > 1 else model
     clock = time.perf_counter()
-    with (
-        parallel.stopping() as asked_to_stop,
-        tqdm(total=settings.steps, initial=progress.step, unit="step", disable=None if first else True) as bar,
-    ):
+    with parallel.stopping() as asked_to_stop, _bar(settings.steps, progress.step, shown=first) as bar:
         for batch in task.batches(progress.step):
-            seed_everything(stream_seed(seed, "step" if first else f"step, process {processes.rank()}", progress.step))
-            rate = learning_rate(settings, progress.step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.type, getattr(torch, settings.precision), enabled=half):
-                losses = task.losses(network, batch, device)
-                total = torch.stack(list(losses.values())).sum()
+            seed_everything(_step_seed(seed, progress.step))
+            rate = learner.set_rate(progress.step)
+            losses, total = learner.losses(task, batch)
             values, stop = _over_processes(losses, asked_to_stop(), progress.step)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(total).backward()
-            if settings.clip_norm is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
+            learner.update(total)
 
             progress.add(values, len(batch[0]) * together, time.perf_counter() - clock)
             clock = time.perf_counter()
@@ -130,52 +126,31 @@ def fit(
             if first and (progress.step % settings.log_every == 0 or done):
                 _log(folder, progress, rate, settings.steps, bar)
             if first and progress.step in snapshots:
-                _snapshot(folder, progress.step, model, definition)
+                folder.write_snapshot(progress.step, model, definition)
             if first and (stop or progress.step % settings.checkpoint_every == 0) and not done:
-                _checkpoint(folder, identity, model, optimizer, scaler, progress)
+                _write_checkpoint(folder, identity, learner, progress)
             if stop and not done:
                 logger.info("asked to stop after step %d, from which the same command goes on", progress.step)
                 processes.wait()  # whoever ends first ends all
                 raise SystemExit(parallel.STOPPED)
     return {
-        "identity": identity,
-        "definition": definition.plain(),
         "snapshots": snapshots,
         "seconds": round(progress.seconds, 1),
         "images_per_second": round(progress.images / progress.seconds, 1),
         "processes": together,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
+        "device": parallel.hardware_name(device),
     }
 
 
-def finish(folder: Path, result: dict[str, Any]) -> None:
-    """Write run.json, which marks the run as complete, and remove what only resuming needed."""
-    write_json(folder / "run.json", result)
-    (folder / "last.ckpt").unlink(missing_ok=True)
-
-
-def is_complete(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether the folder holds this very run, complete.
-
-    Raises:
-        UserError: it holds another complete run.
-    """
-    if not (folder / "run.json").is_file():
-        return False
-    record = read_json(folder / "run.json", "a run's record")
-    _same(folder / "run.json", record.get("identity", {}) if isinstance(record, dict) else {}, identity)
-    return True
-
-
-def snapshot_path(folder: Path, step: int) -> Path:
-    return folder / "checkpoints" / f"step_{step:07d}.pt"
-
-
 def snapshot_steps(settings: Optimization) -> list[int]:
-    """Steps at which weights are kept, ascending: those configured, or 0, logarithmically spaced ones, and the last.
+    """Return the steps at which weights are kept, ascending; the last step is always among them.
 
-    The last step is always among them.
+    They are those configured, or, of a number of them, 0, logarithmically spaced ones, and the last.
+
+    >>> snapshot_steps(Optimization(steps=1000, snapshots=5))
+    [0, 1, 10, 100, 1000]
+    >>> snapshot_steps(Optimization(steps=1000, snapshots=[0, 7]))
+    [0, 7, 1000]
     """
     if isinstance(settings.snapshots, list):
         return sorted({*settings.snapshots, settings.steps})
@@ -184,14 +159,22 @@ def snapshot_steps(settings: Optimization) -> list[int]:
 
 
 def learning_rate(settings: Optimization, step: int) -> float:
-    """Learning rate of the update that follows `step` updates: linear warm-up, then cosine to 0 or steps of a tenth."""
+    """Return the learning rate of the update that follows `step` updates.
+
+    It warms up linearly, then falls as a cosine to 0, or to a tenth at each milestone.
+
+    >>> settings = Optimization(steps=100, learning_rate=1.0, warmup_steps=10)
+    >>> [round(learning_rate(settings, step), 3) for step in (0, 9, 10, 55, 99)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
     rate = settings.learning_rate
     if step < settings.warmup_steps:
         return rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "cosine":
         share = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
         return rate * (1 + math.cos(math.pi * share)) / 2
-    return rate * 0.1 ** sum(step >= milestone * settings.steps for milestone in settings.milestones)
+    passed = [milestone for milestone in settings.milestones if step >= milestone * settings.steps]
+    return rate * 0.1 ** len(passed)
 
 
 def seed_everything(seed: int) -> None:
@@ -201,19 +184,62 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class _Learner:
+    """A model, and what changes its weights: an optimizer, and a scaler of gradients in half precision."""
+
+    def __init__(self, model: nn.Module, settings: Optimization, device: torch.device) -> None:
+        self.model, self.settings, self.device = model.to(device).train(), settings, device
+        self.network = self.model  # what computes the losses
+        self.optimizer = _optimizer(model, settings)
+        self.half = settings.precision != "float32" and device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half and settings.precision == "float16")
+
+    def share_gradients(self) -> None:
+        """Make gradients the means over all processes."""
+        self.network = _distributed(self.model, self.device)
+
+    def set_rate(self, step: int) -> float:
+        """Set the learning rate of the update that follows `step` updates, and return it."""
+        rate = learning_rate(self.settings, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def losses(self, task: Task, batch: Any) -> tuple[Losses, Tensor]:
+        """Return the losses of a batch, and their sum."""
+        with torch.autocast(self.device.type, getattr(torch, self.settings.precision), enabled=self.half):
+            losses = task.losses(self.network, batch, self.device)
+            return losses, torch.stack(list(losses.values())).sum()
+
+    def update(self, total: Tensor) -> None:
+        """Update the weights once."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        if self.settings.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    @property
+    def stateful(self) -> dict[str, nn.Module | torch.optim.Optimizer | torch.amp.GradScaler]:
+        """What a checkpoint holds the state of, by name."""
+        return {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+
+
+@dataclass
 class _Progress:
     """What a run has done so far; plain values, so that a checkpoint can hold it."""
 
-    def __init__(self, state: dict[str, Any] | None = None) -> None:
-        state = state or {"step": 0, "rows": [], "sums": {}, "since": [0, 0, 0.0], "images": 0, "seconds": 0.0}
-        self.step: int = state["step"]
-        self.rows: list[dict[str, float]] = state["rows"]
-        self.sums: dict[str, float] = state["sums"]
-        self.since: list[float] = state["since"]  # steps, images and seconds since the last row
-        self.images: int = state["images"]
-        self.seconds: float = state["seconds"]
+    step: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses, since the last row
+    since: list[float] = field(default_factory=lambda: [0, 0, 0.0])  # steps, images and seconds since the last row
+    images: int = 0
+    seconds: float = 0.0
 
     def add(self, losses: dict[str, float], images: int, seconds: float) -> None:
+        """Count one step."""
         self.step += 1
         self.images += images
         self.seconds += seconds
@@ -222,7 +248,7 @@ class _Progress:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def new_row(self, rate: float) -> dict[str, float]:
-        """Close the interval: means of the losses over its steps."""
+        """Close the interval, and return means of the losses over its steps."""
         steps, images, seconds = self.since
         means = {name: value / steps for name, value in self.sums.items()}
         row = {"step": self.step, "learning_rate": rate, "loss": sum(means.values())} | means
@@ -232,17 +258,29 @@ class _Progress:
         return row
 
 
-def _log(folder: Path, progress: _Progress, rate: float, steps: int, bar: Any) -> None:
+def _bar(steps: int, done: int, shown: bool) -> tqdm[Any]:
+    """Return a bar of the steps; None leaves it to tqdm, which shows it on a terminal."""
+    return tqdm(total=steps, initial=done, unit="step", disable=None if shown else True)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Return the seed of a step in this process."""
+    rank = processes.rank()
+    return stream_seed(seed, f"step, process {rank}" if rank else "step", step)
+
+
+def _log(folder: RunFolder, progress: _Progress, rate: float, steps: int, bar: tqdm[Any]) -> None:
+    """Write a row of the log, and say it where no bar does."""
     row = progress.new_row(rate)
     bar.set_postfix_str(f"loss {row['loss']:.4g}")
     if bar.disable:
         speed = row["images_per_second"]
         logger.info("step %d of %d: loss %.4g, %.3g images/s", progress.step, steps, row["loss"], speed)
-    write_text(folder / "log.csv", _csv(progress.rows))
+    write_text(folder.log, _csv(progress.rows))
 
 
 def _over_processes(losses: Losses, stop: bool, step: int) -> tuple[dict[str, float], bool]:
-    """Means of the losses over all processes, and whether any was asked to stop.
+    """Return means of the losses over all processes, and whether any was asked to stop.
 
     Raises:
         UserError: a loss is not finite, in any process; it is raised in all.
@@ -260,7 +298,7 @@ def _over_processes(losses: Losses, stop: bool, step: int) -> tuple[dict[str, fl
 
 
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model, with gradients that are means over all processes."""
+    """Return the model with gradients that are means over all processes."""
     if device.type == "cpu" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise UserError("norm is 'sync_batch', which needs GPUs where several processes train; expected 'group', say.")
     # A detector leaves out parameters in some steps: of a head, say, for images without objects.
@@ -270,7 +308,7 @@ def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
-    """SGD or AdamW; weight decay on matrices and kernels, not on biases and normalization."""
+    """Return SGD or AdamW, with weight decay on matrices and kernels, not on biases and normalization."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -281,59 +319,31 @@ def _optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 
-def _snapshot(folder: Path, step: int, model: nn.Module, definition: Definition) -> None:
-    content = {"step": step, "model": model.state_dict(), "definition": definition.plain()}
-    save(snapshot_path(folder, step), content)
+def _write_checkpoint(folder: RunFolder, identity: Identity, learner: _Learner, progress: _Progress) -> None:
+    """Write what a run goes on from."""
+    states = {name: part.state_dict() for name, part in learner.stateful.items()}
+    save(folder.checkpoint, {"identity": identity, **states, "progress": vars(progress)})
 
 
-def _checkpoint(
-    folder: Path, identity: dict[str, Any], model: nn.Module, optimizer: Any, scaler: Any, progress: _Progress
-) -> None:
-    content = {
-        "identity": identity,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "progress": vars(progress),
-    }
-    save(folder / "last.ckpt", content)
+def _resume(folder: RunFolder, identity: Identity, learner: _Learner) -> _Progress:
+    """Load the folder's checkpoint, if there is one; return what was done.
 
-
-def _resume(folder: Path, identity: dict[str, Any], model: nn.Module, optimizer: Any, scaler: Any) -> _Progress:
-    path = folder / "last.ckpt"
+    Raises:
+        UserError: it cannot be loaded, or is of another run.
+    """
+    path = folder.checkpoint
     if not path.is_file():
         return _Progress()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its readers raise
         raise UserError(f"{path}: cannot be loaded ({error}); delete it to train from the start.") from None
-    _same(path, content["identity"], identity)
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    scaler.load_state_dict(content["scaler"])
-    progress = _Progress(content["progress"])
+    require_same(path, content["identity"], identity)
+    for name, part in learner.stateful.items():
+        part.load_state_dict(content[name])
+    progress = _Progress(**content["progress"])
     logger.info("resuming from step %d (%s)", progress.step, path)
     return progress
-
-
-def _same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise UserError naming every key in which two identities differ."""
-    before, now = _flat(found), _flat(wanted)
-    apart = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if apart:
-        differences = "; ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} now" for key in apart)
-        raise UserError(
-            f"{path}: belongs to another run: {differences}. Delete it to train anew, or use another folder."
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, entry in value.items():
-        flat |= _flat(entry, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _csv(rows: list[dict[str, float]]) -> str:
