@@ -1,11 +1,11 @@
-"""The covariance dump: every snapshot of a run over one fixed set of probe images, to one file.
+"""Compute the covariances of a run: every snapshot over one fixed set of probe images, to one file.
 
 Weights are fixed and the network is in evaluation mode. Images pass one by one, so that none is padded to the size of
 another; the few pixels to a multiple of the network's stride are padding and left out. Backbone taps are named as in
 the backbone alone, so that they compare across detectors and with a classifier; all others as in the detector.
 
-Finished snapshots are kept beside the output until all are there, so a dump that was stopped goes on with the next.
-Several processes share the images of each snapshot (see `parallel`), and the first merges what they found.
+Finished snapshots are kept beside the output until all are there, so a computation that was stopped goes on
+with the next. Several processes share the images of each snapshot (see `parallel`), and the first merges their parts.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from eigendet import plugins, processes
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
 from eigendet.config.sections import IMMATERIAL, BackboneChoice, Optimization
 from eigendet.data.batches import evaluation_crop, stream_seed
-from eigendet.data.datasets import Task, open_splits
+from eigendet.data.datasets import Detection, Task, open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.files import Plain, file_digest
 from eigendet.networks import models, weights
@@ -112,16 +112,8 @@ def train(
     definition = definition_of(experiment, backbone, detector, data.classes, (settings.min_size, settings.max_size))
     if widths is not None:
         definition = replace(definition, widths=models.read_widths(widths, definition))
-    identity = {
-        "training": _material(settings),
-        "seed": seed,
-        "backbone": definition.backbone.model_dump(mode="json", exclude={"pretrained"}),
-        "detector": experiment.detectors[detector].model_dump(mode="json"),
-        "plugins": plugins.versions(backbone=experiment.backbones[backbone], detector=experiment.detectors[detector]),
-        "widths": definition.widths,
-        "init": file_digest(init) if init else None,
-        "data": data.digest,
-    }
+    versions = plugins.versions(backbone=experiment.backbones[backbone], detector=experiment.detectors[detector])
+    identity = _detector_identity(definition, settings, seed, versions, init, data)
     run = RunFolder(folder)
     if _is_complete(run, identity):
         return
@@ -146,7 +138,7 @@ def train(
 
 
 def _check_arm(experiment: Experiment, arm: str, init: Path | None, widths: Path | None) -> None:
-    """Raise UserError unless the arm is known and has just the files that it takes."""
+    """Raise UserError unless the experiment has the arm, and the arm has just the files that it takes."""
     if arm not in experiment.all_arms:
         raise UserError(f"--arm: {unknown('arm', arm, experiment.all_arms)} Others can be added to `arms`.")
     if init is None and arm == "finetune":
@@ -157,6 +149,27 @@ def _check_arm(experiment: Experiment, arm: str, init: Path | None, widths: Path
         raise UserError(f"arm {arm} has widths of its own: give --widths FILE.")
     if widths is not None and arm in WITH_REFERENCE_WIDTHS:
         raise UserError(f"arm {arm} has the reference's widths: leave --widths out, or use --arm derived.")
+
+
+def _detector_identity(
+    definition: Definition,
+    settings: Optimization,
+    seed: int,
+    versions: dict[str, str],
+    init: Path | None,
+    data: Detection,
+) -> Identity:
+    """Return what fixes the outcome of a detector's training."""
+    return {
+        "training": _material(settings),
+        "seed": seed,
+        "backbone": definition.backbone.model_dump(mode="json", exclude={"pretrained"}),
+        "detector": definition.detector and definition.detector.model_dump(mode="json"),
+        "plugins": versions,
+        "widths": definition.widths,
+        "init": file_digest(init) if init else None,
+        "data": data.digest,
+    }
 
 
 def _initial_detector(definition: Definition, seed: int, init: Path | None) -> torch.nn.Module:

@@ -25,7 +25,7 @@ from eigendet.runs.latency import timed
 STEPS, WARM_UP = 6, 2  # measured, of which so many do not count
 IMAGES = 4  # looked at
 PASSES = 3  # forward passes that a training step amounts to: for each product, the backward pass takes two
-COVARIANCE = 2  # and a dump: about as long again for the covariances
+COVARIANCE = 2  # forward passes that observing amounts to: about as long again for the covariances
 
 Settings = TypeVar("Settings", bound=Optimization)
 
