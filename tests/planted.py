@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from eigendet.channels.groups import Channels
-from eigendet.networks.models import Definition
+from eigendet.networks.definition import Definition
 from eigendet.spectra import tables
 
 

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from eigendet.config.sections import BackboneChoice, DetectorTraining, PluginChoice
 from eigendet.data.batches import detection_batches
 from eigendet.data.samples import Rectangles
+from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
-from eigendet.networks.models import Definition
 from eigendet.runs import training
 from eigendet.runs.folder import RunFolder
 

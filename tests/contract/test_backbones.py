@@ -15,8 +15,9 @@ from eigendet import plugins
 from eigendet.channels.construction import constructing
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.errors import UserError
-from eigendet.networks import models, weights
-from eigendet.networks.models import Definition
+from eigendet.networks import weights
+from eigendet.networks.backbones import build_backbone
+from eigendet.networks.definition import Definition
 from eigendet.testing import BackboneContract
 
 TRANSFORMERS = ["maxvit*", "swin*", "vit*"]
@@ -178,7 +179,7 @@ def test_other_networks_are_refused(plugin: str, name: str, message: str) -> Non
 
 def test_a_network_that_cannot_run_on_small_images_is_named() -> None:
     with pytest.raises(UserError, match=r"backbone plugin 'timm' .*Input height \(128\) doesn't match model"):
-        models.build_backbone(BackboneChoice(plugin="timm", name="nest_tiny"))
+        build_backbone(BackboneChoice(plugin="timm", name="nest_tiny"))
 
 
 @pytest.mark.parametrize(

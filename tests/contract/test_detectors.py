@@ -15,9 +15,10 @@ from eigendet import channels, config
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError
-from eigendet.networks import models, parts
+from eigendet.networks import parts
+from eigendet.networks.backbones import backbone_of, parameter_count, reference_groups
+from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
-from eigendet.networks.models import Definition
 from eigendet.runs import covariances, training
 from eigendet.testing import DetectorContract
 
@@ -63,7 +64,7 @@ def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, nor
     losses = training.detection_losses(model.train(), batch, torch.device("cpu"))
     assert losses.keys() == LOSSES[name]
     torch.stack(list(losses.values())).sum().backward()
-    assert all(parameter.grad is not None for parameter in models.backbone_of(model).parameters())
+    assert all(parameter.grad is not None for parameter in backbone_of(model).parameters())
     with torch.no_grad():
         (answer,) = model.eval()([torch.rand(3, 48, 80)])
     assert {"boxes", "labels", "scores"} <= answer.keys()
@@ -77,10 +78,10 @@ def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, nor
 def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, Any]) -> None:
     experiment = config.parse(values)
     data = open_splits(experiment, "detection")["train"]
-    groups = models.reference(definition(name).backbone)[1]
+    groups = reference_groups(definition(name).backbone)[1]
     for widths in (dict.fromkeys(groups, 4), {group: width + 12 for group, width in groups.items()}):
         model = definition(name, widths).build()
-        assert list(parts.feature_channels(models.backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
+        assert list(parts.feature_channels(backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
         settings = CovarianceSettings(points=["act", "fpn"])
         images = covariances.Images(data, [0], torch.device("cpu"))
         found = {str(tap.key): tap for tap in covariances.observed_taps(model.eval(), settings, images)}
@@ -93,14 +94,14 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
 def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
     reference = replace(definition(name), heads=True)
     groups, usual = reference.reference(64)
-    backbone, _ = models.reference(reference.backbone)
+    backbone, _ = reference_groups(reference.backbone)
     own = usual.keys() - backbone.widths.keys()
     assert {f"backbone.fpn.inner_blocks.{2 if name == 'retinanet' else 3}.0"} <= own
     assert not own & {"roi_heads.box_predictor.cls_score", "head.classification_head.cls_logits"}
     random = Random(0)
     widths = {g: groups.multiples[g] * random.randint(1, 40 // groups.multiples[g]) for g in usual}
     model = replace(reference, widths=widths).build()
-    assert models.parameter_count(model) == groups.parameters(widths)
+    assert parameter_count(model) == groups.parameters(widths)
     seen: dict[str, int] = {}
     for prefix, path in {"roi_heads": "roi_heads.box_head", "roi_heads.mask": "roi_heads.mask_head"}.items():
         if path in dict(model.named_modules()):
@@ -116,7 +117,7 @@ def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
     target = {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([1])}
     losses = model.train()([torch.rand(3, 64, 64)], [target | {"masks": torch.ones(1, 64, 64, dtype=torch.uint8)}])
     sum(losses.values()).backward()
-    again = models.Definition.of(replace(reference, widths=widths).plain()).build()
+    again = Definition.of(replace(reference, widths=widths).plain()).build()
     assert again.load_state_dict(model.state_dict()).missing_keys == []
 
 

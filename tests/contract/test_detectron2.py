@@ -22,9 +22,9 @@ from eigendet import channels, config, plugins
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
-from eigendet.networks import models
+from eigendet.networks.backbones import backbone_of, parameter_count
+from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
-from eigendet.networks.models import Definition
 from eigendet.plugins.discovery import find
 from eigendet.runs import covariances, stages, training
 from eigendet.runs.folder import RunFolder
@@ -87,7 +87,7 @@ def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
     random = Random(0)
     widths = {g: groups.multiples[g] * random.randint(1, max(1, 40 // groups.multiples[g])) for g in usual}
     model = replace(reference, widths=widths).build()
-    assert models.parameter_count(model) == groups.parameters(widths)
+    assert parameter_count(model) == groups.parameters(widths)
     seen: dict[str, int] = {}
     for prefix, path in {
         "model.roi_heads": f"model.roi_heads.{str(boxes).rpartition('.')[0]}",
@@ -211,8 +211,8 @@ def test_the_same_weights_have_the_same_spectra_under_both_frameworks(size: tupl
     built = {
         name: Definition(backbone, ["a", "b"], size, PluginChoice(**choice)).build() for name, choice in choices.items()
     }
-    weights = copy.deepcopy(models.backbone_of(built["detectron2"]).state_dict())
-    models.backbone_of(built["torchvision"]).load_state_dict(weights)
+    weights = copy.deepcopy(backbone_of(built["detectron2"]).state_dict())
+    backbone_of(built["torchvision"]).load_state_dict(weights)
     random = torch.Generator().manual_seed(0)
     shapes = [(64, 80), (120, 71), (33, 99)]
     images = [[torch.rand(3, *shape, generator=random)] for shape in shapes]

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from eigendet import plugins
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.errors import UserError
-from eigendet.networks import models
-from eigendet.networks.models import Definition
+from eigendet.networks.backbones import parameter_count, reference_groups
+from eigendet.networks.definition import Definition
 from eigendet.testing import DetectorContract
 
 transformers = pytest.importorskip("transformers")
@@ -138,7 +138,7 @@ def test_an_image_gives_the_same_alone_and_padded_beside_a_larger_one() -> None:
 def test_what_lies_between_tokens_is_resized_at_the_predicted_cost_and_tokens_are_kept() -> None:
     reference = replace(definition(), heads=True)
     groups, usual = reference.reference(64)
-    backbone, _ = models.reference(reference.backbone)
+    backbone, _ = reference_groups(reference.backbone)
     feed_forward = {f"{NETWORK}.{part}.layers.{n}.mlp.fc1" for part in ("encoder", "decoder") for n in (0, 1)}
     boxes = {f"network.bbox_predictor.layers.{n}" for n in (0, 1)}
     assert usual.keys() - backbone.widths.keys() == feed_forward | boxes
@@ -147,7 +147,7 @@ def test_what_lies_between_tokens_is_resized_at_the_predicted_cost_and_tokens_ar
     random = Random(0)
     widths = {g: groups.multiples[g] * random.randint(1, 40 // groups.multiples[g]) for g in usual}
     model = replace(reference, widths=widths).build()
-    assert models.parameter_count(model) == groups.parameters(widths)
+    assert parameter_count(model) == groups.parameters(widths)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()([torch.rand(3, 64, 64)])
     # What the queries do before they first see the image is the same for every image, and is not counted.

@@ -19,8 +19,8 @@ from eigendet import channels, plugins
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
-from eigendet.networks import models
-from eigendet.networks.models import Definition
+from eigendet.networks.backbones import parameter_count
+from eigendet.networks.definition import Definition
 from eigendet.runs import covariances
 from eigendet.testing import DetectorContract
 
@@ -93,7 +93,7 @@ def test_all_but_its_outputs_is_resized_at_the_predicted_cost(name: str) -> None
     random = Random(0)
     widths = {g: groups.multiples[g] * random.randint(1, max(1, 40 // groups.multiples[g])) for g in usual}
     model = replace(reference, widths=widths).build()
-    assert models.parameter_count(model) == groups.parameters(widths)
+    assert parameter_count(model) == groups.parameters(widths)
     seen: dict[str, int] = {}
     for prefix, path in {"roi_heads": "roi_heads.box_head", "roi_heads.mask": "roi_heads.mask_head"}.items():
         if path in dict(model.named_modules()):

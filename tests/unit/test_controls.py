@@ -13,7 +13,7 @@ from eigendet import channels, config, plugins
 from eigendet.channels.groups import Channels, Layer, Widths
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
-from eigendet.networks.models import Definition
+from eigendet.networks.definition import Definition
 from eigendet.runs import definitions
 from eigendet.widths import controls, derivation, dimensions
 from eigendet.widths.allocation import Budget, proportional

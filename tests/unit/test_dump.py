@@ -9,7 +9,7 @@ import torch
 
 from eigendet import config
 from eigendet.errors import UserError
-from eigendet.networks.models import read_snapshot
+from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
 from eigendet.runs import covariances, stages
 

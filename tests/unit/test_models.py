@@ -8,11 +8,12 @@ from torchvision import models as torchvision_models
 
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
-from eigendet.networks import models, parts, weights
+from eigendet.networks import parts, weights
+from eigendet.networks.backbones import build_backbone, reference_groups
 
 
 def backbone(**options: object) -> torch.nn.Module:
-    return models.build_backbone(BackboneChoice(**({"plugin": "resnet", "depth": 18} | options)))
+    return build_backbone(BackboneChoice(**({"plugin": "resnet", "depth": 18} | options)))
 
 
 def outputs(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -71,7 +72,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_width_factor_scales_every_group() -> None:
-    reference, widths = models.reference(BackboneChoice(plugin="resnet", width=0.25, norm_groups=16))
+    reference, widths = reference_groups(BackboneChoice(plugin="resnet", width=0.25, norm_groups=16))
     assert widths == {group: width // 4 for group, width in reference.widths.items()}
     assert list(parts.feature_channels(backbone(width=2)).values()) == [128, 256, 512, 1024]
 

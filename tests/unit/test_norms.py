@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
-from eigendet.networks import models
+from eigendet.networks.backbones import build_backbone, parameter_count, plain_backbone, reference_groups
 from eigendet.networks.norms import Norm, with_norm
 
 KINDS: dict[Norm, type[nn.Module]] = {
@@ -77,13 +77,13 @@ def test_norms_of_timm_that_activate_still_do_and_maps_are_still_collected(name:
 )
 def test_group_norms_follow_widths_in_whole_groups(plugin: str, name: str) -> None:
     choice = BackboneChoice(plugin=plugin, name=name, norm="group", norm_groups=4)
-    traced, usual = models.reference(choice)
+    traced, usual = reference_groups(choice)
     assert {multiple % 4 for multiple in traced.multiples.values()} <= {0, 1}  # 1 where no norm is: squeeze-excitation
     for factor in (0.5, 1.5):
         multiples = traced.multiples
         widths = {group: multiples[group] * max(1, round(usual[group] * factor / multiples[group])) for group in usual}
-        built = models.build_backbone(choice, widths)
-        assert models.parameter_count(built) == traced.parameters(widths)
+        built = build_backbone(choice, widths)
+        assert parameter_count(built) == traced.parameters(widths)
         norms = [module for module in built.modules() if isinstance(module, nn.GroupNorm)]
         assert norms and all(norm.num_groups == 4 and len(norm.weight) == norm.num_channels for norm in norms)
 
@@ -99,4 +99,4 @@ def test_group_norms_follow_widths_in_whole_groups(plugin: str, name: str) -> No
 def test_what_cannot_be_replaced_is_said(options: dict[str, Any], message: str) -> None:
     choice = BackboneChoice(**{"plugin": "torchvision", "name": "mobilenet_v3_small"} | options)
     with torch.device("meta"), pytest.raises(UserError, match=message):
-        models._plain_backbone(choice)
+        plain_backbone(choice)

@@ -11,7 +11,7 @@ from eigendet import config
 from eigendet.cli import plugin_commands
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
-from eigendet.networks import models
+from eigendet.networks.definition import Definition
 from eigendet.runs import network_check
 
 
@@ -179,4 +179,4 @@ def test_a_bad_backbone_is_named(folder: Path, values: dict[str, Any], old: str,
 def test_maps_are_checked_wherever_a_backbone_is_built(folder: Path) -> None:
     (folder / "net.py").write_text((folder / "net.py").read_text().replace("return maps", "return x"))
     with pytest.raises(UserError, match=r"backbone plugin 'net' \(plugins/net.py:\d+\): gave a tensor"):
-        models.Definition(BackboneChoice(plugin="net"), ["a"], (64, 64)).build()
+        Definition(BackboneChoice(plugin="net"), ["a"], (64, 64)).build()

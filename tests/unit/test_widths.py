@@ -15,9 +15,9 @@ from eigendet import config
 from eigendet.config import Experiment
 from eigendet.config.sections import BackboneChoice, WidthSettings
 from eigendet.errors import UserError
-from eigendet.networks import models, widths_file
-from eigendet.networks.models import Definition
-from eigendet.networks.widths_file import Cost
+from eigendet.networks import widths_file
+from eigendet.networks.definition import Definition
+from eigendet.networks.widths_file import Cost, read_widths
 from eigendet.runs import definitions
 from eigendet.widths import derivation, dimensions
 from eigendet.widths.allocation import Budget, marginal, proportional, targets
@@ -36,10 +36,10 @@ def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
     _, widths = NETWORK.reference()
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"widths": widths | {"conv1": 48}}))
-    assert models.read_widths(file, NETWORK) == widths | {"conv1": 48}
+    assert read_widths(file, NETWORK) == widths | {"conv1": 48}
     by_layer = {group: width for group, width in widths.items() if group != "conv1"} | {"layer1.0.conv2": 48}
     file.write_text(json.dumps({"widths": by_layer}))
-    assert models.read_widths(file, NETWORK)["conv1"] == 48  # a layer tied to the stem
+    assert read_widths(file, NETWORK)["conv1"] == 48  # a layer tied to the stem
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_wrong_widths_file_is_refused_by_name(tmp_path: Path, content: str, me
     file = tmp_path / "mine.json"
     file.write_text(content)
     with pytest.raises(UserError, match=f"mine.json: .*{message}"):
-        models.read_widths(file, NETWORK)
+        read_widths(file, NETWORK)
 
 
 def test_a_file_of_chosen_widths_is_read_again_and_another_version_of_it_is_not(tmp_path: Path) -> None:
@@ -71,14 +71,14 @@ def test_a_file_of_chosen_widths_is_read_again_and_another_version_of_it_is_not(
     file = tmp_path / "derived.json"
     widths_file.write(file, chosen)
     assert widths_file.read_chosen(file) == chosen
-    assert models.read_widths(file, NETWORK) == widths
+    assert read_widths(file, NETWORK) == widths
     content = json.loads(file.read_text())
     assert content == {"format": "eigendet widths", "version": 1} | chosen.plain()
     assert content["macs"] == {"reference": traced.macs(widths), "result": traced.macs(widths)}
     file.write_text(json.dumps(content | {"version": 9}))
     other = r"derived.json: of the format 'eigendet widths', version 9; .*: run 'eigendet widths' again"
     with pytest.raises(UserError, match=other):
-        models.read_widths(file, NETWORK)
+        read_widths(file, NETWORK)
     file.write_text(json.dumps(chosen.plain()))
     earlier = "derived.json: of an earlier format, without a version; .*: run 'eigendet widths' again"
     for read in (widths_file.read, widths_file.read_chosen):
@@ -86,7 +86,7 @@ def test_a_file_of_chosen_widths_is_read_again_and_another_version_of_it_is_not(
             read(file)
     by_hand = {"widths": widths, "backbone": chosen.backbone, "why": "a key for the reader"}
     file.write_text(json.dumps(by_hand))
-    assert models.read_widths(file, NETWORK) == widths
+    assert read_widths(file, NETWORK) == widths
     with pytest.raises(UserError, match=earlier):
         widths_file.read_chosen(file)
 

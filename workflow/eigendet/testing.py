@@ -40,9 +40,11 @@ from eigendet.config.sections import BackboneChoice, CovarianceSettings, Detecto
 from eigendet.data.checks import check_dataset, check_sample
 from eigendet.data.samples import COLORS, Colors, Rectangles
 from eigendet.errors import UserError, some
-from eigendet.networks import checks, models
+from eigendet.networks import checks
+from eigendet.networks.backbones import backbone_of, parameter_count
+from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
-from eigendet.networks.models import Definition
+from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe.passes import covariances as covariances_of
 from eigendet.plugins.discovery import Kind, Plugin
 from eigendet.runs import covariances, training
@@ -142,7 +144,7 @@ class NetworkContract(Contract, ABC):
         """Require losses that reach all of the backbone."""
         model = self.build()
         self.step(model)
-        idle = [name for name, value in models.backbone_of(model).named_parameters() if value.grad is None]
+        idle = [name for name, value in backbone_of(model).named_parameters() if value.grad is None]
         self.require(not idle, f"the loss does not reach {some(idle)} of the backbone.")
 
     def test_the_same_seed_gives_the_same_weights(self) -> None:
@@ -159,7 +161,7 @@ class NetworkContract(Contract, ABC):
         with tempfile.TemporaryDirectory() as name:
             folder = RunFolder(Path(name))
             folder.write_snapshot(3, model, self.definition())
-            _, restored, _ = models.read_snapshot(folder.snapshot(3))
+            _, restored, _ = read_snapshot(folder.snapshot(3))
         image = torch.rand(3, self.side, self.side, generator=torch.Generator().manual_seed(0))
         images = [image] if self.kind == "detector" else image[None]
         with torch.no_grad():
@@ -177,8 +179,8 @@ class NetworkContract(Contract, ABC):
         for factor in (0.5, 1.5):
             widths = _scaled(groups, reference, factor)
             model = self.build(replace(definition, widths=widths))
-            resized = model if definition.heads else models.backbone_of(model)
-            count, predicted = models.parameter_count(resized), groups.parameters(widths)
+            resized = model if definition.heads else backbone_of(model)
+            count, predicted = parameter_count(resized), groups.parameters(widths)
             self.require(
                 count == predicted, f"has {count} parameters at {factor} of its widths; {predicted} were predicted."
             )
@@ -221,7 +223,7 @@ class BackboneContract(NetworkContract):
 
     def test_its_feature_maps_are_named_finest_first(self) -> None:
         """Require a dict of feature maps, whatever the proportions of the images."""
-        backbone = models.backbone_of(self.build()).eval()
+        backbone = backbone_of(self.build()).eval()
         images = torch.rand(2, 3, self.side, 2 * self.side)
         with torch.no_grad():
             checks.check_features(backbone(images), self.origin)

@@ -22,7 +22,7 @@ from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
     from eigendet.config import Experiment
-    from eigendet.networks.models import Definition
+    from eigendet.networks.definition import Definition
 
 
 @click.command()

@@ -1,6 +1,10 @@
 """Build backbones and detectors from their definitions, and check that plugins give what they must.
 
-models          networks from their definitions; snapshots of them
+definition      all that it takes to build a network
+backbones       backbones with the widths of the reference or others, and their channel groups
+classifier      the classifier as which a backbone is pre-trained
+detector        what a detector may say of itself
+snapshots       a network's definition and weights in one file
 widths_file     files of widths, by hand or by `eigendet widths`
 weights         weights of a backbone, from wherever they come
 checks          whether what a plugin gives is what it must

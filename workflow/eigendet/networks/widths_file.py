@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from eigendet.channels.groups import Widths
+from eigendet.channels.groups import ChannelError, Widths, by_group, check_widths
 from eigendet.errors import UserError
 from eigendet.files import Format, Plain, read_json, write_json
+from eigendet.networks.definition import Definition
 
 FORMAT = Format("eigendet widths", 1)
 EXPECTED = 'an object {"widths": {"<channel group>": <channels>, …}}, as \'eigendet widths\' writes it'
@@ -110,6 +111,30 @@ def read_chosen(path: Path) -> ChosenWidths:
         return ChosenWidths(**chosen | costs)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: lacks what '{FORMAT.command}' writes ({error}); run it again.") from None
+
+
+def read_widths(path: Path, definition: Definition) -> Widths:
+    """Read the widths for a definition from a widths file: {"widths": {group: channels, …}, …}.
+
+    Groups may be named after any layer that writes them. Where the file says what it is for (`backbone`, `detector`),
+    that is checked; other keys are for the reader.
+
+    Raises:
+        UserError: the file is of another network, or its widths do not fit; the message names the file.
+    """
+    content = read(path).plain()
+    for kind, own in definition.identity().items():
+        if content.get(kind, own) != own:
+            raise UserError(f"{path}: made for the {kind} {content[kind]}; this one is {own}.")
+    if "detector" in content and not definition.heads:
+        raise UserError(f"{path}: has widths of the detector's own layers; set widths.heads to true to use it.")
+    groups, _ = definition.reference()
+    try:
+        widths = by_group(groups, content["widths"])
+        check_widths(groups, widths)
+    except ChannelError as error:
+        raise UserError(f"{path}: {str(error).rstrip('.')}.") from None
+    return widths
 
 
 def _content(path: Path) -> Plain:

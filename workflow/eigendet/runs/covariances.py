@@ -29,7 +29,7 @@ from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError
 from eigendet.files import Plain, value_digest
-from eigendet.networks.models import read_snapshot
+from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
 from eigendet.observe.covariance import Tap
 from eigendet.observe.passes import covariances

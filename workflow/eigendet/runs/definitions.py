@@ -11,8 +11,8 @@ import torch
 from eigendet.config import Experiment
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, unknown
-from eigendet.networks import models
-from eigendet.networks.models import Definition
+from eigendet.networks.backbones import backbone_of, parameter_count, reference_groups
+from eigendet.networks.definition import Definition
 
 Choice = TypeVar("Choice")
 
@@ -37,10 +37,10 @@ def costs_of(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
     `macs`, of the whole detector, is there if its own layers have widths to choose.
     """
     side = definition.size[0]
-    backbone, usual = models.reference(definition.backbone, (side, side))
+    backbone, usual = reference_groups(definition.backbone, (side, side))
     costs = {
-        "parameters": models.parameter_count(model),
-        "backbone_parameters": models.parameter_count(models.backbone_of(model)),
+        "parameters": parameter_count(model),
+        "backbone_parameters": parameter_count(backbone_of(model)),
         "backbone_macs": backbone.macs(definition.widths or usual),
     }
     if definition.heads:

@@ -20,8 +20,8 @@ from torch import nn
 from eigendet import __version__
 from eigendet.errors import UserError, some
 from eigendet.files import Plain, read_json, write_json
-from eigendet.networks import weights
-from eigendet.networks.models import Definition
+from eigendet.networks.definition import Definition
+from eigendet.networks.snapshots import write_snapshot
 
 VERSION = 1  # of the record's format
 
@@ -132,8 +132,8 @@ class RunFolder:
         return self.path / "checkpoints" / f"step_{step:07d}.pt"
 
     def write_snapshot(self, step: int, model: nn.Module, definition: Definition) -> None:
-        """Write the weights after so many steps; `networks.models.read_snapshot` reads them."""
-        weights.save(self.snapshot(step), {"step": step, "model": model.state_dict(), "definition": definition.plain()})
+        """Write the weights after so many steps; `networks.snapshots.read_snapshot` reads them."""
+        write_snapshot(self.snapshot(step), step, model, definition)
 
     def remove_snapshots(self) -> None:
         """Remove all snapshots, which are of an earlier run."""

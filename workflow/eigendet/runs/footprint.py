@@ -14,8 +14,8 @@ from typing import Self
 import torch
 
 from eigendet.config.sections import CovarianceSettings, Optimization
-from eigendet.networks import models
-from eigendet.networks.models import Definition
+from eigendet.networks.backbones import parameter_count
+from eigendet.networks.definition import Definition
 from eigendet.runs import covariances
 from eigendet.runs.folder import RunFolder
 from eigendet.spectra import spectrum
@@ -53,7 +53,7 @@ class Footprint:
             if definition.detector is not None:
                 taps = covariances.observed_taps(model, settings, [[torch.rand(3, *definition.size)]])
                 channels = [tap.covariance.channels for tap in taps]
-        return cls(snapshot, 4 * models.parameter_count(model), tuple(channels), settings)
+        return cls(snapshot, 4 * parameter_count(model), tuple(channels), settings)
 
     def checkpoint(self, optimization: Optimization) -> int:
         """Return the bytes of what resuming needs: beside the weights, what the optimizer keeps of each."""

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from eigendet.config import Experiment
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import open_splits
-from eigendet.networks import models
+from eigendet.networks.backbones import backbone_of
+from eigendet.networks.snapshots import read_snapshot
 from eigendet.runs import parallel
 from eigendet.runs.folder import RunFolder
 
@@ -83,9 +84,9 @@ def measure_latency(experiment: Experiment, folders: Sequence[Path], rounds: int
     records = [run.read_detector_run() for run in runs]
     detectors, backbones = [], []
     for run, record in zip(runs, records, strict=True):
-        _, model, _ = models.read_snapshot(run.snapshot(record.last_step))
+        _, model, _ = read_snapshot(run.snapshot(record.last_step))
         model.to(device)
-        backbone = models.backbone_of(model)
+        backbone = backbone_of(model)
         detectors.append(_Part(partial(model, [image]), []))
         backbones.append(_Part(partial(backbone, _input(model, backbone, image)), []))
     in_turns = [part for pair in zip(detectors, backbones, strict=True) for part in pair]

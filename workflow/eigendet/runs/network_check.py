@@ -16,7 +16,8 @@ from eigendet.config.sections import DetectorTraining
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError, some
-from eigendet.networks import checks, models
+from eigendet.networks import checks
+from eigendet.networks.backbones import backbone_of
 from eigendet.plugins.discovery import Plugin
 from eigendet.runs import definitions, training
 from eigendet.runs.training import Losses
@@ -61,9 +62,9 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
     with plugins.failures_named(detector_plugin, backbone_plugin):
         model = definition.build()
         costs = definitions.costs_of(definition, model)
-        _check_maps(models.backbone_of(model), size, backbone_plugin)
+        _check_maps(backbone_of(model), size, backbone_plugin)
         losses = _check_step(model, data, experiment.training.model_copy(update=few), detector_plugin)
-        checks.check_network(models.backbone_of(model), backbone_plugin)  # again: a first pass may have frozen it
+        checks.check_network(backbone_of(model), backbone_plugin)  # again: a first pass may have frozen it
         checks.check_network(model, detector_plugin)
         _check_detections(model, data, detector_plugin)
     return {
@@ -89,7 +90,7 @@ def _check_step(model: nn.Module, data: Detection, settings: DetectorTraining, p
     loss = torch.stack(list(losses.values())).sum()
     checks.check_leaves(loss, model, str(plugin))
     loss.backward()
-    backbone = models.backbone_of(model)
+    backbone = backbone_of(model)
     idle = [name for name, value in backbone.named_parameters() if value.grad is None]
     if idle:
         raise UserError(f"{plugin}: the loss does not reach {some(idle)} of the backbone; it would never be trained.")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.sections import Optimization
 from eigendet.data.datasets import open_splits
-from eigendet.networks import models
-from eigendet.networks.models import Definition
+from eigendet.networks.definition import Definition
+from eigendet.networks.widths_file import read_widths
 from eigendet.runs import definitions, network_check
 from eigendet.runs.footprint import BLOCK, Footprint
 from eigendet.runs.throughput import Throughput
@@ -160,7 +160,7 @@ def _network(
         file = layout.path(folder, layout.WIDTHS, arm=arm, backbone=backbone, detector=detector)
         widths = Path(own) if own else file
         if widths.is_file():
-            resized = replace(small, widths=models.read_widths(widths, small))
+            resized = replace(small, widths=read_widths(widths, small))
             footprints[arm] = Footprint.of(resized, experiment.covariance)
     return Network(definition, footprints, rates and rates(definition, classifiers.get(backbone)))
 

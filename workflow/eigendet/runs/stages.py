@@ -16,8 +16,11 @@ from eigendet.data.batches import evaluation_crop, stream_seed
 from eigendet.data.datasets import Detection, Task, open_splits
 from eigendet.errors import UserError, unknown
 from eigendet.files import Plain, file_digest
-from eigendet.networks import models, weights
-from eigendet.networks.models import Definition
+from eigendet.networks import weights
+from eigendet.networks.backbones import backbone_of, build_backbone
+from eigendet.networks.definition import Definition
+from eigendet.networks.snapshots import read_snapshot
+from eigendet.networks.widths_file import read_widths
 from eigendet.runs import evaluation, parallel, training
 from eigendet.runs.definitions import choose, classifier_of, costs_of, definition_of
 from eigendet.runs.evaluation import Evaluation, average_precision, top1
@@ -59,7 +62,7 @@ def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None
         return
     accuracy = top1(model, data["val"], evaluation_crop(settings), device)
     logger.info("top-1 accuracy %.4f on %d images", accuracy, len(data["val"]))
-    _save_backbone(folder, models.backbone_of(model))
+    _save_backbone(folder, backbone_of(model))
     record = RunRecord(
         run={"backbone": name, "seed": settings.seed},
         costs=costs,
@@ -74,7 +77,7 @@ def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None
 
 def _fetch(choice: BackboneChoice, name: str, folder: RunFolder) -> None:
     """Take a backbone's weights from a file, or from those who published them."""
-    backbone = models.build_backbone(choice)
+    backbone = build_backbone(choice)
     weights.load_backbone(backbone, weights.read_weights(choice.pretrained), choice.pretrained)
     _save_backbone(folder, backbone)
     record: FetchedBackbone = {"run": {"backbone": name}, "source": choice.pretrained, **code_versions()}
@@ -111,7 +114,7 @@ def train(
     data = open_splits(experiment, "detection")["train"]
     definition = definition_of(experiment, backbone, detector, data.classes, (settings.min_size, settings.max_size))
     if widths is not None:
-        definition = replace(definition, widths=models.read_widths(widths, definition))
+        definition = replace(definition, widths=read_widths(widths, definition))
     versions = plugins.versions(backbone=experiment.backbones[backbone], detector=experiment.detectors[detector])
     identity = _detector_identity(definition, settings, seed, versions, init, data)
     run = RunFolder(folder)
@@ -177,7 +180,7 @@ def _initial_detector(definition: Definition, seed: int, init: Path | None) -> t
     training.seed_everything(stream_seed(seed, "weights", 0))
     model = definition.build()
     if init is not None:
-        weights.load_backbone(models.backbone_of(model), weights.read_weights(str(init)), str(init))
+        weights.load_backbone(backbone_of(model), weights.read_weights(str(init)), str(init))
     return model
 
 
@@ -189,7 +192,7 @@ def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
     """
     run = RunFolder(folder)
     record = run.read()
-    step, model, definition = models.read_snapshot(run.snapshot(record.last_step))
+    step, model, definition = read_snapshot(run.snapshot(record.last_step))
     task: Task = "classification" if definition.detector is None else "detection"
     dataset: Any = open_splits(experiment, task)["val"]
     if dataset.classes != definition.classes:

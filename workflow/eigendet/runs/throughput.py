@@ -16,8 +16,8 @@ from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
 from eigendet.config.sections import Optimization
 from eigendet.data.datasets import open_splits
-from eigendet.networks import models
-from eigendet.networks.models import Definition
+from eigendet.networks.backbones import reference_groups
+from eigendet.networks.definition import Definition
 from eigendet.runs import covariances, parallel, training
 from eigendet.runs.folder import RunFolder
 from eigendet.runs.latency import timed
@@ -96,7 +96,7 @@ def inferred(rate: float, experiment: Experiment, detector: Definition, classifi
     """Infer all from the images a second of training a detector, by multiply-accumulates."""
     pretraining = None
     if classifier is not None:
-        backbone, usual = models.reference(classifier.backbone, classifier.size)
+        backbone, usual = reference_groups(classifier.backbone, classifier.size)
         area = math.prod(detector.size)
         whole, widths = replace(detector, heads=True).reference()
         pretraining = rate * area / SIDE**2 * whole.macs(widths) / backbone.macs(usual)

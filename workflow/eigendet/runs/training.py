@@ -28,8 +28,8 @@ from eigendet.data.batches import classification_batches, detection_batches, str
 from eigendet.data.datasets import Classification, Detection
 from eigendet.errors import UserError
 from eigendet.files import write_text
+from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
-from eigendet.networks.models import Definition
 from eigendet.networks.weights import save
 from eigendet.runs import parallel
 from eigendet.runs.folder import Identity, RunFolder, require_same

@@ -15,9 +15,8 @@ import numpy as np
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
 from eigendet.errors import UserError
-from eigendet.networks import models
-from eigendet.networks.models import Definition
-from eigendet.networks.widths_file import ChosenWidths
+from eigendet.networks.definition import Definition
+from eigendet.networks.widths_file import ChosenWidths, read_widths
 from eigendet.widths.allocation import Budget, largest_factor, proportional, rounded
 from eigendet.widths.derivation import allocate, describe
 from eigendet.widths.dimensions import GroupSpectra, group_spectra, read_spectra_of_arm
@@ -46,7 +45,7 @@ def control(
     described = partial(describe, network, channels, reference)
     own = experiment.arms[arm].widths
     if own is not None:
-        return described(models.read_widths(Path(own), network), f"as {Path(own)} says")
+        return described(read_widths(Path(own), network), f"as {Path(own)} says")
     if arm == "reference":
         return described(reference, "the reference's")
     if arm == "untrained":
@@ -56,7 +55,7 @@ def control(
         return replace(described(widths, "as derived, from the spectra at step 0"), elsewhere=spectra.elsewhere)
     if derived is None:
         raise UserError(f"the control {arm} is for derived widths; give --derived FILE.")
-    goal = models.read_widths(derived, network)
+    goal = read_widths(derived, network)
     if arm == "permuted":
         table = read_spectra_of_arm(experiment.name, network, experiment.spectra_for(arm) or "", folders)
         spectra, origin = permuted(group_spectra(table, channels, settings))

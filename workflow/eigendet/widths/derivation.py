@@ -15,7 +15,7 @@ from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.files import file_digest
-from eigendet.networks.models import Definition
+from eigendet.networks.definition import Definition
 from eigendet.networks.widths_file import ChosenWidths, Cost, Interval
 from eigendet.widths.allocation import Budget, marginal, proportional, targets
 from eigendet.widths.dimensions import (

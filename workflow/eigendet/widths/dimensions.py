@@ -21,7 +21,7 @@ from eigendet import plugins
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError, some
-from eigendet.networks.models import Definition
+from eigendet.networks.definition import Definition
 from eigendet.spectra.metrics import intrinsic_dimension
 from eigendet.spectra.tables import joined, read_run
 

@@ -13,7 +13,7 @@ from eigendet.channels.groups import Channels, Widths
 from eigendet.config import UNIFORM, Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
-from eigendet.networks.models import Definition
+from eigendet.networks.definition import Definition
 from eigendet.widths.allocation import Budget, proportional
 from eigendet.widths.derivation import allocate, rule_text
 from eigendet.widths.dimensions import group_spectra, read_spectra_of_arm
