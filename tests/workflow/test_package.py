@@ -86,6 +86,6 @@ def test_it_is_trained_in_the_workflow_and_again_once_its_package_has_another_ve
     text = record.read_text()
     try:
         record.write_text(text.replace("Version: 1.2", "Version: 1.3"))
-        assert planned(tmp_path, configuration, target) == {"check_network": 1, "scratch": 1}
+        assert planned(tmp_path, configuration, target) == {"check_network": 1, "train": 1}
     finally:
         record.write_text(text)
