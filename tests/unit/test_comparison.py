@@ -80,7 +80,7 @@ def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> No
     )
     arms = distances[distances["relation"] == "arms"]["value"]
     assert layer["between"] == pytest.approx(np.sqrt((arms**2).mean()))
-    sentences = findings.spectra(eigendet.read_spectra(planted).tests)
+    sentences = findings.on_spectra(eigendet.read_spectra(planted).tests)
     assert "the arms differ by more than their seeds (permutation test over runs, p = 0.029)" in sentences[0]
     assert "4 differ on their own" in sentences[0]
     assert "larger in finetune in 0 layers and in scratch in 4, of 4" in sentences[1]
@@ -89,7 +89,7 @@ def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> No
 def test_planted_equality_is_not_called_a_difference(tmp_path: Path) -> None:
     simulate(tmp_path, seeds=range(4))
     compare(tmp_path)
-    sentences = findings.spectra(eigendet.read_spectra(tmp_path).tests)
+    sentences = findings.on_spectra(eigendet.read_spectra(tmp_path).tests)
     assert "that the arms differ is not shown (p = " in sentences[0]
 
 
@@ -97,15 +97,15 @@ def test_with_few_seeds_no_claim_is_made(tmp_path: Path) -> None:
     simulate(tmp_path / "two", seeds=(0, 1), effect=1.0)
     compare(tmp_path / "two")
     assert "with so few seeds no difference can be established (p = 0.33" in " ".join(
-        findings.spectra(eigendet.read_spectra(tmp_path / "two").tests)
+        findings.on_spectra(eigendet.read_spectra(tmp_path / "two").tests)
     )
     experiment = simulate(tmp_path / "one", seeds=(0,), effect=1.0)
     compare(tmp_path / "one")
     tests = eigendet.read_spectra(tmp_path / "one").tests
-    assert "With one seed an arm no spread can be given" in findings.spectra(tests)[0]
+    assert "With one seed an arm no spread can be given" in findings.on_spectra(tests)[0]
     assert tests["p"].isna().all() and tests["between"].notna().any()
     runs = results.summary(tmp_path / "one", experiment)
-    assert "one seed an arm: nothing says how much other seeds would differ" in findings.accuracy(runs)
+    assert "one seed an arm: nothing says how much other seeds would differ" in findings.on_accuracy(runs)
 
 
 def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -
     compare(tmp_path)
     tables = eigendet.read_spectra(tmp_path)
     assert set(tables.distances["relation"]) == {"own start"} and tables.tests.empty
-    assert findings.spectra(tables.tests) == [
+    assert findings.on_spectra(tables.tests) == [
         "Only one arm was observed, so there is nothing to compare its spectra with."
     ]
 
@@ -122,11 +122,11 @@ def rewritten(folder: Path, path: str, **changes: object) -> None:
     """Change what a run's covariance file says, or one of its taps, and make its spectra again."""
     file = folder / "covariance" / f"{path}.h5"
     provenance = store.provenance(file) | {name: value for name, value in changes.items() if name in ("probe", "run")}
-    snapshots: dict[int, list[store.Record]] = {}
+    snapshots: dict[int, list[store.TapRecord]] = {}
     for record in store.read(file):
         snapshots.setdefault(record.step, []).append(record)
 
-    def tap(position: int, record: store.Record) -> Tap:
+    def tap(position: int, record: store.TapRecord) -> Tap:
         zero = changes.get("zero") == record.key.module
         accumulator = Covariance.from_moments(
             1000, record.accumulator.mean * 0, record.accumulator.scatter * (not zero)
@@ -155,7 +155,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert dead["p"].isna().all() and tests[tests["module"] == "layer1.relu"]["p"].notna().any()
     shutil.rmtree(tmp_path / "spectra/scratch")
     assert compare(tmp_path) == []
-    assert "Only one arm was observed" in findings.spectra(eigendet.read_spectra(tmp_path).tests)[0]
+    assert "Only one arm was observed" in findings.on_spectra(eigendet.read_spectra(tmp_path).tests)[0]
 
 
 def test_maps_with_too_few_samples_are_named(tmp_path: Path) -> None:
@@ -210,11 +210,11 @@ def test_accuracy_is_said_with_its_uncertainty(tmp_path: Path) -> None:
     runs = pd.DataFrame(
         {"arm": ["finetune"] * 4 + ["scratch"] * 4, "AP": [0.40, 0.41, 0.39, 0.40, 0.30, 0.31, 0.29, 0.30]}
     )
-    assert findings.accuracy(runs) == (
+    assert findings.on_accuracy(runs) == (
         "Average precision is 40.0 fine-tuned and 30.0 from scratch: a difference (permutation test over runs, "
         "p = 0.029)."
     )
-    assert findings.accuracy(runs[runs["arm"] == "scratch"]) == ""
+    assert findings.on_accuracy(runs[runs["arm"] == "scratch"]) == ""
     assert significance.smallest_p(list(runs["arm"])) == 1 / 35
 
 

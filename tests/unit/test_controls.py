@@ -46,7 +46,7 @@ def test_the_uniform_control_has_the_cost_asked_for(
     network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     goal = {group: max(1, round(share**0.5 * width)) for group, width in traced.widths.items()}
     (tmp_path / "derived.json").write_text(json.dumps({"widths": goal}))
-    found = controls.control(experiment, network, f"uniform_{cost}", [], tmp_path / "derived.json").widths
+    found = controls.control_widths(experiment, network, f"uniform_{cost}", [], tmp_path / "derived.json").widths
     spent = getattr(traced, cost)
     assert 0.98 * spent(goal) <= spent(found) <= spent(goal)
     for group, width in traced.widths.items():
@@ -60,16 +60,16 @@ def test_a_profile_of_two_numbers_has_the_parameters_and_the_macs_asked_for(name
     found, factor, ratio = controls.profile(traced, traced.widths, goal, 1)
     for cost in (traced.parameters, traced.macs):
         assert 0.95 * cost(goal) <= cost(found) <= cost(goal)  # RegNet's widths come in multiples of up to 55
-    stage = controls.stages(traced)
+    stage = controls.stage_numbers(traced)
     for group, width in found.items():
         assert abs(width - factor * ratio ** stage[group] * traced.widths[group]) <= traced.multiples[group]
 
 
 def test_stages_are_halvings_of_the_resolution() -> None:
-    inception = controls.stages(channels.trace(*torchvision_network("inception_v3")))
+    inception = controls.stage_numbers(channels.trace(*torchvision_network("inception_v3")))
     first = [f"Conv2d_{name}.conv" for name in ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")]
     assert [inception[group] for group in first] == [0, 0, 0, 1, 1]  # 149, 147, 147, 73 and 71 pixels
-    vgg = controls.stages(channels.trace(*torchvision_network("vgg11_bn")))
+    vgg = controls.stage_numbers(channels.trace(*torchvision_network("vgg11_bn")))
     assert list(vgg.values()) == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
@@ -87,7 +87,7 @@ def test_no_profile_costs_more_than_its_goal_however_narrow_that_is(seed: int) -
 
 
 def test_a_profile_is_found_again(traced: Channels) -> None:
-    stage = controls.stages(traced)
+    stage = controls.stage_numbers(traced)
     assert [stage[g] for g in ("conv1", "layer1.0.conv1", "layer2.0.conv3", "layer4.2.conv2")] == [0, 1, 2, 4]
     goal = {g: round(1.5 * 0.8 ** stage[g] * width) for g, width in traced.widths.items()}
     found, factor, ratio = controls.profile(traced, traced.widths, goal, 1)
@@ -125,23 +125,23 @@ def test_the_reference_and_a_file_of_ones_own(values: dict[str, Any], tmp_path: 
     values["arms"] = {"scratch": {}, "reference": {}, "mine": {"widths": str(file), "steps": 3}}
     experiment = config.parse(values)
     network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
-    reference = controls.control(experiment, network, "reference", [], None)
+    reference = controls.control_widths(experiment, network, "reference", [], None)
     assert reference.widths == reference.reference
     file.write_text(json.dumps({"widths": reference.widths | {"conv1": 12}}))
-    mine = controls.control(experiment, network, "mine", [], None)
+    mine = controls.control_widths(experiment, network, "mine", [], None)
     assert mine.widths["conv1"] == 12 and mine.parameters.result > mine.parameters.reference
     assert mine.backbone == network.identity()["backbone"]
     assert experiment.training_of("mine").steps == 3
     file.write_text(json.dumps({"widths": {"conv1": 12}}))
     with pytest.raises(UserError, match=r"mine.json: no width for the channel groups layer"):
-        controls.control(experiment, network, "mine", [], None)
+        controls.control_widths(experiment, network, "mine", [], None)
 
 
 def test_a_control_of_derived_widths_needs_these(values: dict[str, Any]) -> None:
     experiment = config.parse(values)
     network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     with pytest.raises(UserError, match="the control profile is for derived widths; give --derived FILE"):
-        controls.control(experiment, network, "profile", [], None)
+        controls.control_widths(experiment, network, "profile", [], None)
 
 
 def small(values: dict[str, Any]) -> tuple[config.Experiment, Definition]:
@@ -163,7 +163,7 @@ def test_the_untrained_control_is_derived_from_the_spectra_at_the_first_step(
     before = {group: 3 + position for position, group in enumerate(traced.widths)}
     tables = [planted(traced, before, 0, step=0), planted(traced, dict.fromkeys(before, 8), 0)]
     folder = written(tmp_path / "0", network, eigenvalues=pd.concat(tables))
-    found = controls.control(experiment, network, "untrained", [folder], None)
+    found = controls.control_widths(experiment, network, "untrained", [folder], None)
     assert found.widths == proportional(Budget.of(traced, reference, experiment.widths), before)
     assert found.rule == "as derived, from the spectra at step 0" and found.elsewhere == {}
     assert found.macs.reference == traced.macs(reference)
@@ -180,7 +180,7 @@ def test_the_permuted_control_is_derived_from_the_last_spectra_of_other_groups(
     folder = written(tmp_path / "0", network, eigenvalues=table)
     file = tmp_path / "derived.json"
     file.write_text(json.dumps({"widths": reference}))
-    found = controls.control(experiment, network, "permuted", [folder], file)
+    found = controls.control_widths(experiment, network, "permuted", [folder], file)
     spectra = dimensions.group_spectra(table, traced, experiment.widths)
     other, origin = controls.permuted(spectra)
     assert found.spectrum_of == origin and found.rule == "as derived, each group with the spectrum of another"
@@ -194,12 +194,12 @@ def test_the_profile_control_says_its_two_numbers(values: dict[str, Any], tmp_pa
     goal = {group: 8 * round(width / 16) for group, width in reference.items()}
     file = tmp_path / "derived.json"
     file.write_text(json.dumps({"widths": goal}))
-    found = controls.control(experiment, network, "profile", [], file)
+    found = controls.control_widths(experiment, network, "profile", [], file)
     wanted, factor, ratio = controls.profile(traced, reference, goal, 16)
     assert found.widths == wanted
     assert found.rule == f"{factor:.3f} of the reference's, times {ratio:.3f} from stage to stage"
     for cost in ("macs", "parameters"):
-        found = controls.control(experiment, network, f"uniform_{cost}", [], file)
+        found = controls.control_widths(experiment, network, f"uniform_{cost}", [], file)
         assert found.widths == proportional(Budget.like(traced, goal, [cost], 16), reference)
         assert found.rule == "all scaled alike"
 
@@ -211,10 +211,16 @@ def positioned(positions: dict[str, int]) -> Channels:
 
 
 def test_a_stage_is_a_halving_of_the_sides_below_the_finest_and_those_without_a_group_do_not_count() -> None:
-    found = controls.stages(positioned({"a": 1024, "b": 256, "c": 260, "d": 1}))
+    found = controls.stage_numbers(positioned({"a": 1024, "b": 256, "c": 260, "d": 1}))
     assert found == {"a": 0, "b": 1, "c": 1, "d": 2, "e": 0}  # halvings: 0, 1, 1 and 5; and what only a norm writes
-    assert controls.stages(positioned({"a": 1024, "a2": 64, "b": 256})) == {"a": 1, "b": 0, "c": 0, "d": 0, "e": 0}
-    assert set(controls.stages(replace(NETWORK, layers=())).values()) == {0}
+    assert controls.stage_numbers(positioned({"a": 1024, "a2": 64, "b": 256})) == {
+        "a": 1,
+        "b": 0,
+        "c": 0,
+        "d": 0,
+        "e": 0,
+    }
+    assert set(controls.stage_numbers(replace(NETWORK, layers=())).values()) == {0}
 
 
 def test_spectra_keep_their_seeds_and_taps_when_they_are_permuted() -> None:

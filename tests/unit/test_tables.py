@@ -72,7 +72,7 @@ def test_a_run_of_another_format_is_refused_wherever_it_is_read(
         with pytest.raises(UserError, match=f"seed_0/eigenvalues.parquet: {message}"):
             eigendet.read_spectra(folder)
         with pytest.raises(UserError, match=f"seed_0/eigenvalues.parquet: {message}"):
-            results.eigenvalues(folder, experiment, "tiny", "rcnn")
+            results.read_eigenvalues(folder, experiment, "tiny", "rcnn")
 
 
 @pytest.mark.parametrize(("version", "message"), [(None, EARLIER), (9, OTHER)])
@@ -99,7 +99,7 @@ def test_a_comparison_of_another_format_is_refused(
 ) -> None:
     change(folder / NETWORK / f"{table}.parquet")
     with pytest.raises(UserError, match=f"rcnn/{table}.parquet: {message.format('comparison')}"):
-        results.comparison(folder, "tiny", "rcnn")
+        results.read_comparison(folder, "tiny", "rcnn")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_comparison_of_another_format_is_refused(
 def test_notes_of_another_format_are_refused(folder: Path, notes: object, message: str) -> None:
     (folder / NETWORK / "notes.json").write_text(json.dumps(notes))
     with pytest.raises(UserError, match=f"rcnn/notes.json: {message.format('comparison')}"):
-        results.comparison(folder, "tiny", "rcnn")
+        results.read_comparison(folder, "tiny", "rcnn")
 
 
 def test_what_is_written_is_read_again_with_what_the_run_was(folder: Path) -> None:

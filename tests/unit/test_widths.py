@@ -67,9 +67,9 @@ def test_a_wrong_widths_file_is_refused_by_name(tmp_path: Path, content: str, me
 
 def test_a_file_of_chosen_widths_is_read_again_and_another_version_of_it_is_not(tmp_path: Path) -> None:
     traced, widths = NETWORK.reference()
-    chosen = replace(derivation.describe(NETWORK, traced, widths, widths, "mine"), bound={"conv1": "macs"})
+    chosen = replace(derivation.describe_widths(NETWORK, traced, widths, widths, "mine"), bound={"conv1": "macs"})
     file = tmp_path / "derived.json"
-    widths_file.write(file, chosen)
+    widths_file.write_chosen(file, chosen)
     assert widths_file.read_chosen(file) == chosen
     assert read_widths(file, NETWORK) == widths
     content = json.loads(file.read_text())
@@ -81,7 +81,7 @@ def test_a_file_of_chosen_widths_is_read_again_and_another_version_of_it_is_not(
         read_widths(file, NETWORK)
     file.write_text(json.dumps(chosen.plain()))
     earlier = "derived.json: of an earlier format, without a version; .*: run 'eigendet widths' again"
-    for read in (widths_file.read, widths_file.read_chosen):
+    for read in (widths_file.read_by_hand, widths_file.read_chosen):
         with pytest.raises(UserError, match=earlier):
             read(file)
     by_hand = {"widths": widths, "backbone": chosen.backbone, "why": "a key for the reader"}
@@ -113,7 +113,7 @@ def test_a_widths_file_says_what_the_widths_are_and_what_they_come_from(experime
         written(tmp_path / str(seed), network, eigenvalues=planted(traced, own, seed), jackknife=nothing)
         for seed, own in enumerate((rank, more))
     ]
-    found = derivation.derive(experiment, network, folders, "scratch")
+    found = derivation.derive_widths(experiment, network, folders, "scratch")
     budget = Budget.of(traced, reference, experiment.widths)
     between = {group: value + 1.0 for group, value in rank.items()}  # of both seeds
     assert found.dimensions == between
@@ -141,7 +141,7 @@ def test_intervals_stand_beside_widths_where_parts_of_the_images_were_left_out(
     rank = dict.fromkeys(traced.widths, 5)
     parts = pd.concat([planted(traced, rank | {"conv1": 4 + part}, 0, left_out=part) for part in range(3)])
     folder = written(tmp_path / "0", network, eigenvalues=planted(traced, rank, 0), jackknife=parts)
-    found = derivation.derive(experiment, network, [folder], "scratch").plain()
+    found = derivation.derive_widths(experiment, network, [folder], "scratch").plain()
     assert found["dimension_intervals"].keys() == found["width_intervals"].keys() == rank.keys()
     half = scipy.stats.t.ppf(0.975, 2) * 2 / 3**0.5  # 4, 5 and 6 without a part each
     assert found["dimension_intervals"]["conv1"] == pytest.approx((5 - half, 5 + half))

@@ -29,7 +29,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_jobs_are_those_that_snakemake_plans(changes: dict[str, Any], tmp_path: Path) -> None:
     values = minimal_experiment() | changes
-    found = {stage.rule: stage.jobs for stage in plan.stages(config.parse(values), tmp_path)}
+    found = {stage.rule: stage.jobs for stage in plan.planned_stages(config.parse(values), tmp_path)}
     assert found | {"all": 1} == planned(tmp_path, values)
 
 
@@ -48,7 +48,7 @@ def test_disk_of_a_finished_experiment_is_what_its_plan_says(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished.folder)
-    known = plan.stages(config.parse(finished.configuration), finished.results)
+    known = plan.planned_stages(config.parse(finished.configuration), finished.results)
     assert sum(stage.disk for stage in known) == pytest.approx(disk(finished.folder / "results"), rel=0.1)
 
 
@@ -63,7 +63,7 @@ def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
     values["training"] |= {"steps": 30, "checkpoint_every": 1, "snapshots": 8}
     values["covariance"] = {"images": 6, "points": ["conv", "act"], "shards": 2}
     experiment = config.parse(values)
-    found = plan.stages(experiment, tmp_path)
+    found = plan.planned_stages(experiment, tmp_path)
     done, highest = threading.Event(), [0]
 
     def watch() -> None:
@@ -79,7 +79,7 @@ def test_disk_is_within_a_tenth_of_what_was_planned(tmp_path: Path) -> None:
         watcher.join()
     assert result.returncode == 0, said(result)
     assert sum(stage.disk for stage in found) == pytest.approx(disk(tmp_path / "results"), rel=0.1)
-    known = plan.stages(experiment, tmp_path / "results/minimal")
+    known = plan.planned_stages(experiment, tmp_path / "results/minimal")
     assert sum(stage.disk for stage in known) == pytest.approx(disk(tmp_path / "results"), rel=0.05)
     assert plan.peak(known, 1) == pytest.approx(highest[0], rel=0.1)
     assert highest[0] <= plan.peak(known, 2)

@@ -135,12 +135,12 @@ def widths(
     experiment = read_experiment(configs)
     network = _network(experiment, backbone, detector)
     if arm in experiment.derived:
-        chosen = stage.derive(experiment, network, spectra, experiment.spectra_for(arm) or "")
+        chosen = stage.derive_widths(experiment, network, spectra, experiment.spectra_for(arm) or "")
     elif arm in experiment.controls:
-        chosen = controls.control(experiment, network, arm, spectra, derived)
+        chosen = controls.control_widths(experiment, network, arm, spectra, derived)
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
-    widths_file.write(output, chosen)
+    widths_file.write_chosen(output, chosen)
     click.echo(f"{arm}: {chosen.parameters.share:.3f} of the parameters, {chosen.macs.share:.3f} of the MACs")
     if chosen.undetermined:
         click.echo(f"the images leave open the widths of {', '.join(chosen.undetermined)}")

@@ -129,7 +129,7 @@ def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int
     rates: Any = partial(throughput.inferred, rate, experiment) if rate else None
     if measure:
         rates = partial(throughput.measured, experiment)
-    stages = stage.stages(experiment, Path(results_folder(experiment)), rates)
+    stages = stage.planned_stages(experiment, Path(results_folder(experiment)), rates)
     for line in stage.lines(stages, jobs, throughput.device_name(experiment) if measure else "device"):
         click.echo(line)
     if rates is None:

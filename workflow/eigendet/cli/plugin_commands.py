@@ -22,7 +22,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 Schema = Mapping[str, Any]  # a JSON schema, or a part of one
 
 
-def table() -> tuple[list[str], list[str]]:
+def plugin_lines() -> tuple[list[str], list[str]]:
     """Return lines for all plugins, and sentences for what is wrong with some."""
     all_plugins = discovery.everything()
     rows = [(plugin.kind, plugin.name, plugin.version, plugin.origin, plugin.summary) for plugin in all_plugins]
@@ -39,7 +39,7 @@ def table() -> tuple[list[str], list[str]]:
     return lines, faults
 
 
-def named(name: str) -> list[Plugin]:
+def plugins_named(name: str) -> list[Plugin]:
     """Return the plugins of that name, of whatever kind.
 
     Raises:
@@ -58,7 +58,7 @@ def description(plugin: Plugin) -> list[str]:
     from eigendet import plugins
     from eigendet.config.sections import BackboneChoice
 
-    function = plugins.load(plugin)
+    function = plugins.load_plugin(plugin)
     lines = [f"{plugin.kind} {plugin.name}, version {plugin.version}, from {plugin.origin}", ""]
     lines += [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
     schema = plugins.options_of(plugin, paths=True).model_json_schema()
@@ -191,7 +191,7 @@ def plugins(context: click.Context, configs: Sequence[Path]) -> None:
     for path in configs or ([default] if default.is_file() else []):
         discovery.search(_folders(path))
     if context.invoked_subcommand is None:
-        lines, faults = table()
+        lines, faults = plugin_lines()
         click.echo("\n".join(lines))
         if faults:
             raise UserError("\n".join(faults))
@@ -212,7 +212,7 @@ def _folders(configuration: Path) -> list[str]:
 @click.argument("name")
 def show_command(name: str) -> None:
     """Print what a plugin is, and its options: what each accepts, its default, and what it means."""
-    for plugin in named(name):
+    for plugin in plugins_named(name):
         click.echo("\n".join(description(plugin)))
 
 
@@ -245,7 +245,7 @@ def check_command(name: str, options: str) -> None:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values) or "plugin" in values:
         raise UserError(f"--options: got '{options}'; expected keys and values, like 'depth: 18, norm: batch'.")
     kept = []
-    for plugin in named(name):
+    for plugin in plugins_named(name):
         click.echo(f"{plugin}:")
         kept.append(check(plugin, values))
     if not all(kept):

@@ -85,8 +85,8 @@ class Experiment(Section):
         An arm that is not observed keeps its last snapshot alone: nothing would read the others.
         """
         changes = self.arms.get("derived" if arm in self.derived else arm, Arm()).training
-        usual = self.training.model_dump() | ({} if arm in self.observed else {"snapshots": []})
-        return DetectorTraining.model_validate(usual | changes)
+        settings = self.training.model_dump() | ({} if arm in self.observed else {"snapshots": []})
+        return DetectorTraining.model_validate(settings | changes)
 
     @property
     def networks(self) -> list[tuple[str, str]]:

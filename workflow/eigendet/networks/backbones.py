@@ -49,7 +49,7 @@ def build_backbone(choice: BackboneChoice, changed: Widths | None = None) -> nn.
 def plain_backbone(choice: BackboneChoice) -> nn.Module:
     """Build the backbone as its plugin does."""
     backbone: nn.Module = plugins.bind("backbone", choice)()
-    checks.check_network(backbone, plugins.find("backbone", choice.plugin))
+    checks.check_trainable(backbone, plugins.find("backbone", choice.plugin))
     return backbone
 
 

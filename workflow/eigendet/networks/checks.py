@@ -12,7 +12,7 @@ from eigendet.errors import UserError, kind, some
 from eigendet.plugins.discovery import Plugin
 
 
-def check_network(network: Any, plugin: Plugin) -> None:
+def check_trainable(network: Any, plugin: Plugin) -> None:
     """Raise UserError unless `network` is a module all of whose parameters are trained."""
     if not isinstance(network, nn.Module):
         raise UserError(f"{plugin}: gave {kind(network)}; expected a torch.nn.Module.")

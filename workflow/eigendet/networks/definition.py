@@ -96,7 +96,7 @@ class Definition:
         assert self.detector is not None
         detector: nn.Module = plugins.bind("detector", self.detector)(backbone, len(self.classes), size)
         plugin = plugins.find("detector", self.detector.plugin)
-        checks.check_network(detector, plugin)
+        checks.check_trainable(detector, plugin)
         path = next((path for path, module in detector.named_modules() if module is backbone), None)
         if path is None:
             raise UserError(f"{plugin}: the detector does not hold the backbone that it was given.")

@@ -39,13 +39,13 @@ def coarser_maps(backbone: nn.Module, skip: int) -> dict[str, int]:
     Raises:
         UserError: no map is left.
     """
-    found = feature_channels(backbone)
-    if len(found) <= skip:
+    maps = feature_channels(backbone)
+    if len(maps) <= skip:
         raise UserError(
-            f"the backbone gives {len(found)} feature maps ({', '.join(found)}), of which the detector leaves out the "
+            f"the backbone gives {len(maps)} feature maps ({', '.join(maps)}), of which the detector leaves out the "
             f"{skip} finest; choose a backbone with more."
         )
-    return dict(list(found.items())[skip:])
+    return dict(list(maps.items())[skip:])
 
 
 class PyramidBackbone(nn.Module):
@@ -121,10 +121,10 @@ def hide_background(head: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
 
 def check_levels(option: str, values: Sequence[float], levels: nn.Module, kind: str = "sizes in pixels") -> None:
     """Raise UserError unless a detector's option has one value for each map that `levels` makes of images."""
-    found = len(features_of_blank(levels))
-    if len(values) != found:
+    count = len(features_of_blank(levels))
+    if len(values) != count:
         raise UserError(
-            f"{option} is {list(values)}; this pyramid has {found} levels, so expected {found} {kind}, finest first."
+            f"{option} is {list(values)}; this pyramid has {count} levels, so expected {count} {kind}, finest first."
         )
 
 

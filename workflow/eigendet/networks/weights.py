@@ -42,25 +42,25 @@ def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) 
         UserError: an entry is missing or has another shape; the message names it.
     """
     entries = backbone.state_dict()
-    wanted = {_stripped(name): tensor for name, tensor in entries.items()}
-    found = {_stripped(name): value for name, value in weights.items()}
-    for name, tensor in wanted.items():
+    needed = {_stripped(name): tensor for name, tensor in entries.items()}
+    loaded = {_stripped(name): value for name, value in weights.items()}
+    for name, tensor in needed.items():
         if name.endswith("num_batches_tracked"):
-            found.setdefault(name, tensor)
-        elif name not in found:
+            loaded.setdefault(name, tensor)
+        elif name not in loaded:
             raise UserError(
                 f"{source}: no '{name}', which the backbone needs; expected weights of the same network, "
                 "width and normalization."
             )
-        elif found[name].shape != tensor.shape:
+        elif loaded[name].shape != tensor.shape:
             raise UserError(
-                f"{source}: '{name}' is {tuple(found[name].shape)}; the backbone has {tuple(tensor.shape)}."
+                f"{source}: '{name}' is {tuple(loaded[name].shape)}; the backbone has {tuple(tensor.shape)}."
             )
-    statistics = [name for name in found if name.endswith(("running_mean", "running_var")) and name not in wanted]
-    extra = [name for name in statistics if f"{name.rpartition('.')[0]}.weight" in wanted]  # else of a classifier
+    statistics = [name for name in loaded if name.endswith(("running_mean", "running_var")) and name not in needed]
+    extra = [name for name in statistics if f"{name.rpartition('.')[0]}.weight" in needed]  # else of a classifier
     if extra:
         raise UserError(f"{source}: has '{extra[0]}', so its backbone was trained with batch norm; this one has none.")
-    backbone.load_state_dict({name: found[_stripped(name)] for name in entries})
+    backbone.load_state_dict({name: loaded[_stripped(name)] for name in entries})
 
 
 def save(path: Path, content: Any) -> None:
@@ -91,8 +91,8 @@ def _published_by_torchvision(name: str) -> dict[str, Tensor]:
         weights = library.get_weight(name)
     except (ValueError, AttributeError, KeyError):
         networks = library.list_models(module=library)
-        known = [str(entry) for network in networks for entry in library.get_model_weights(network)]
-        raise UserError(unknown("weights of torchvision", name, known)) from None
+        names = [str(entry) for network in networks for entry in library.get_model_weights(network)]
+        raise UserError(unknown("weights of torchvision", name, names)) from None
     try:
         state: dict[str, Tensor] = dict(weights.get_state_dict(progress=False, check_hash=True))
     except OSError as error:
@@ -106,9 +106,9 @@ def _published_by_timm(name: str) -> dict[str, Tensor]:
     except ImportError:
         raise UserError(f"timm:{name}: timm is not installed: pip install timm") from None
     tagged = timm.list_models(pretrained=True)  # network.how_it_was_trained, of which the second part may be left out
-    known = {*tagged, *(entry.partition(".")[0] for entry in tagged)}
-    if name not in known:
-        raise UserError(unknown("weights of timm", name, known))
+    names = {*tagged, *(entry.partition(".")[0] for entry in tagged)}
+    if name not in names:
+        raise UserError(unknown("weights of timm", name, names))
     try:
         state: dict[str, Tensor] = timm.create_model(name, features_only=True, pretrained=True).state_dict()
     except OSError as error:

@@ -82,12 +82,12 @@ NAMES_BY_HAND = {field.name for field in fields(WidthsFile)}
 NAMES = {field.name for field in fields(ChosenWidths)}
 
 
-def write(path: Path, chosen: ChosenWidths) -> None:
+def write_chosen(path: Path, chosen: ChosenWidths) -> None:
     """Write a file of chosen widths."""
     write_json(path, FORMAT.mark | chosen.plain())
 
 
-def read(path: Path) -> WidthsFile:
+def read_by_hand(path: Path) -> WidthsFile:
     """Read a file of widths that was written by hand or by `eigendet widths`.
 
     Raises:
@@ -122,7 +122,7 @@ def read_widths(path: Path, definition: Definition) -> Widths:
     Raises:
         UserError: the file is of another network, or its widths do not fit; the message names the file.
     """
-    content = read(path).plain()
+    content = read_by_hand(path).plain()
     for kind, own in definition.identity().items():
         if content.get(kind, own) != own:
             raise UserError(f"{path}: made for the {kind} {content[kind]}; this one is {own}.")

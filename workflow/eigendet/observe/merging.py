@@ -14,7 +14,7 @@ import torch
 from eigendet.errors import UserError
 from eigendet.observe import store
 from eigendet.observe.covariance import Covariance, Tap, merged
-from eigendet.observe.records import Record, read_tap, write_tap
+from eigendet.observe.records import TapRecord, read_tap, write_tap
 
 
 def join_steps(path: Path, parts: Sequence[Path]) -> None:
@@ -77,7 +77,7 @@ def _merge_tap(target: h5py.Group, nodes: Sequence[h5py.Group], order: list[int]
     write_tap(target, tap, nodes[0]["scatter"].dtype, _parts(records, blocks))
 
 
-def _parts(records: Sequence[Record], blocks: Sequence[int]) -> dict[int, Covariance]:
+def _parts(records: Sequence[TapRecord], blocks: Sequence[int]) -> dict[int, Covariance]:
     """Return the moments of parts of the images by number: of `blocks` if given, else of those that records keep."""
     accumulators: defaultdict[int, list[Covariance]] = defaultdict(list)
     if blocks:

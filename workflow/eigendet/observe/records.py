@@ -17,7 +17,7 @@ from eigendet.observe.keys import TapKey, node_name
 
 
 @dataclass(frozen=True)
-class Record:
+class TapRecord:
     """One tap at one step, as read."""
 
     step: int
@@ -44,7 +44,7 @@ class Record:
     def moment(self, centered: bool) -> np.ndarray:
         """Return the covariance, or the raw second moment, (C, C).
 
-        >>> record = Record(0, TapKey("fc", 0, "linear"), "none", 2, np.array([1.0, 3.0]), np.diag([2.0, 0.0]))
+        >>> record = TapRecord(0, TapKey("fc", 0, "linear"), "none", 2, np.array([1.0, 3.0]), np.diag([2.0, 0.0]))
         >>> record.moment(centered=True).tolist()
         [[1.0, 0.0], [0.0, 0.0]]
         >>> record.moment(centered=False).tolist()
@@ -53,7 +53,7 @@ class Record:
         covariance: np.ndarray = self.scatter / max(self.count, 1)
         return covariance if centered else covariance + np.outer(self.mean, self.mean)
 
-    def leaving_one_out(self) -> Iterator[Record]:
+    def leaving_one_out(self) -> Iterator[TapRecord]:
         """Yield the tap without each of its parts in turn: what a merge adds (Chan et al. 1979) is subtracted."""
         if not self.parts:
             return
@@ -65,7 +65,7 @@ class Record:
             rest_mean = mean - part.count / max(rest, 1) * apart
             yield replace(self, count=rest, mean=rest_mean, scatter=scatter - part.scatter.numpy() - between, parts={})
 
-    def equals(self, other: Record | None) -> bool:
+    def equals(self, other: TapRecord | None) -> bool:
         """Return whether both are of one tensor: a block's output is that of its last activation."""
         if other is None or (self.step, self.count, len(self.mean)) != (other.step, other.count, len(other.mean)):
             return False
@@ -117,10 +117,10 @@ def _write_parts(group: h5py.Group, parts: Mapping[int, Covariance]) -> None:
     group.create_dataset("scatter", data=np.array(scatters))
 
 
-def read_tap(node: h5py.Group, step: int) -> Record:
+def read_tap(node: h5py.Group, step: int) -> TapRecord:
     """Read the group of one tap."""
     channels = int(node.attrs["channels"])
-    record = Record(
+    record = TapRecord(
         step=step,
         key=TapKey(str(node.attrs["module"]), int(node.attrs["call"]), str(node.attrs["point"])),
         padding=str(node.attrs["padding"]),

@@ -33,7 +33,7 @@ from eigendet.errors import UserError
 from eigendet.files import Plain, replacing
 from eigendet.observe.covariance import Tap
 from eigendet.observe.keys import step_name
-from eigendet.observe.records import Record as Record
+from eigendet.observe.records import TapRecord as TapRecord
 from eigendet.observe.records import read_tap, write_tap
 
 FORMAT, VERSION = "eigendet covariance", 3
@@ -80,7 +80,7 @@ def write_covariances(
                 write_tap(group, tap, np.float32 if single else np.float64)
 
 
-def read(path: Path) -> Iterator[Record]:
+def read(path: Path) -> Iterator[TapRecord]:
     """Yield every tap of every step, steps ascending, taps in order of execution.
 
     Raises:

@@ -4,7 +4,7 @@ from .discovery import discover as discover
 from .discovery import find as find
 from .discovery import search as search
 from .importing import failures_named as failures_named
-from .importing import load as load
+from .importing import load_plugin as load_plugin
 from .loading import bind as bind
 from .loading import described as described
 from .loading import files as files

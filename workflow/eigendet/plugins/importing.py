@@ -18,7 +18,7 @@ from eigendet.errors import UserError
 from eigendet.plugins.discovery import Plugin
 
 
-def load(plugin: Plugin) -> Callable[..., Any]:
+def load_plugin(plugin: Plugin) -> Callable[..., Any]:
     """Import a plugin and return its function.
 
     Raises:

@@ -13,7 +13,7 @@ from eigendet.config import Experiment, validate_options
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
 from eigendet.plugins.discovery import Kind, discover, find, from_here
-from eigendet.plugins.importing import failures_named, load
+from eigendet.plugins.importing import failures_named, load_plugin
 from eigendet.plugins.options import Options, options_of
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def bind(kind: Kind, choice: PluginChoice, where: str | None = None, paths: bool
     """
     options = _checked(kind, choice, where, paths)
     plugin = find(kind, choice.plugin)
-    function = load(plugin)
+    function = load_plugin(plugin)
     keywords = {"options": options} if isinstance(options, Options) else dict(options)
 
     def bound(*arguments: Any) -> Any:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, DirectoryPath, FilePath, create_model
 from eigendet.config.sections import BackboneChoice, PluginChoice, Section
 from eigendet.errors import UserError
 from eigendet.plugins.discovery import Kind, Plugin
-from eigendet.plugins.importing import load
+from eigendet.plugins.importing import load_plugin
 
 # What the library calls a plugin with, by position.
 ARGUMENTS: dict[Kind, tuple[str, ...]] = {
@@ -44,7 +44,7 @@ def options_of(plugin: Plugin, paths: bool = False) -> type[BaseModel]:
     Raises:
         UserError: the plugin cannot be loaded, or its function does not keep the contract.
     """
-    function = load(plugin)
+    function = load_plugin(plugin)
     parameters = list(inspect.signature(function).parameters.values())
     _check_arguments(plugin, parameters)
     options = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}

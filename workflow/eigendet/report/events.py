@@ -31,7 +31,7 @@ def write_events(folder: Path, output: Path) -> str:
         raise UserError("the package tensorboard is not installed; 'pip install tensorboard' brings it.") from None
     _clear(output)
     experiment = configuration.load([folder / layout.CONFIGURATION])
-    comparisons = {network: results.comparison(folder, *network) for network in experiment.networks}
+    comparisons = {network: results.read_comparison(folder, *network) for network in experiment.networks}
     written = 0
     for run in layout.runs(experiment, experiment.all_arms):
         log = layout.path(folder, layout.RUN_LOG, **run._asdict())

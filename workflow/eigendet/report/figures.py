@@ -37,7 +37,7 @@ def colors(experiment: Experiment) -> Colors:
     return dict(zip([*frequent, *others], itertools.cycle(PALETTE), strict=False))
 
 
-def scores(runs: pd.DataFrame, cost: str, colors: Colors) -> Chart:
+def draw_scores(runs: pd.DataFrame, cost: str, colors: Colors) -> Chart:
     """Draw AP of every run against a cost of its backbone, `backbone_parameters` or `backbone_macs`."""
     several = runs.groupby(["backbone", "detector"]).ngroups > 1
     table = runs[["arm", "backbone", "detector", "seed", cost]].assign(AP=100 * runs["AP"])
@@ -65,7 +65,7 @@ def scores(runs: pd.DataFrame, cost: str, colors: Colors) -> Chart:
     )
 
 
-def widths(network: NetworkWidths, colors: Colors) -> Chart:
+def draw_widths(network: NetworkWidths, colors: Colors) -> Chart:
     """Draw the widths of every arm by group; of derived ones the interval before rounding as well, if there is one."""
     reference = network.derived[0].reference
     table = _widths_table(reference, network.files)
@@ -95,7 +95,7 @@ def _widths_table(reference: dict[str, int], files: dict[str, ChosenWidths]) -> 
     return pd.DataFrame(rows).assign(reference=lambda table: table["group"].map(reference))
 
 
-def front(table: pd.DataFrame, files: dict[str, ChosenWidths], colors: Colors) -> Chart:
+def draw_front(table: pd.DataFrame, files: dict[str, ChosenWidths], colors: Colors) -> Chart:
     """Draw parameters against MACs: a line for each value of the rule's option, and what every arm has.
 
     Args:
@@ -133,7 +133,7 @@ def front(table: pd.DataFrame, files: dict[str, ChosenWidths], colors: Colors) -
     )
 
 
-def course(table: pd.DataFrame, title: str) -> Chart:
+def draw_course(table: pd.DataFrame, title: str) -> Chart:
     """Draw a heat map, layer by snapshot.
 
     Args:
@@ -157,7 +157,7 @@ def course(table: pd.DataFrame, title: str) -> Chart:
     )
 
 
-def spread(table: pd.DataFrame) -> Chart:
+def draw_spread(table: pd.DataFrame) -> Chart:
     """Draw for every layer how far spectra of different arms lie apart, and spectra of one arm's seeds.
 
     Args:
@@ -181,7 +181,7 @@ def spread(table: pd.DataFrame) -> Chart:
     return alt.layer(points, means).properties(height=18 * len(order))
 
 
-def spectra(table: pd.DataFrame, colors: Colors, logarithmic: bool = True) -> Chart:
+def draw_spectra(table: pd.DataFrame, colors: Colors, logarithmic: bool = True) -> Chart:
     """Draw the spectra of one layer, a line for each run, the arms overlaid.
 
     Args:
@@ -209,7 +209,7 @@ def specification(chart: Chart) -> Specification:
     return chart.properties(width="container").to_dict()
 
 
-def save(chart: Chart, path: Path) -> None:
+def save_chart(chart: Chart, path: Path) -> None:
     """Write a figure as .svg, or as .png with twice the pixels."""
     import vl_convert
 

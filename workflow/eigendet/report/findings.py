@@ -16,7 +16,7 @@ LEVEL = 0.05
 NAMED = 3  # layers in a sentence
 
 
-def accuracy(runs: pd.DataFrame) -> str:
+def on_accuracy(runs: pd.DataFrame) -> str:
     """Say whether the fine-tuned detector and the one from scratch differ in average precision.
 
     >>> accuracy(pd.DataFrame({"arm": ["finetune", "scratch"], "AP": [0.4, 0.3]}))[:59]
@@ -34,7 +34,7 @@ def accuracy(runs: pd.DataFrame) -> str:
     return f"Average precision is {means}: {_verdict(test.overall, test.smallest, 'a difference', 'no difference')}."
 
 
-def spectra(tests: pd.DataFrame) -> list[str]:
+def on_spectra(tests: pd.DataFrame) -> list[str]:
     """Say whether two arms become the same network, from the tests of their spectra at the last snapshot."""
     if tests.empty:
         return ["Only one arm was observed, so there is nothing to compare its spectra with."]
@@ -90,7 +90,7 @@ def _ranks(arm: str, other: str, ranks: pd.DataFrame) -> str:
     )
 
 
-def widths(derived: ChosenWidths) -> str:
+def on_widths(derived: ChosenWidths) -> str:
     """Say which layers the spectra find too wide, and which too narrow."""
     change = {group: derived.widths[group] / width for group, width in derived.reference.items()}
     narrow = sorted((group for group, factor in change.items() if factor <= 0.5), key=change.__getitem__)

@@ -94,7 +94,7 @@ def _save(shown: Results, output: Path, suffix: str, quantity: str) -> list[Path
     paths = []
     for name, chart in charts.items():
         paths.append(output / f"{name}.{suffix}")
-        figures.save(chart, paths[-1])
+        figures.save_chart(chart, paths[-1])
     return paths
 
 
@@ -102,18 +102,18 @@ def _figures(shown: Results) -> Iterator[Figure]:
     """Yield the figures that are both on the page and in files."""
     colors = figures.colors(shown.experiment)
     for cost in ("parameters", "macs"):
-        chart = figures.scores(shown.runs, f"backbone_{cost}", colors)
+        chart = figures.draw_scores(shown.runs, f"backbone_{cost}", colors)
         yield Figure(f"scores-{cost}", f"scores-backbone_{cost}", chart)
     for network, comparison in shown.comparisons.items():
         if not comparison.distances.empty:
-            chart = figures.spread(views.spread(comparison.distances))
+            chart = figures.draw_spread(views.spread_of_spectra(comparison.distances))
             yield Figure(file_name("spread", str(network)), _file_name("spread", network), chart)
     for entry in shown.widths:
         name = _file_name("widths", entry.network)
-        yield Figure(name, name, figures.widths(entry, colors))
+        yield Figure(name, name, figures.draw_widths(entry, colors))
         if entry.front is not None and not entry.front.empty:
             name = _file_name("front", entry.network)
-            yield Figure(name, name, figures.front(entry.front, entry.files, colors))
+            yield Figure(name, name, figures.draw_front(entry.front, entry.files, colors))
 
 
 def _choices(shown: Results, quantity: str) -> Iterator[tuple[str, figures.Chart]]:
@@ -122,11 +122,11 @@ def _choices(shown: Results, quantity: str) -> Iterator[tuple[str, figures.Chart
     for network, comparison in shown.comparisons.items():
         courses = views.courses_of_arms(comparison.metrics, comparison.distances)
         for arm, rows in courses[courses["quantity"] == quantity].groupby("arm", sort=False):
-            yield _file_name(f"course {quantity} {arm}", network), figures.course(rows, f"{title}: {arm}")
-        tables = results.eigenvalues(shown.folder, shown.experiment, *network)
+            yield _file_name(f"course {quantity} {arm}", network), figures.draw_course(rows, f"{title}: {arm}")
+        tables = results.read_eigenvalues(shown.folder, shown.experiment, *network)
         if tables:
             layer, spectra = views.last_spectra(tables)
-            yield _file_name(f"spectra {layer}", network), figures.spectra(spectra, colors)
+            yield _file_name(f"spectra {layer}", network), figures.draw_spectra(spectra, colors)
 
 
 def _file_name(kind: str, network: Network) -> str:
@@ -181,7 +181,7 @@ def _content(shown: Results) -> PageData:
     }
     spectra = {}
     for network in map(Network._make, shown.experiment.networks):
-        tables = results.eigenvalues(shown.folder, shown.experiment, *network)
+        tables = results.read_eigenvalues(shown.folder, shown.experiment, *network)
         if tables:
             spectra[str(network)] = views.packed(tables)
     quantities = {name for course in courses.values() for arm in course["arms"].values() for name in arm["values"]}
@@ -205,9 +205,9 @@ def _specifications(experiment: Experiment) -> dict[str, figures.Specification]:
     spectra = pd.DataFrame({"arm": arms, "seed": 0, "x": 1.0, "value": 1.0})
     colors = {arm: colors[arm] for arm in experiment.observed}
     return {
-        "course": figures.specification(figures.course(course, "")),
-        "spectrum_log": figures.specification(figures.spectra(spectra, colors)),
-        "spectrum_linear": figures.specification(figures.spectra(spectra, colors, logarithmic=False)),
+        "course": figures.specification(figures.draw_course(course, "")),
+        "spectrum_log": figures.specification(figures.draw_spectra(spectra, colors)),
+        "spectrum_linear": figures.specification(figures.draw_spectra(spectra, colors, logarithmic=False)),
     }
 
 
@@ -217,10 +217,10 @@ def _findings(shown: Results) -> list[tuple[Network, list[str]]]:
     for network in map(Network._make, shown.experiment.networks):
         backbone, detector = network
         runs = shown.runs[(shown.runs["backbone"] == backbone) & (shown.runs["detector"] == detector)]
-        sentences = [findings.accuracy(runs)]
+        sentences = [findings.on_accuracy(runs)]
         if network in shown.comparisons:
-            sentences += findings.spectra(shown.comparisons[network].tests)
-        sentences += [findings.widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]
+            sentences += findings.on_spectra(shown.comparisons[network].tests)
+        sentences += [findings.on_widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]
         answers.append((network, [sentence for sentence in sentences if sentence]))
     return answers
 

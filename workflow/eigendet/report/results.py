@@ -102,10 +102,10 @@ def read_results(folder: Path) -> Results:
     runs = summary(folder, experiment)
     comparisons = {}
     for network in map(Network._make, experiment.networks):
-        compared = comparison(folder, *network)
+        compared = read_comparison(folder, *network)
         if compared:
             comparisons[network] = compared
-    return Results(folder, experiment, runs, comparisons, widths(folder, experiment))
+    return Results(folder, experiment, runs, comparisons, read_widths_files(folder, experiment))
 
 
 def read_spectra(folder: Path | str) -> Spectra:
@@ -119,10 +119,10 @@ def read_spectra(folder: Path | str) -> Spectra:
     """
     folder = Path(folder)
     experiment = configuration.load([folder / layout.CONFIGURATION])
-    tables = [table for network in experiment.networks for table in eigenvalues(folder, experiment, *network)]
+    tables = [table for network in experiment.networks for table in read_eigenvalues(folder, experiment, *network)]
     if not tables:
         raise UserError(f"{folder}: holds no spectra of this experiment; run 'eigendet spectra' first.")
-    comparisons = [compared for network in experiment.networks if (compared := comparison(folder, *network))]
+    comparisons = [compared for network in experiment.networks if (compared := read_comparison(folder, *network))]
     return Spectra(
         joined(tables),
         joined([compared.metrics for compared in comparisons]),
@@ -131,7 +131,7 @@ def read_spectra(folder: Path | str) -> Spectra:
     )
 
 
-def eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: str) -> list[pd.DataFrame]:
+def read_eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: str) -> list[pd.DataFrame]:
     """Read the spectra of a network's runs, a table for each run that has them."""
     files = [
         layout.path(folder, layout.EIGENVALUES, **run._asdict())
@@ -141,7 +141,7 @@ def eigenvalues(folder: Path, experiment: Experiment, backbone: str, detector: s
     return [read_run(file.parent, "eigenvalues")[0] for file in files if file.is_file()]
 
 
-def comparison(folder: Path, backbone: str, detector: str) -> Comparison | None:
+def read_comparison(folder: Path, backbone: str, detector: str) -> Comparison | None:
     """Read the comparison of a network's runs, if it was made."""
     notes = layout.path(folder, layout.COMPARISON_NOTES, backbone=backbone, detector=detector)
     return Comparison.read(notes.parent) if notes.is_file() else None
@@ -214,7 +214,7 @@ def _average(network: Network, arm: str, seeds: pd.DataFrame, reference: pd.Data
     return Average(network, arm, scores, costs, times, ratios)
 
 
-def widths(folder: Path, experiment: Experiment) -> list[NetworkWidths]:
+def read_widths_files(folder: Path, experiment: Experiment) -> list[NetworkWidths]:
     """Read the widths files of every network that has derived widths."""
     networks = []
     for network in map(Network._make, experiment.networks):

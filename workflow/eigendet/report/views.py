@@ -115,7 +115,7 @@ def tested(tests: pd.DataFrame) -> pd.DataFrame:
     return last.astype(object).where(last.notna(), None).assign(layer=layer_names(last))
 
 
-def spread(distances: pd.DataFrame) -> pd.DataFrame:
+def spread_of_spectra(distances: pd.DataFrame) -> pd.DataFrame:
     """Return the distances of spectra between runs at the last snapshot: columns layer, pair, relation, value."""
     last = distances[
         (distances["snapshot"] == distances["snapshot"].max())

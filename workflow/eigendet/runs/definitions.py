@@ -37,15 +37,15 @@ def costs_of(definition: Definition, model: torch.nn.Module) -> dict[str, int]:
     `macs`, of the whole detector, is there if its own layers have widths to choose.
     """
     side = definition.size[0]
-    backbone, usual = reference_groups(definition.backbone, (side, side))
+    backbone, reference = reference_groups(definition.backbone, (side, side))
     costs = {
         "parameters": parameter_count(model),
         "backbone_parameters": parameter_count(backbone_of(model)),
-        "backbone_macs": backbone.macs(definition.widths or usual),
+        "backbone_macs": backbone.macs(definition.widths or reference),
     }
     if definition.heads:
-        whole, usual = definition.reference(side)
-        costs["macs"] = whole.macs(definition.widths or usual)
+        whole, reference = definition.reference(side)
+        costs["macs"] = whole.macs(definition.widths or reference)
     return costs
 
 

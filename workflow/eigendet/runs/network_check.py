@@ -64,8 +64,8 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
         costs = definitions.costs_of(definition, model)
         _check_maps(backbone_of(model), size, backbone_plugin)
         losses = _check_step(model, data, experiment.training.model_copy(update=few), detector_plugin)
-        checks.check_network(backbone_of(model), backbone_plugin)  # again: a first pass may have frozen it
-        checks.check_network(model, detector_plugin)
+        checks.check_trainable(backbone_of(model), backbone_plugin)  # again: a first pass may have frozen it
+        checks.check_trainable(model, detector_plugin)
         _check_detections(model, data, detector_plugin)
     return {
         "version": VERSION,

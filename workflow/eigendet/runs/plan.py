@@ -59,7 +59,7 @@ class Stage:
         self.seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
 
 
-class Network(NamedTuple):
+class PlannedNetwork(NamedTuple):
     """A detector over a backbone, with what its runs leave and how fast they are."""
 
     definition: Definition
@@ -67,7 +67,7 @@ class Network(NamedTuple):
     rate: Throughput | None
 
 
-def stages(experiment: Experiment, folder: Path, rates: Rates | None = None) -> list[Stage]:
+def planned_stages(experiment: Experiment, folder: Path, rates: Rates | None = None) -> list[Stage]:
     """Return everything that there is to do, in the order of the workflow.
 
     Args:
@@ -149,7 +149,7 @@ def _network(
     classes: list[str],
     classifiers: dict[str, Definition],
     rates: Rates | None,
-) -> Network:
+) -> PlannedNetwork:
     """Return what the runs of a network leave; only small images pass it here."""
     size = experiment.training.min_size, experiment.training.max_size
     definition = definitions.definition_of(experiment, backbone, detector, classes, size)
@@ -162,10 +162,10 @@ def _network(
         if widths.is_file():
             resized = replace(small, widths=read_widths(widths, small))
             footprints[arm] = Footprint.of(resized, experiment.covariance)
-    return Network(definition, footprints, rates and rates(definition, classifiers.get(backbone)))
+    return PlannedNetwork(definition, footprints, rates and rates(definition, classifiers.get(backbone)))
 
 
-def _pretraining(experiment: Experiment, classifier: Definition | None, networks: Sequence[Network]) -> Stage:
+def _pretraining(experiment: Experiment, classifier: Definition | None, networks: Sequence[PlannedNetwork]) -> Stage:
     """Return the pre-training of one backbone, or only its weights from elsewhere."""
     settings = experiment.pretraining
     if classifier is None or settings is None:
@@ -184,7 +184,7 @@ def _pretraining(experiment: Experiment, classifier: Definition | None, networks
     )
 
 
-def _training(experiment: Experiment, network: Network, arm: str) -> Stage:
+def _training(experiment: Experiment, network: PlannedNetwork, arm: str) -> Stage:
     """Return the runs of an arm, of all seeds."""
     settings, files, seeds = experiment.training_of(arm), network.footprints[arm], len(experiment.seeds)
     images = seeds * settings.steps * settings.batch_size
@@ -204,7 +204,7 @@ def _training_disk(settings: Optimization, files: Footprint) -> int:
     return (len(snapshot_steps(settings)) - 1) * files.snapshot + 2 * files.checkpoint(settings)
 
 
-def _observation(experiment: Experiment, network: Network, arm: str) -> Iterator[Stage]:
+def _observation(experiment: Experiment, network: PlannedNetwork, arm: str) -> Iterator[Stage]:
     """Yield the covariances of an arm, of all seeds, and their spectra."""
     settings, files, seeds = experiment.covariance, network.footprints[arm], len(experiment.seeds)
     snapshots = len(snapshot_steps(experiment.training_of(arm)))

@@ -96,10 +96,10 @@ def inferred(rate: float, experiment: Experiment, detector: Definition, classifi
     """Infer all from the images a second of training a detector, by multiply-accumulates."""
     pretraining = None
     if classifier is not None:
-        backbone, usual = reference_groups(classifier.backbone, classifier.size)
+        backbone, reference = reference_groups(classifier.backbone, classifier.size)
         area = math.prod(detector.size)
         whole, widths = replace(detector, heads=True).reference()
-        pretraining = rate * area / SIDE**2 * whole.macs(widths) / backbone.macs(usual)
+        pretraining = rate * area / SIDE**2 * whole.macs(widths) / backbone.macs(reference)
     return Throughput(
         training=rate, looking=PASSES * rate, observing=PASSES / COVARIANCE * rate, pretraining=pretraining
     )

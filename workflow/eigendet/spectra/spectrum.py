@@ -138,7 +138,7 @@ def write_spectra(covariance_file: Path, folder: Path, centered: bool = True) ->
 
 
 class _Decomposed(NamedTuple):
-    record: store.Record
+    record: store.TapRecord
     values: np.ndarray  # (C,)
     directions: np.ndarray  # (C, k)
     left_out: list[np.ndarray]  # eigenvalues without each part of the images in turn
@@ -174,7 +174,7 @@ def compact(means: np.ndarray) -> np.ndarray:
     return features
 
 
-def _tap(record: store.Record, centered: bool) -> Row:
+def _tap(record: store.TapRecord, centered: bool) -> Row:
     effective = np.nan
     if record.image_means is not None:
         effective = metrics.effective_samples(float(np.trace(record.moment(centered=True))), record.image_means)

@@ -18,14 +18,14 @@ from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
 from eigendet.networks.widths_file import ChosenWidths, read_widths
 from eigendet.widths.allocation import Budget, largest_factor, proportional, rounded
-from eigendet.widths.derivation import allocate, describe
+from eigendet.widths.derivation import allocate, describe_widths
 from eigendet.widths.dimensions import GroupSpectra, group_spectra, read_spectra_of_arm
 
 RATIOS = (1 / 16, 16.0)  # of a profile, from a stage to the next
 FACTORS_TRIED, RATIOS_TRIED = np.linspace(0.95, 1.2, 26), np.linspace(0.9, 1.1, 21)  # around those solved for
 
 
-def control(
+def control_widths(
     experiment: Experiment, network: Definition, arm: str, folders: Sequence[Path], derived: Path | None
 ) -> ChosenWidths:
     """Choose the widths of one of an experiment's controls.
@@ -42,7 +42,7 @@ def control(
     """
     settings = experiment.widths
     channels, reference = network.reference(network.size[0])
-    described = partial(describe, network, channels, reference)
+    described = partial(describe_widths, network, channels, reference)
     own = experiment.arms[arm].widths
     if own is not None:
         return described(read_widths(Path(own), network), f"as {Path(own)} says")
@@ -85,7 +85,7 @@ def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) 
     budget = Budget.like(channels, goal, ("macs", "parameters"), round_to)
     costs = budget.costs
     full = np.array([reference[group] for group in costs.groups], float)
-    stage = stages(channels)
+    stage = stage_numbers(channels)
     power = np.array([stage[group] for group in costs.groups], float)
     macs, parameters, _ = budget.caps
 
@@ -115,7 +115,7 @@ def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) 
     return min(tried, key=lambda one: unspent(one.widths))
 
 
-def stages(channels: Channels) -> dict[str, int]:
+def stage_numbers(channels: Channels) -> dict[str, int]:
     """Return every group's stage, from 0: how many halvings of the resolution precede its coarsest layer's output.
 
     Halvings between which nothing lies count as one, for example those before a classifier.

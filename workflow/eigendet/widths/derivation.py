@@ -27,7 +27,7 @@ from eigendet.widths.dimensions import (
 )
 
 
-def derive(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> ChosenWidths:
+def derive_widths(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> ChosenWidths:
     """Derive the widths of a network from the spectra of one arm.
 
     Args:
@@ -47,7 +47,7 @@ def derive(experiment: Experiment, network: Definition, folders: Sequence[Path],
     dimension = of_groups.dimensions(settings)
     widths, target = allocate(budget, of_groups, settings)
     derived = replace(
-        describe(network, channels, reference, widths, rule_text(settings)),
+        describe_widths(network, channels, reference, widths, rule_text(settings)),
         settings=settings.model_dump(mode="json"),
         arm=arm,
         multiples=channels.rounded_to(settings.round_to),
@@ -121,7 +121,9 @@ def intervals(
     return Intervals(of_dimension, of_width, {group: (least, most) for group, least, most in ends if least != most})
 
 
-def describe(network: Definition, channels: Channels, reference: Widths, widths: Widths, rule: str) -> ChosenWidths:
+def describe_widths(
+    network: Definition, channels: Channels, reference: Widths, widths: Widths, rule: str
+) -> ChosenWidths:
     """Describe widths beside the reference's, with the network's parameters and MACs of both.
 
     Args:
