@@ -72,10 +72,10 @@ def write_run(folder: Path, path: Path, run: dict[str, Any], steps: Sequence[int
         "run": run, "costs": costs, "snapshots": list(steps), "seconds": 60.0, "images_per_second": 9.0,
         "device": "cpu", "torch": torch.__version__, "eigendet": "0.1.0", "revision": "0" * 40,
     }  # fmt: skip
-    files.write_json(folder / "runs" / path / "run.json", record)
+    files.write_json(folder / "runs" / path / "run.json", {"version": 1} | record)
     files.write_text(folder / "runs" / path / "log.csv", "step,loss\n0,2.5\n4,1.5\n")
     scores = {name: float(random.uniform(0.3, 0.4)) for name in ("AP", "AP50", "AP75")}
-    files.write_json(folder / "evaluation" / f"{path}.json", {"run": run, "boxes": scores})
+    files.write_json(folder / "evaluation" / f"{path}.json", {"version": 1, "run": run, "boxes": scores})
 
 
 def _taps(random: np.random.Generator, share: float, layers: int, channels: int, effect: float) -> list[Tap]:

@@ -62,6 +62,9 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("data.classification", None, "which needs the sections data.classification and pretraining"),
         ("name", "a/b", "name: got 'a/b'"),
         ("experiment", "digits", "experiment: is called 'name' now"),
+        ("widths.tie", "max", "widths.tie: is gone: channels that several layers write are as wide as the widest asks"),
+        ("covariance.compress", True, "covariance.compress: is gone: it was slow"),
+        ("arms", {"scratch": None}, "arms.scratch: got None; expected a mapping with keys such as steps, batch_size"),
         ("widths.centred", True, "widths.centred: is called 'widths.centered' now"),
         ("covariance.dump_shards", 2, "covariance.dump_shards: is called 'covariance.shards' now"),
         ("detectors", {}, "detectors: got {}"),
@@ -135,3 +138,10 @@ def test_the_shipped_experiments_are_valid(file: Path) -> None:
 def test_the_schema_file_is_up_to_date() -> None:
     committed = (ROOT / "workflow/schemas/experiment.schema.json").read_text()
     assert committed == config.schema_text(), "run `make schema`"
+
+
+def test_a_renamed_key_is_not_missing_too(values: dict[str, Any]) -> None:
+    values["experiment"] = values.pop("name")
+    with pytest.raises(UserError) as error:
+        config.parse(values, "my.yaml")
+    assert str(error.value) == "my.yaml: experiment: is called 'name' now"

@@ -58,7 +58,7 @@ def test_steps_images_and_hours_follow_from_the_settings(values: dict[str, Any],
     values |= {"seeds": [0, 1]}
     values["arms"] = {"finetune": {"steps": 6}, "scratch": {}, "derived": {}}
     values["covariance"] = {"images": 3, "arms": ["scratch"]}
-    found = {stage.rule: stage for stage in plan.planned_stages(config.parse(values), tmp_path, rates)}
+    found = plan.by_rule(plan.planned_stages(config.parse(values), tmp_path, rates))
     assert (found["pretrain"].steps, found["pretrain"].images, found["pretrain"].seconds) == (4, 32, 0.32)
     # Of two seeds: 6 steps of finetune, 4 of each other arm.
     assert (found["train"].steps, found["train"].images, found["train"].seconds) == (28, 56, 5.6)
@@ -66,19 +66,19 @@ def test_steps_images_and_hours_follow_from_the_settings(values: dict[str, Any],
     assert (found["evaluate"].images, found["evaluate"].seconds) == (6 * 4, 0.6)
     # Of an arm that is not observed there is one snapshot, of the others three.
     values["covariance"]["arms"] = ["scratch", "finetune"]
-    more = {stage.rule: stage for stage in plan.planned_stages(config.parse(values), tmp_path, rates)}
+    more = plan.by_rule(plan.planned_stages(config.parse(values), tmp_path, rates))
     assert 1.3 < more["train"].disk / found["train"].disk < 1.4
 
 
 def test_widths_count_where_they_are_known(values: dict[str, Any], tmp_path: Path) -> None:
     experiment = config.parse(values)
-    before = {stage.rule: stage for stage in plan.planned_stages(experiment, tmp_path)}
+    before = plan.by_rule(plan.planned_stages(experiment, tmp_path))
     network = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False)
     groups, usual = network.reference(64)
     narrow = {group: groups.multiples[group] for group in usual}
     for arm in ("derived", "uniform_parameters", "profile"):
         write_json(tmp_path / f"widths/tiny/rcnn/{arm}.json", {"widths": narrow})
-    after = {stage.rule: stage for stage in plan.planned_stages(experiment, tmp_path)}
+    after = plan.by_rule(plan.planned_stages(experiment, tmp_path))
     # Six snapshots of two arms stay as they are; those of three arms, one each, shrink.
     assert 6 / 9 < after["train"].disk / before["train"].disk < 0.93
 

@@ -124,3 +124,16 @@ def test_what_is_written_is_read_again_with_what_the_run_was(folder: Path) -> No
             assert again == found.notes == []
         else:
             pd.testing.assert_frame_equal(again, getattr(found, name))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "command"),
+    [("evaluation/*/*/*/*.json", "evaluate"), ("runs/*/*/*/*/run.json", "train")],
+)
+def test_the_page_refuses_what_was_written_without_a_version(folder: Path, pattern: str, command: str) -> None:
+    file = next(folder.glob(pattern))
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "version"}))
+    with pytest.raises(
+        UserError, match=rf"{file.name}: without a version.* what 'eigendet {command}' writes: delete it"
+    ):
+        results.read_results(folder)

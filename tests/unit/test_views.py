@@ -44,14 +44,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, config.Experim
     for arm, seed in RUNS:
         path = Path(arm) / "tiny/rcnn" / f"seed_{seed}"
         record = json.loads((folder / "runs" / path / "run.json").read_text())
-        files.write_json(folder / "runs" / path / "run.json", record | {"costs": costs(arm)})
+        files.write_json(folder / "runs" / path / "run.json", record | {"version": 1, "costs": costs(arm)})
         scores = {"AP": score(arm, seed), "AP50": score(arm, seed) / 2, "AP75": score(arm, seed) / 4}
-        files.write_json(folder / "evaluation" / f"{path}.json", {"run": record["run"], "boxes": scores})
+        files.write_json(folder / "evaluation" / f"{path}.json", {"version": 1, "run": record["run"], "boxes": scores})
     measured = [
         {"arm": arm, "detector": {"median": milliseconds(arm)}, "backbone": {"median": milliseconds(arm) / 2}}
         for arm in ARMS
     ]
-    files.write_json(folder / "latency/tiny/rcnn.json", {"runs": measured})
+    files.write_json(folder / "latency/tiny/rcnn.json", {"version": 1, "runs": measured})
     compare(folder)
     return folder, experiment
 

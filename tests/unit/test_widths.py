@@ -84,7 +84,9 @@ def test_a_file_of_chosen_widths_is_read_again_and_another_version_of_it_is_not(
     for read in (widths_file.read_by_hand, widths_file.read_chosen):
         with pytest.raises(UserError, match=earlier):
             read(file)
-    by_hand = {"widths": widths, "backbone": chosen.backbone, "why": "a key for the reader"}
+    by_hand = {"widths": widths, "backbone": chosen.backbone, "rule": "my own"}
+    file.write_text(json.dumps(by_hand | {"version": "second try"}))
+    assert read_widths(file, NETWORK) == widths
     file.write_text(json.dumps(by_hand))
     assert read_widths(file, NETWORK) == widths
     with pytest.raises(UserError, match=earlier):

@@ -29,7 +29,9 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_jobs_are_those_that_snakemake_plans(changes: dict[str, Any], tmp_path: Path) -> None:
     values = minimal_experiment() | changes
-    found = {stage.rule: stage.jobs for stage in plan.planned_stages(config.parse(values), tmp_path)}
+    found = {
+        rule: stage.jobs for rule, stage in plan.by_rule(plan.planned_stages(config.parse(values), tmp_path)).items()
+    }
     assert found | {"all": 1} == planned(tmp_path, values)
 
 

@@ -120,6 +120,16 @@ def value_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def require_version(file: Path, content: object, version: int, command: str) -> None:
+    """Raise UserError unless a JSON file's content has this version; it names the command that makes the file anew."""
+    present = content.get("version") if isinstance(content, dict) else None
+    if present != version:
+        own = "without a version, as earlier ones were" if present is None else f"of version {present}"
+        raise UserError(
+            f"{file}: {own}; expected version {version} of what '{command}' writes: delete it, and run that again."
+        )
+
+
 @dataclass(frozen=True)
 class Format:
     """The format of what a command writes: each file is marked with it, and refused where that mark is another."""

@@ -60,7 +60,8 @@ def description(plugin: Plugin) -> list[str]:
 
     function = plugins.load_plugin(plugin)
     lines = [f"{plugin.kind} {plugin.name}, version {plugin.version}, from {plugin.origin}", ""]
-    lines += [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
+    text, _, _ = (function.__doc__ or "").partition(">>>")  # examples are for readers of the code
+    lines += [line.strip() for line in text.strip().splitlines()]
     schema = plugins.options_of(plugin, paths=True).model_json_schema()
     properties = schema.get("properties", {})
     if plugin.kind == "backbone":  # has further keys, which the library reads itself

@@ -50,6 +50,10 @@ ARMS = {
 }
 # Keys by their names in version 0.1.
 RENAMED = {"experiment": "name", "covariance.dump_shards": "covariance.shards", "widths.centred": "widths.centered"}
+REMOVED = {
+    "covariance.compress": "gone: it was slow, and gained only where many channels are dead; leave it out",
+    "widths.tie": "gone: channels that several layers write are as wide as the widest asks; leave it out",
+}
 WITH_REFERENCE_WIDTHS = ("finetune", "scratch")
 UNIFORM = "uniform scaling"  # the rule, in a table of the front, of widths that all have one factor
 AFTER_DERIVED = ("uniform_parameters", "uniform_macs", "profile", "permuted")
@@ -246,6 +250,10 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
         key = ".".join([prefix, *location] if prefix else location)
         if key in RENAMED:
             lines.append(f"{key}: is called '{RENAMED[key]}' now")
+        elif key in REMOVED:
+            lines.append(f"{key}: is {REMOVED[key]}")
+        elif fault["type"] == "missing" and key in _renamed_to(error):
+            continue  # the key that is called otherwise now says it
         elif fault["type"] == "extra_forbidden":
             accepted = _keys_at(model, fault["loc"][:-1])
             near = difflib.get_close_matches(str(fault["loc"][-1]), accepted, n=1)
@@ -263,6 +271,12 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
     return lines
 
 
+def _renamed_to(error: ValidationError) -> set[str]:
+    """Return today's names of the keys that are given by their old ones."""
+    given = {".".join(map(str, fault["loc"])) for fault in error.errors()}
+    return {new for old, new in RENAMED.items() if old in given}
+
+
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Return the names of the fields of the section that `location` leads to."""
     current: Any = model
@@ -274,4 +288,6 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
             current = typing.get_args(current)[1]
         if isinstance(current, types.UnionType):
             current = next((arm for arm in typing.get_args(current) if isinstance(arm, type)), None)
+    if current is Arm:  # whose own key is for arms of other names alone
+        return [*DetectorTraining.model_fields, *Arm.model_fields]
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

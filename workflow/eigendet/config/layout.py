@@ -37,6 +37,9 @@ WIDTHS = f"widths/{NETWORK}/{{arm}}.json"
 FRONT = f"widths/{NETWORK}/front.csv"
 EVALUATION = f"evaluation/{RUN}.json"
 LATENCY = f"latency/{NETWORK}.json"
+# Versions of the formats of JSON files; an older file is refused, and the message says what makes it anew.
+DATA_VERSION = NETWORK_CHECK_VERSION = RUN_VERSION = EVALUATION_VERSION = LATENCY_VERSION = 1
+
 SUMMARY, PAGE, FIGURES = "summary.csv", "report.html", "figures"
 
 

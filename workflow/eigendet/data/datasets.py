@@ -18,13 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eigendet import plugins
-from eigendet.config import Experiment
+from eigendet.config import Experiment, layout
 from eigendet.config.sections import Splits
 from eigendet.data import checks
 from eigendet.errors import UserError
-
-VERSION = 1  # of a summary's format
-
 
 Task = Literal["classification", "detection"]
 
@@ -154,7 +151,7 @@ def check_data(experiment: Experiment, task: Task, split: str) -> DataSummary:
                 objects += count
                 bar.update()
     summary: DataSummary = {
-        "version": VERSION,
+        "version": layout.DATA_VERSION,
         "images": len(dataset),
         "classes": dataset.classes,
         "notes": dataset.notes,

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import nn
 
 
-@runtime_checkable
-class LearnsMasks(Protocol):
-    """A detector that says whether it asks for masks in training."""
+class Detector(Protocol):
+    """A detector's own attributes; a module without one of them has its default."""
 
-    learns_masks: bool
-
-
-@runtime_checkable
-class LooksAtRegions(Protocol):
-    """A detector that says how many regions of an image a part of it looks at, by the beginning of module paths."""
-
-    regions: Mapping[str, int]
+    learns_masks: bool  # whether it asks for masks in training; else it does not
+    regions: Mapping[str, int]  # how many regions of an image a part looks at, by the beginning of module paths
 
 
-def learns_masks(model: nn.Module) -> bool:
-    """Return whether a detector asks for masks in training; one that does not say so does not.
+def learns_masks(model: nn.Module | Detector) -> bool:
+    """Return whether a detector asks for masks in training.
 
     >>> learns_masks(nn.Identity())
     False
     """
-    return isinstance(model, LearnsMasks) and bool(model.learns_masks)
+    return bool(getattr(model, "learns_masks", False))
 
 
-def regions(model: nn.Module) -> Mapping[str, int]:
-    """Return how many regions of an image the parts of a detector look at; none where it does not say so.
+def regions(model: nn.Module | Detector) -> Mapping[str, int]:
+    """Return how many regions of an image the parts of a detector look at.
 
     >>> regions(nn.Identity())
     {}
     """
-    return model.regions if isinstance(model, LooksAtRegions) else {}
+    looked_at: Mapping[str, int] = getattr(model, "regions", {})
+    return looked_at

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from eigendet import config as configuration
 from eigendet.config import layout
 from eigendet.errors import UserError
 from eigendet.observe.keys import TapKey
@@ -30,7 +29,7 @@ def write_events(folder: Path, output: Path) -> str:
     except ImportError:
         raise UserError("the package tensorboard is not installed; 'pip install tensorboard' brings it.") from None
     _clear(output)
-    experiment = configuration.load([folder / layout.CONFIGURATION])
+    experiment = results.read_experiment(folder)
     comparisons = {network: results.read_comparison(folder, *network) for network in experiment.networks}
     written = 0
     for run in layout.runs(experiment, experiment.all_arms):

@@ -12,7 +12,7 @@ from eigendet import config as configuration
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.layout import Run
 from eigendet.errors import UserError
-from eigendet.files import Plain, read_json
+from eigendet.files import Plain, read_json, require_version
 from eigendet.networks import widths_file
 from eigendet.networks.widths_file import ChosenWidths
 from eigendet.spectra.tables import Comparison, joined, read_run
@@ -92,13 +92,25 @@ class Results:
     widths: list[NetworkWidths]
 
 
+def read_experiment(folder: Path) -> Experiment:
+    """Read the configuration that a folder's results were made with.
+
+    Raises:
+        UserError: it is missing, or of an earlier version.
+    """
+    try:
+        return configuration.load([folder / layout.CONFIGURATION])
+    except UserError as error:
+        raise UserError(f"{error}\n{folder}: not results of this version; 'snakemake' makes them anew.") from None
+
+
 def read_results(folder: Path) -> Results:
     """Read an experiment's folder; whatever is not there yet is left out.
 
     Raises:
         UserError: no run has been evaluated; a file cannot be read.
     """
-    experiment = configuration.load([folder / layout.CONFIGURATION])
+    experiment = read_experiment(folder)
     runs = summary(folder, experiment)
     comparisons = {}
     for network in map(Network._make, experiment.networks):
@@ -118,7 +130,7 @@ def read_spectra(folder: Path | str) -> Spectra:
         UserError: there are no spectra in the folder.
     """
     folder = Path(folder)
-    experiment = configuration.load([folder / layout.CONFIGURATION])
+    experiment = read_experiment(folder)
     tables = [table for network in experiment.networks for table in read_eigenvalues(folder, experiment, *network)]
     if not tables:
         raise UserError(f"{folder}: holds no spectra of this experiment; run 'eigendet spectra' first.")
@@ -157,7 +169,7 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     for run in layout.runs(experiment, experiment.all_arms):
         file = layout.path(folder, layout.EVALUATION, **run._asdict())
         if file.is_file():
-            rows.append(_summary_row(folder, run, read_json(file, "an evaluation")))
+            rows.append(_summary_row(folder, run, _record(file, layout.EVALUATION_VERSION, "eigendet evaluate")))
     if not rows:
         raise UserError(f"{folder}: holds no evaluation of this experiment; run 'eigendet evaluate' first.")
     table = pd.DataFrame(rows)
@@ -177,7 +189,8 @@ def _summary_row(folder: Path, run: Run, evaluation: Plain) -> dict[str, object]
 def _latency(folder: Path, run: Run) -> dict[str, float]:
     """Return the milliseconds for an image of an arm's first seed: its other seeds have the same network."""
     file = layout.path(folder, layout.LATENCY, backbone=run.backbone, detector=run.detector)
-    for entry in read_json(file, "latencies")["runs"] if file.is_file() else ():
+    latency = _record(file, layout.LATENCY_VERSION, "eigendet latency") if file.is_file() else {"runs": []}
+    for entry in latency["runs"]:
         if entry["arm"] == run.arm:
             return {f"{part}_ms": entry[part]["median"] for part in ("detector", "backbone")}
     return {}
@@ -229,14 +242,13 @@ def read_widths_files(folder: Path, experiment: Experiment) -> list[NetworkWidth
 
 def run_record(folder: Path, run: Run) -> Plain:
     """Read the record of a run: how it was trained, what it costs, and by what it was made."""
-    record: Plain = read_json(layout.path(folder, layout.RUN_RECORD, **run._asdict()), "the record of a run")
-    return record
+    return _record(layout.path(folder, layout.RUN_RECORD, **run._asdict()), layout.RUN_VERSION, "eigendet train")
 
 
 def pretraining_records(folder: Path, experiment: Experiment) -> list[Plain]:
     """Read the records of the pre-trained backbones that are there."""
     files = [layout.path(folder, layout.PRETRAINED_RECORD, backbone=backbone) for backbone in experiment.backbones]
-    return [read_json(file, "a record") for file in files if file.is_file()]
+    return [_record(file, layout.RUN_VERSION, "eigendet pretrain") for file in files if file.is_file()]
 
 
 def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Plain]:
@@ -246,8 +258,14 @@ def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Plain]:
         for split in ("train", "val") if splits else ():
             file = folder / layout.data_check(experiment, task, split)
             if file.is_file():
-                summaries[f"{task} {split}"] = read_json(file, "a summary")
+                summaries[f"{task} {split}"] = _record(file, layout.DATA_VERSION, "eigendet check-data")
     return summaries
+
+
+def _record(file: Path, version: int, command: str) -> Plain:
+    content: Plain = read_json(file, f"what '{command}' writes")
+    require_version(file, content, version, command)
+    return content
 
 
 def missing(folder: Path, experiment: Experiment) -> list[str]:

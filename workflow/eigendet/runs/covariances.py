@@ -5,7 +5,7 @@ another; the few pixels to a multiple of the network's stride are padding and le
 the backbone alone, so that they compare across detectors and with a classifier; all others as in the detector.
 
 Finished snapshots are kept beside the output until all are there, so a computation that was stopped goes on
-with the next. Several processes share the images of each snapshot (see `parallel`), and the first merges their parts.
+with the next. Several processes share the images of each snapshot (see `processes`), and the first merges their parts.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ from eigendet.data.batches import as_float
 from eigendet.data.datasets import RLE, Classification, Detection, Target
 from eigendet.runs.folder import RunNames
 
-VERSION = 1  # of an evaluation's format
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 BATCH = 64
 

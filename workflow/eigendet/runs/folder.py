@@ -18,12 +18,11 @@ import torch
 from torch import nn
 
 from eigendet import __version__
+from eigendet.config import layout
 from eigendet.errors import UserError, some
-from eigendet.files import Plain, read_json, write_json
+from eigendet.files import Plain, read_json, require_version, write_json
 from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import write_snapshot
-
-VERSION = 1  # of the record's format
 
 Identity = Plain  # values that fix the outcome of a run: another identity, another run
 
@@ -143,7 +142,7 @@ class RunFolder:
     def complete(self, record: RunRecord | FetchedBackbone) -> None:
         """Write the record, which marks the run as complete, and remove what only resuming needed."""
         content = record.plain() if isinstance(record, RunRecord) else record
-        write_json(self.record, {"version": VERSION, **content})
+        write_json(self.record, {"version": layout.RUN_VERSION, **content})
         self.checkpoint.unlink(missing_ok=True)
 
     def is_complete(self, identity: Identity) -> bool:
@@ -169,7 +168,10 @@ class RunFolder:
         if missing or not content["snapshots"]:
             lacking = some(missing) or "snapshots"
             raise UserError(f"{self.record}: names no {lacking}; expected the record of a run trained here.")
-        definition = Definition.of(content["definition"])
+        try:
+            definition = Definition.of(content["definition"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.record}: its definition cannot be read ({error}); make the run anew.") from None
         return RunRecord(**{name: content[name] for name in names & content.keys()} | {"definition": definition})
 
     def read_detector_run(self) -> RunRecord:
@@ -185,13 +187,10 @@ class RunFolder:
 
     def _read(self) -> Plain:
         content: Plain = read_json(self.record, "the record of a complete run, written when training ends")
-        version = content.get("version") if isinstance(content, dict) else None
-        if version != VERSION:
-            raise UserError(
-                f"{self.record}: a record of format {version or 'none, as earlier versions of eigendet wrote it'}; "
-                f"expected format {VERSION}. Make the run anew: 'eigendet train' or 'eigendet pretrain' into a new "
-                "folder."
-            )
+        pretrained = isinstance(content, dict) and "arm" not in content.get("run", {})
+        require_version(
+            self.record, content, layout.RUN_VERSION, "eigendet pretrain" if pretrained else "eigendet train"
+        )
         return content
 
 

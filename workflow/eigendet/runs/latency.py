@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eigendet.config import Experiment
+from eigendet.config import Experiment, layout
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import open_splits
 from eigendet.networks.backbones import backbone_of
@@ -22,7 +22,6 @@ from eigendet.networks.snapshots import read_snapshot
 from eigendet.runs import parallel
 from eigendet.runs.folder import RunFolder
 
-VERSION = 1  # of the format of the JSON file
 WARM_UP, ROUNDS = 3, 25
 
 
@@ -92,7 +91,7 @@ def measure_latency(experiment: Experiment, folders: Sequence[Path], rounds: int
     in_turns = [part for pair in zip(detectors, backbones, strict=True) for part in pair]
     _measure(in_turns, rounds, device)
     return {
-        "version": VERSION,
+        "version": layout.LATENCY_VERSION,
         "device": parallel.hardware_name(device),
         "threads": torch.get_num_threads(),
         "image": list(image.shape[1:]),

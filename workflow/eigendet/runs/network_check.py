@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendet import plugins
-from eigendet.config import Experiment
+from eigendet.config import Experiment, layout
 from eigendet.config.sections import DetectorTraining
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_splits
@@ -22,7 +22,6 @@ from eigendet.plugins.discovery import Plugin
 from eigendet.runs import definitions, training
 from eigendet.runs.training import Losses
 
-VERSION = 1  # of a summary's format
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
 
 
@@ -68,7 +67,7 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
         checks.check_trainable(model, detector_plugin)
         _check_detections(model, data, detector_plugin)
     return {
-        "version": VERSION,
+        "version": layout.NETWORK_CHECK_VERSION,
         "costs": costs,
         "plugins": plugins.versions(**choices),
         "losses": {name: float(value.detach()) for name, value in losses.items()},

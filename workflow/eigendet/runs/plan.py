@@ -29,7 +29,7 @@ PAGE, FIGURES, TABLES = 1_000_000, 250_000, 100_000  # of the page alone; and of
 
 @dataclass
 class Stage:
-    """All jobs of one rule.
+    """All jobs of one rule, or those that wait for the widths.
 
     Attributes:
         rule: its name in the workflow.
@@ -48,6 +48,7 @@ class Stage:
     disk: int = 0
     meanwhile: int = 0
     seconds: float | None = 0.0
+    after_widths: bool = False
 
     def add(self, other: Stage) -> None:
         """Count the jobs of another stage too."""
@@ -68,21 +69,27 @@ class PlannedNetwork(NamedTuple):
 
 
 def planned_stages(experiment: Experiment, folder: Path, rates: Rates | None = None) -> list[Stage]:
-    """Return everything that there is to do, in the order of the workflow.
+    """Return everything that there is to do, in the order of the workflow: training before the widths and after them.
 
     Args:
         experiment: what is planned.
         folder: results of the experiment, whose widths count where they are known.
         rates: says how fast networks are.
     """
-    by_rule: dict[str, Stage] = {}
+    stages: dict[tuple[str, bool], Stage] = {}
     for stage in _stages(experiment, folder, rates):
         stage.disk += stage.jobs * RECORDS
-        if stage.rule in by_rule:
-            by_rule[stage.rule].add(stage)
-        elif stage.jobs:
-            by_rule[stage.rule] = stage
-    return list(by_rule.values())
+        key = stage.rule, stage.after_widths
+        stages.setdefault(key, Stage(stage.rule, jobs=0, after_widths=stage.after_widths)).add(stage)
+    return [stage for stage in stages.values() if stage.jobs]
+
+
+def by_rule(stages: Sequence[Stage]) -> dict[str, Stage]:
+    """Return one stage for each rule, by its name, in the order in which rules first run."""
+    rules: dict[str, Stage] = {}
+    for stage in stages:
+        rules.setdefault(stage.rule, Stage(stage.rule, jobs=0)).add(stage)
+    return rules
 
 
 def peak(stages: Sequence[Stage], jobs: int) -> int:
@@ -117,13 +124,17 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
             yield _pretraining(experiment, classifiers.get(backbone), networks)
     for network in networks:
         for arm in experiment.all_arms:
-            yield _training(experiment, network, arm)
+            if arm not in resized:
+                yield _training(experiment, network, arm)
     for network in networks:
         for arm in experiment.observed:
             yield from _observation(experiment, network, arm)
     yield Stage("comparison", jobs=len(networks), disk=len(networks) * TABLES)
     yield Stage("widths", jobs=len(networks) * len(resized))
     yield Stage("front", jobs=len(networks) if experiment.derived else 0)
+    for network in networks:
+        for arm in resized:
+            yield replace(_training(experiment, network, arm), after_widths=True)
     for network in networks:
         runs = len(experiment.seeds) * len(experiment.all_arms)
         images = runs * len(detection["val"])
@@ -247,7 +258,7 @@ def lines(stages: Sequence[Stage], jobs: int, unit: str) -> Iterator[str]:
     for stage in stages:
         total.add(stage)
     yield f"{'':<16}{'jobs':>7}{'steps':>13}{'images':>15}{'disk':>11}  {unit}-hours"
-    for stage in [*stages, total]:
+    for stage in [*by_rule(stages).values(), total]:
         hours = "?" if stage.seconds is None else f"{stage.seconds / 3600:.3g}" if stage.seconds else ""
         steps = f"{stage.steps:,}" if stage.steps else ""
         images = f"{stage.images:,}" if stage.images else ""

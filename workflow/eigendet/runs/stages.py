@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eigendet import plugins, processes
-from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment
+from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.sections import IMMATERIAL, BackboneChoice, Optimization
 from eigendet.data.batches import evaluation_crop, stream_seed
 from eigendet.data.datasets import Detection, Task, open_splits
@@ -21,7 +21,7 @@ from eigendet.networks.backbones import backbone_of, build_backbone
 from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.networks.widths_file import read_widths
-from eigendet.runs import evaluation, parallel, training
+from eigendet.runs import parallel, training
 from eigendet.runs.definitions import choose, classifier_of, costs_of, definition_of
 from eigendet.runs.evaluation import Evaluation, average_precision, top1
 from eigendet.runs.folder import FetchedBackbone, Identity, RunFolder, RunRecord, code_versions
@@ -201,7 +201,7 @@ def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
         )
     device = parallel.device_of(experiment.device)
     result: Evaluation = {
-        "version": evaluation.VERSION,
+        "version": layout.EVALUATION_VERSION,
         "run": record.run,
         "step": step,
         "images": len(dataset),
