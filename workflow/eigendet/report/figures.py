@@ -141,7 +141,7 @@ def draw_course(table: pd.DataFrame, title: str) -> Chart:
         title: of the colors.
 
     >>> table = pd.DataFrame({"layer": ["conv1"], "step": [0], "value": [3.5]})
-    >>> specification(course(table, "rank"))["mark"]
+    >>> specification(draw_course(table, "rank"))["mark"]
     {'type': 'rect'}
     """
     return (

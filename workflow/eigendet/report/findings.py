@@ -19,7 +19,7 @@ NAMED = 3  # layers in a sentence
 def on_accuracy(runs: pd.DataFrame) -> str:
     """Say whether the fine-tuned detector and the one from scratch differ in average precision.
 
-    >>> accuracy(pd.DataFrame({"arm": ["finetune", "scratch"], "AP": [0.4, 0.3]}))[:59]
+    >>> on_accuracy(pd.DataFrame({"arm": ["finetune", "scratch"], "AP": [0.4, 0.3]}))[:59]
     'Average precision is 40.0 fine-tuned and 30.0 from scratch,'
     """
     started = {"finetune": "fine-tuned", "scratch": "from scratch"}
