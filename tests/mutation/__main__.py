@@ -54,7 +54,7 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "widths.allocation": "allocation",
     "observe.covariance": "accumulator covariance",
     "observe.packs": "accumulator covariance",
-    "channels.tracing": "channels",
+    "channels.tracing": "channels built_networks",
     "channels.trial": "channels",
     "channels.naming": "channels",
     "channels.rebuilding": "channels",
