@@ -214,11 +214,9 @@ def tensorboard(results: Path, output: Path) -> None:
 
 def _search_as(results: Path) -> None:
     """Look for width rules where the experiment did whose results these are, in folders that are still there."""
-    from eigendet.config import layout, load
+    from eigendet.report.results import read_experiment
 
-    configuration = results / layout.CONFIGURATION
-    if configuration.is_file():
-        discovery.search([folder for folder in load([configuration]).plugins if Path(folder).is_dir()])
+    discovery.search([folder for folder in read_experiment(results).plugins if Path(folder).is_dir()])
 
 
 def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Definition:

@@ -22,7 +22,6 @@ from eigendet.report.results import NetworkWidths
 # Okabe and Ito's colors, then some of Tol's, told apart by color-blind readers, on white and on black.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 PALETTE += ["#AA4466", "#999933", "#7766CC", "#44AA99", "#BB8855"]
-FORMATS = ("svg", "png")
 STATIC_WIDTH = 520  # pixels, of a file; on the page figures are as wide as there is room
 
 Colors = dict[str, str]
