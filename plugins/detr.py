@@ -10,8 +10,6 @@ from eigendet.plugins import Options, detector
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-INSTALL = "pip install 'eigendet[transformers]'"
-
 
 class DETROptions(Options):
     """Options of DETR."""

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from eigendet.errors import UserError
+from eigendet.errors import UserError, lacking
 from eigendet.files import value_digest
 from eigendet.plugins import dataset
 
@@ -173,7 +173,7 @@ def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UserError("scikit-learn, whose sample images the digits are, is not installed: pip install scikit-learn")
+        raise UserError(f"scikit-learn ships the digits; {lacking(['sklearn'])}")
     folder = Path(package.origin).parent / "datasets"
     digits = np.loadtxt(folder / "data/digits.csv.gz", delimiter=",", dtype=np.float32)
     photographs = [np.array(Image.open(folder / "images" / name)) for name in ("china.jpg", "flower.jpg")]

@@ -6,6 +6,12 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+# Modules that an extra of this package brings, and which one.
+EXTRAS = {
+    "altair": "report", "jinja2": "report", "sklearn": "demo", "snakemake": "workflow", "tensorboard": "tensorboard",
+    "timm": "timm", "transformers": "transformers", "vl_convert": "report",
+}  # fmt: skip
+
 
 class UserError(Exception):
     """A mistake in configuration, data or use.
@@ -39,6 +45,19 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(name or "the model itself" for name in names[:limit]) + more
+
+
+def lacking(modules: Sequence[str]) -> str:
+    """Say that modules are not installed, and what installs them: an extra of this package where there is one.
+
+    >>> lacking(["timm"])
+    "timm is not installed: pip install 'eigendet[timm]'"
+    >>> lacking(["timm", "kornia"])
+    "timm and kornia are not installed: pip install 'eigendet[timm]' kornia"
+    """
+    verb = "is" if len(modules) == 1 else "are"
+    packages = dict.fromkeys(f"'eigendet[{EXTRAS[name]}]'" if name in EXTRAS else name for name in modules)
+    return f"{' and '.join(modules)} {verb} not installed: pip install {' '.join(packages)}"
 
 
 def kind(value: Any) -> str:

@@ -24,7 +24,7 @@ from eigendet.cli.options import (  # fmt: skip
     read_experiment,
 )
 from eigendet.cli.plugin_commands import plugins
-from eigendet.errors import UserError
+from eigendet.errors import EXTRAS, UserError, lacking
 
 # torch and pydantic are imported inside the commands, so that help and errors come at once.
 
@@ -51,6 +51,10 @@ class Main(click.Group):
             return super().invoke(context)
         except UserError as error:
             raise click.ClickException(str(error)) from None
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            raise click.ClickException(lacking([error.name])) from None
         except OSError as error:  # a folder that cannot be written, a full disk
             if error.filename is None:
                 raise

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.errors import UserError, unknown
+from eigendet.errors import UserError, lacking, unknown
 from eigendet.files import replacing
 
 
@@ -104,7 +104,7 @@ def _published_by_timm(name: str) -> dict[str, Tensor]:
     try:
         import timm
     except ImportError:
-        raise UserError(f"timm:{name}: timm is not installed: pip install timm") from None
+        raise UserError(f"timm:{name}: {lacking(['timm'])}") from None
     tagged = timm.list_models(pretrained=True)  # network.how_it_was_trained, of which the second part may be left out
     names = {*tagged, *(entry.partition(".")[0] for entry in tagged)}
     if name not in names:

@@ -10,6 +10,7 @@ count. A file may say how to get what it lacks: `INSTALL = "pip install …"`.
 from __future__ import annotations
 
 import ast
+import filecmp
 import hashlib
 import importlib.util
 import sys
@@ -20,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from eigendet.errors import UserError, unknown
+from eigendet.errors import UserError, lacking, unknown
 
 Kind = Literal["backbone", "detector", "dataset", "rule"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -80,10 +81,15 @@ def search(folders: Sequence[str | Path]) -> None:
 
 
 def folders() -> list[Path]:
-    """Return `plugins/` of the working directory and of this package's checkout, then the folders given to `search`."""
+    """Return `plugins/` of the working directory, that of the shipped plugins, and the folders given to `search`."""
     here = Path.cwd() / "plugins"
-    checkout = Path(__file__).resolve().parents[3] / "plugins"
-    return [folder for folder in dict.fromkeys([here.resolve(), checkout, *_further]) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys([here.resolve(), shipped(), *_further]) if folder.is_dir()]
+
+
+def shipped() -> Path:
+    """Return the folder of the shipped plugins: within an installed package, or at the top of a checkout."""
+    installed = Path(__file__).with_name("shipped")
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[3] / "plugins"
 
 
 def everything() -> list[Plugin]:
@@ -165,17 +171,22 @@ class _Source:
     @property
     def lacking(self) -> str:
         """What it imports that is not installed."""
-        lacking = [name for name in self.imports if name != "." and not _is_installed(name)]
-        if not lacking:
+        absent = [name for name in self.imports if name != "." and not _is_installed(name)]
+        if not absent:
             return ""
-        verb = "is" if len(lacking) == 1 else "are"
-        how = self.install or f"pip install {' '.join(lacking)}"
-        return f"{' and '.join(lacking)} {verb} not installed: {how}"
+        fault = lacking(absent)
+        return f"{fault.partition(':')[0]}: {self.install}" if self.install else fault
 
 
 def _files() -> Iterator[Path]:
+    """Yield the files of all folders; of copies, as of the shipped ones in a checkout that is not installed, one."""
+    listed: dict[str, list[Path]] = {}
     for folder in folders():
-        yield from sorted(folder.glob("*.py"))
+        for file in sorted(folder.glob("*.py")):
+            namesakes = listed.setdefault(file.name, [])
+            if not any(filecmp.cmp(file, other, shallow=False) for other in namesakes):
+                namesakes.append(file)
+                yield file
 
 
 def _in_folders(kind: Kind) -> Iterator[Plugin]:
