@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+import eigendet
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVS = ROOT / "envs"
 CONDA_NAMES = {"lazy_loader": "lazy-loader", "pytorch": "torch"}
@@ -82,3 +84,7 @@ def test_a_list_has_a_hash_for_every_package_and_no_address(name: str) -> None:
 def test_the_workflow_asks_for_the_snakemake_that_the_package_does() -> None:
     (version,) = re.findall(r'^min_version\("(.*)"\)$', (ROOT / "workflow/Snakefile").read_text(), re.MULTILINE)
     assert Version(version) == bound(declared()["snakemake"])
+
+
+def test_the_citation_names_the_version_that_the_package_has() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == eigendet.__version__
