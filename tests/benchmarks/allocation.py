@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from tqdm import tqdm
 
 from eigendet import channels
 from eigendet.channels.groups import Widths
@@ -23,6 +22,7 @@ from eigendet.config.sections import WidthSettings
 from eigendet.widths import controls
 from eigendet.widths.allocation import Budget, marginal, proportional
 from tests.benchmarks.channels import torchvision_network
+from tests.watching import watched
 
 NETWORKS = ("resnet18", "resnet50", "vgg19_bn", "densenet201", "regnet_y_128gf", "convnext_large", "efficientnet_v2_l")
 
@@ -55,7 +55,7 @@ def main() -> int:
         "| network | groups | parameters | trace | proportional | marginal | profile |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    lines += [row(name) for name in tqdm(NETWORKS, disable=None)]
+    lines += [row(name) for name in watched(NETWORKS, "allocation")]
     Path(__file__).with_suffix(".md").write_text("\n".join([*lines, ""]))
     return 0
 

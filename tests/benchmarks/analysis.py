@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
-from tqdm import tqdm
 
 from eigendet.observe import merging, store
 from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
+from tests.watching import watched
 
 STEPS = [0, *(2**power for power in range(18)), 180_000]
 IMAGES, PARTS, POSITIONS = 200, 8, 500_000
@@ -112,7 +112,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="analysis", dir=sys.argv[1] if len(sys.argv) > 1 else None))
     times, size = [], 0
     try:
-        for pair in tqdm([(0, 1), (2, 3), (4, 5)], disable=None):
+        for pair in watched([(0, 1), (2, 3), (4, 5)], "analysis"):
             for number in pair:
                 dump(folder / f"{number}.h5", number)
                 size = max(size, (folder / f"{number}.h5").stat().st_size)

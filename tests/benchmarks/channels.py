@@ -21,10 +21,10 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from eigendet import channels
 from eigendet.channels.groups import ChannelError, Channels
+from tests.watching import watched
 
 NO_CONVOLUTIONS = ("maxvit", "swin", "vit")
 EXPECTED = ("an output of the network", "a single channel")  # reasons that hold for any method
@@ -263,7 +263,7 @@ def _section(title: str, results: dict[str, Result]) -> list[str]:
 def _all(
     names: Sequence[str], network: Callable[[str], tuple[Callable[[], nn.Module], tuple[int, int]]]
 ) -> dict[str, Result]:
-    return {name: resized(*network(name)) for name in tqdm(names, disable=None)}
+    return {name: resized(*network(name)) for name in watched(names, "channels")}
 
 
 def main() -> int:
@@ -271,7 +271,7 @@ def main() -> int:
     names = [name for name in names if not name.startswith(NO_CONVOLUTIONS)]
     lines = ["# Which networks can be resized", "", *(__doc__ or "").strip().split("\n\n", 2)[2].split("\n"), ""]
     lines += _section(f"torchvision {torchvision.__version__}", _all(names, torchvision_network))
-    compared = {name: _compared(*torchvision_network(name)) for name in tqdm(names, disable=None)}
+    compared = {name: _compared(*torchvision_network(name)) for name in watched(names, "Torch-Pruning")}
     lines += ["## Torch-Pruning's groups, beside ours", ""]
     lines += [
         f"- {found}: {', '.join(name for name in names if compared[name] == found)}"

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from eigendet.spectra import significance, similarity
+from tests.watching import watched
 
 LAYERS, CHANNELS, SIMULATIONS, LEVEL = 50, 64, 1000, 0.05
 
@@ -47,7 +47,7 @@ def main() -> int:
     ]  # fmt: skip
     random = np.random.default_rng(0)
     cases = [(0.0, 0.0), *((effect, share) for effect in (0.5, 1.0, 2.0) for share in (0.2, 1.0))]
-    for seeds in tqdm((3, 4, 5, 8), disable=None):
+    for seeds in watched((3, 4, 5, 8), "power"):
         smallest = round(1 / significance.smallest_p(["a"] * seeds + ["b"] * seeds))
         for effect, share in cases:
             found = " | ".join(f"{rate:.3f}" for rate in rates(random, seeds, effect, share))

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from eigendet.config.sections import BackboneChoice, DetectorTraining, PluginChoice
 from eigendet.data.batches import detection_batches
@@ -34,6 +33,7 @@ from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
 from eigendet.runs import training
 from eigendet.runs.folder import RunFolder
+from tests.watching import watched
 
 ROUNDS, STEPS, WARM_UP = 12, 10, 2
 SIDE = 192  # pixels
@@ -109,7 +109,7 @@ def measure(detector: dict[str, Any], own: Loop) -> dict[str, list[float]]:
     start = {name: value.clone() for name, value in model.state_dict().items()}
     loops = {"library": through_the_library(definition), "own": own}
     times: dict[str, list[float]] = {name: [] for name in loops}
-    for number in tqdm(range(ROUNDS), desc=" ".join(map(str, detector.values())), disable=None):
+    for number in watched(range(ROUNDS), " ".join(map(str, detector.values()))):
         for name in random.Random(number).sample(list(loops), len(loops)):
             model.load_state_dict(start)
 

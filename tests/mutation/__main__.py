@@ -23,10 +23,10 @@ import time
 
 import hypothesis
 import torch
-from tqdm import tqdm
 
 from tests.conftest import ROOT
 from tests.mutation import mutants, report, trial
+from tests.watching import watched
 
 PROCESSES = 2
 SLOW, LONG = 1.0, 4.0  # seconds of a test that is not worth its time here, and of all that a mutant is tried with
@@ -89,7 +89,7 @@ def try_all(module: str, again: bool, every: int) -> None:
     found = mutants.of(source)
     outcomes = {key: before.get(key, "not tried") for key in found}
     running: dict[int, tuple[str, float]] = {}
-    for place, (key, mutant) in enumerate(tqdm(found.items(), desc=module, mininterval=10)):
+    for place, (key, mutant) in enumerate(watched(found.items(), module)):
         tests = known.reaching(mutant.first_line, SLOW, LONG)
         if outcomes[key] == "caught" or (outcomes[key] == "not tried" and place % every):
             continue

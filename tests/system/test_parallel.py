@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -62,9 +63,14 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_learn_as_one_does(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:
-    one = experiment()
+    one = experiment(tensorboard=True)
     stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "one")
-    subprocess.run(train(tmp_path, "two"), check=True)
+    both = subprocess.run(
+        [*train(tmp_path, "two"), "--log", str(tmp_path / "two.log")], check=True, text=True, stderr=subprocess.PIPE
+    )
+    for said in (both.stderr, (tmp_path / "two.log").read_text()):
+        assert said.count("train scratch seed 0: step 20 of 20, loss ") == 1  # by the first
+    assert len(list((tmp_path / "two").glob("events.out.tfevents.*"))) == 1
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
     assert losses(tmp_path / "one")[-1, 0] < 0.99 * losses(tmp_path / "one")[0, 0]  # and there is something to learn
     before, alone, shared = weights(tmp_path / "one", 0), weights(tmp_path / "one", 20), weights(tmp_path / "two", 20)
@@ -111,10 +117,13 @@ def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_weights(
         stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "whole")
     else:
         subprocess.run(train(tmp_path, "whole", devices), check=True)
-    process = start(train(tmp_path, "stopped", devices), tmp_path / "stopped", 3)
+    log = tmp_path / "stopped.log"
+    process = start([*train(tmp_path, "stopped", devices), "--log", str(log)], tmp_path / "stopped", 3)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, reports = process.communicate(timeout=60)
+    said = log.read_text()
     assert process.returncode == parallel.STOPPED, said
+    assert re.fullmatch(r"(train scratch seed 0: step \d+ of 100, loss .*\n)*.* ended after 0:\d\d\n", reports)
     assert "asked to stop after step" in said and "Traceback" not in said
     assert (tmp_path / "stopped/last.ckpt").is_file() and not (tmp_path / "stopped/run.json").exists()
     again = subprocess.run(train(tmp_path, "stopped", devices), check=True, text=True, stderr=subprocess.PIPE)
@@ -162,7 +171,9 @@ def test_nodes_find_one_another(experiment: Callable[..., config.Experiment], tm
     srun.write_text('#!/bin/bash\nset -e\nwhile [[ $1 == --* ]]; do shift; done\n"$@" & "$@"; wait $!\n')
     srun.chmod(srun.stat().st_mode | stat.S_IXUSR)
     environment = os.environ | {"PATH": f"{srun.parent}:{os.environ['PATH']}"}
-    subprocess.run([*train(tmp_path, "two"), "--nodes", "2"], check=True, env=environment)
+    logged = [*train(tmp_path, "two"), "--log", str(tmp_path / "two.log")]
+    subprocess.run([*logged, "--nodes", "2"], check=True, env=environment)
+    assert (tmp_path / "two.log").read_text().count("train scratch seed 0: step 3 of 3, loss ") == 1
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
     assert RunFolder(tmp_path / "two").read().processes == 2
 

@@ -145,7 +145,7 @@ def test_files_among_a_data_sets_options_are_read_and_folders_are_not(values: di
 
 def test_only_what_changes_a_result_is_among_the_settings(values: dict[str, Any]) -> None:
     before = config.parse(values)
-    values["training"] |= {"workers": 3, "log_every": 1}
+    values["training"] |= {"workers": 3, "log_every": 1, "tensorboard": True}
     values["covariance"] |= {"memory": 2.0, "shards": 2}
     values["backbones"]["tiny"]["pretrained"] = "elsewhere.pt"
     same = config.parse(values)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_tensorboard_reads_losses_and_metrics_once_however_often_they_are_writte
     scalars = found.Scalars("layer2.relu#0:act/dof")
     assert [event.step for event in scalars] == [0, 1, 4]
     assert [event.value for event in scalars] == pytest.approx(wanted["value"].tolist(), rel=1e-6)
+
+
+def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(tmp_path / "results", seeds=(0,))
+    compare(tmp_path / "results")
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    outcome = CliRunner().invoke(main, ["tensorboard", str(tmp_path / "results"), "-o", str(tmp_path / "events")])
+    assert outcome.output == "Error: tensorboard is not installed: pip install 'eigendet[tensorboard]'\n"
 
 
 def test_other_files_are_not_removed_and_nothing_is_an_error(tmp_path: Path) -> None:

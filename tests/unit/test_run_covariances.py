@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eigendet import config
+from eigendet import config, progress
 from eigendet.errors import UserError
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
@@ -88,6 +89,32 @@ def test_parts_of_other_settings_are_not_reused(
     covariances.compute_covariance(changed, run[1], tmp_path / "c.h5")
     assert len(store.images(tmp_path / "c.h5") or []) == 4
     assert {record.key.point for record in store.read(tmp_path / "c.h5")} == {"act"}
+
+
+def test_settings_that_change_no_result_change_no_byte(run: tuple[config.Experiment, Path], tmp_path: Path) -> None:
+    covariances.compute_covariance(*run, tmp_path / "one.h5")
+    values = run[0].model_dump()
+    for section in ("training", "pretraining"):
+        values[section] |= {"tensorboard": True, "log_every": 1}
+    covariances.compute_covariance(config.parse(values), run[1], tmp_path / "other.h5")
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "other.h5").read_bytes()
+
+
+def test_reports_tell_how_far_the_snapshots_are(
+    run: tuple[config.Experiment, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(progress, "SOON", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    caplog.set_level("INFO", progress.logger.name)
+    covariances.compute_covariance(*run, tmp_path / "whole.h5")
+    reports = [re.match(r"covariance scratch seed 0: snapshot (\d) of 3, ", message) for message in caplog.messages]
+    places = [int(report[1]) for report in reports if report]
+    assert len(places) == len(reports) and places == sorted(places)
+    assert all(places.count(snapshot) >= run[0].covariance.images for snapshot in (1, 2, 3))
+    assert " took " in caplog.messages[-1]
 
 
 def test_a_run_that_diverged_is_named_with_tap_and_image(

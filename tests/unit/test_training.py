@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from eigendet import config
@@ -73,6 +75,29 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     pd.testing.assert_frame_equal(whole.iloc[:, :-1], broken.iloc[:, :-1])  # all but images_per_second
     assert whole["step"].tolist() == [3, 6, 7]
     assert not (tmp_path / "broken" / "last.ckpt").exists()
+
+
+def test_tensorboard_shows_each_row_once_however_often_a_run_was_interrupted(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["training"] |= {"steps": 7, "log_every": 1}
+    with monkeypatch.context() as patch, pytest.raises(InterruptionError):  # without events, which does not matter
+        interrupt_after(patch, 3)
+        train(config.parse(values), tmp_path)
+    values["training"]["tensorboard"] = True
+    for stop in (3, 2):  # after steps 5 and 6; they go on from 2 and 4
+        with monkeypatch.context() as patch, pytest.raises(InterruptionError):
+            interrupt_after(patch, stop)
+            train(config.parse(values), tmp_path)
+        time.sleep(1)  # names of event files, which give their order, go by the second
+    train(config.parse(values), tmp_path)
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
+    shown, log = EventAccumulator(str(tmp_path)), pd.read_csv(tmp_path / "log.csv").iloc[2:]
+    shown.Reload()
+    for column in log.columns.drop("step"):
+        scalars = shown.Scalars(f"training/{column}")
+        assert [event.step for event in scalars] == log["step"].tolist() == [3, 4, 5, 6, 7]
+        assert [event.value for event in scalars] == pytest.approx(log[column].tolist(), rel=1e-6)
 
 
 def test_seeds_fix_the_weights(values: dict[str, Any], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -118,7 +119,11 @@ def test_a_second_run_finds_nothing_to_do(copied: Finished) -> None:
 @pytest.mark.parametrize(
     ("change", "rules", "trained"),
     [
-        ({"training": minimal_experiment()["training"] | {"workers": 1, "log_every": 1}}, set(), 0),
+        (
+            {"training": minimal_experiment()["training"] | {"workers": 1, "log_every": 1, "tensorboard": True}},
+            set(),
+            0,
+        ),
         ({"widths": {"round_to": 4, "heads": True, "rule": "energy"}}, SECOND_ROUND | WIDTHS_AND_AFTER, 8),
         (
             {"arms": {arm: {"steps": 5} if arm == "finetune" else {} for arm in ("finetune", "scratch", "derived")}},
@@ -216,6 +221,9 @@ def test_a_killed_workflow_goes_on_from_the_checkpoint_to_a_dump_in_shards(tmp_p
     result = snakemake(tmp_path, configuration, target)
     assert result.returncode == 0, said(result)
     assert "resuming from step" in (tmp_path / "results/minimal/logs/train" / f"{place}.log").read_text()
+    for report in (r"train scratch seed 0: step 60 of 60, loss [\d.]+, \d+ images/s, took 0:\d\d",
+                   r"covariance scratch seed 0 shard 2/2: snapshot 2 of 2, \d+ images/s, took 0:\d\d"):  # fmt: skip
+        assert re.search(f"^{report}$", result.stderr, re.MULTILINE)
     assert not (run / "last.ckpt").exists()
     with h5py.File(tmp_path / target) as file:
         assert len(file["images"]) == 4 and list(file) == ["images", "step_0000000", "step_0000060"]

@@ -18,7 +18,8 @@ On these stands the experiment, each package on those above it:
     testing     the contract of plugins as tests
     cli         a command for each stage
 
-Beneath all: `errors` for users, `files` whole or absent, `processes` that work together.
+Beneath all: `errors` for users, `files` whole or absent, `progress` of long jobs, `processes` that work
+together.
 """
 
 import lazy_loader

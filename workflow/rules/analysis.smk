@@ -23,7 +23,7 @@ rule covariance:
         settings=of(dependencies.covariance_settings),
     shell:
         "eigendet covariance {params.folder} --config {params.config} --shard {params.shard}"
-        " --devices {resources.gpu} --nodes {resources.nodes} --output {output} > {log} 2>&1"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {output} --log {log}"
 
 
 use rule covariance as covariance_shard with:

@@ -14,7 +14,7 @@ rule check_data:
     params:
         config=CONFIG,
     shell:
-        "eigendet check-data {wildcards.task} {wildcards.split} --config {params.config} --output {output} > {log} 2>&1"
+        "eigendet check-data {wildcards.task} {wildcards.split} --config {params.config} --output {output} --log {log}"
 
 
 # Every network is built, trained for a step and made to detect, so that a plugin's mistake stops no run half way.
@@ -36,4 +36,4 @@ rule check_network:
         settings=of(dependencies.network_settings),
     shell:
         "eigendet check-network --config {params.config} --backbone {wildcards.backbone}"
-        " --detector {wildcards.detector} --output {output} > {log} 2>&1"
+        " --detector {wildcards.detector} --output {output} --log {log}"

@@ -17,7 +17,7 @@ rule evaluate:
         config=CONFIG,
         folder=subpath(input.run, parent=True),
     shell:
-        "eigendet evaluate {params.folder} --config {params.config} --devices {resources.gpu} --output {output} > {log} 2>&1"
+        "eigendet evaluate {params.folder} --config {params.config} --devices {resources.gpu} --output {output} --log {log}"
 
 
 # All arms in turns in one job that has the machine to itself: times are to be compared.
@@ -40,7 +40,7 @@ rule latency:
         config=CONFIG,
         folders=of(dependencies.latency_runs),
     shell:
-        "eigendet latency {params.folders} --config {params.config} --devices {resources.gpu} --output {output} > {log} 2>&1"
+        "eigendet latency {params.folders} --config {params.config} --devices {resources.gpu} --output {output} --log {log}"
 
 
 rule report:

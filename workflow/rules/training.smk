@@ -23,7 +23,7 @@ rule pretrain:
         settings=of(dependencies.pretrain_settings),
     shell:
         "eigendet pretrain --config {params.config} --backbone {wildcards.backbone}"
-        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} > {log} 2>&1"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} --log {log}"
 
 
 rule train:
@@ -50,4 +50,4 @@ rule train:
     shell:
         "eigendet train --config {params.config} {params.start} --backbone {wildcards.backbone}"
         " --detector {wildcards.detector} --seed {wildcards.seed}"
-        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} > {log} 2>&1"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} --log {log}"

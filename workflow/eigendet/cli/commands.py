@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from eigendet.cli.options import (  # fmt: skip
     read_experiment,
 )
 from eigendet.cli.plugin_commands import plugins
+from eigendet.cli.reports import log_option, start
 from eigendet.errors import EXTRAS, UserError, lacking
 
 # torch and pydantic are imported inside the commands, so that help and errors come at once.
@@ -69,7 +68,7 @@ def main() -> None:
     The stages in order: pretrain, train, evaluate, covariance, spectra, comparison, widths, report. `snakemake` runs
     them all for an experiment; each can also be run by hand, from a configuration file such as config.yaml.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    start()
 
 
 @main.command("check-data")
@@ -77,6 +76,7 @@ def main() -> None:
 @click.argument("task", type=click.Choice(["classification", "detection"]))
 @click.argument("split", type=click.Choice(["train", "val"]))
 @output_option("JSON file for the summary.")
+@log_option
 def check_data(
     configs: tuple[Path, ...], task: Literal["classification", "detection"], split: str, output: Path
 ) -> None:
@@ -96,6 +96,7 @@ def check_data(
 @backbone_option
 @detector_option
 @output_option("JSON file for the summary.")
+@log_option
 def check_network(configs: tuple[Path, ...], backbone: str | None, detector: str | None, output: Path) -> None:
     """Check a detector over a backbone: build it, train a step and detect once.
 
@@ -146,6 +147,7 @@ def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int
 @devices_option
 @nodes_option
 @output_option("Folder of the run; backbone.pt in it is the result.")
+@log_option
 def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, nodes: int, output: Path) -> None:
     """Pre-train a backbone as a classifier, or fetch the weights that the configuration names.
 
@@ -177,6 +179,7 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, node
 @devices_option
 @nodes_option
 @output_option("Folder of the run.")
+@log_option
 def train(
     configs: tuple[Path, ...],
     arm: str,
@@ -207,6 +210,7 @@ def train(
 @click.argument("run", type=EXISTING)
 @devices_option
 @output_option("JSON file for the result.")
+@log_option
 def evaluate(configs: tuple[Path, ...], run: Path, devices: int, output: Path) -> None:
     """Evaluate a run's last snapshot on the validation split: COCO average precision, or top-1 accuracy.
 
@@ -228,6 +232,7 @@ def evaluate(configs: tuple[Path, ...], run: Path, devices: int, output: Path) -
 @click.argument("runs", type=EXISTING, nargs=-1, required=True)
 @devices_option
 @output_option("JSON file for the times.")
+@log_option
 def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], devices: int, output: Path) -> None:
     """Measure in turns how long detectors and their backbones take for one image.
 
@@ -253,6 +258,7 @@ def latency(configs: tuple[Path, ...], runs: tuple[Path, ...], devices: int, out
 @devices_option
 @nodes_option
 @output_option("HDF5 file for the covariances.")
+@log_option
 def covariance(configs: tuple[Path, ...], run: Path, shard: str, devices: int, nodes: int, output: Path) -> None:
     """Compute the covariance of every chosen feature map, at every snapshot of a run.
 

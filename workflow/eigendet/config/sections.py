@@ -27,7 +27,7 @@ Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 # Settings that change how a run proceeds but not what comes of it.
-IMMATERIAL = {"workers", "log_every", "checkpoint_every"}
+IMMATERIAL = {"workers", "log_every", "checkpoint_every", "tensorboard"}
 
 
 class Section(BaseModel):
@@ -112,6 +112,10 @@ class Optimization(Section):
     )
     log_every: PositiveInt = Field(20, description="steps between rows of the log")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints for resuming")
+    tensorboard: bool = Field(
+        False,
+        description="rows of the log for TensorBoard too, as they come, in the run's folder; needs that package",
+    )
     workers: NonNegativeInt = Field(0, description="processes that load data; 0: the training process itself")
 
     @model_validator(mode="after")

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from eigendet import plugins
 from eigendet.config import Experiment, layout
 from eigendet.config.sections import Splits
 from eigendet.data import checks
 from eigendet.errors import UserError
+from eigendet.progress import Reporter
 
 Task = Literal["classification", "detection"]
 
@@ -145,11 +145,13 @@ def check_data(experiment: Experiment, task: Task, split: str) -> DataSummary:
             return checks.check_sample(dataset, index, str(plugin))
 
     objects = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(None, f"{task} {split}", len(dataset), disable=None) as bar:
+    reporter = Reporter(f"check-data {task} {split}", "image", len(dataset))
+    with ThreadPoolExecutor(os.cpu_count()) as pool, reporter:
         for start in range(0, len(dataset), 1000):  # an executor holds all that it was given
-            for count in pool.map(look, range(start, min(start + 1000, len(dataset)))):
+            few = range(start, min(start + 1000, len(dataset)))
+            for index, count in zip(few, pool.map(look, few), strict=True):
                 objects += count
-                bar.update()
+                reporter.reach(index + 1, images=1)
     summary: DataSummary = {
         "version": layout.DATA_VERSION,
         "images": len(dataset),

@@ -1,8 +1,10 @@
-"""Write losses of training and metrics of every layer as TensorBoard's scalars."""
+"""Write losses of training and metrics of every layer as TensorBoard's scalars: while training, or afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,7 +13,42 @@ from eigendet.errors import UserError
 from eigendet.observe.keys import TapKey
 from eigendet.report import results
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 Scalar = tuple[str, float, int]  # name, value, step
+Row = dict[str, float]  # of a run's log, by the column
+
+
+def writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
+    """Return a context that writes an event file in a folder.
+
+    Args:
+        folder: is made if it is missing.
+        purge_step: from which step on TensorBoard shows nothing that earlier event files of the folder hold.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is not installed; the command line says which extra brings it.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+def write(to: SummaryWriter, scalars: Iterable[Scalar]) -> None:
+    """Write scalars, so that they can be seen at once."""
+    for name, value, step in scalars:
+        to.add_scalar(name, value, step)
+    to.flush()
+
+
+def of_row(row: Row) -> list[Scalar]:
+    """Return the scalars of a row of a run's log.
+
+    >>> of_row({"step": 20, "loss": 1.5, "learning_rate": 0.1})
+    [('training/loss', 1.5, 20), ('training/learning_rate', 0.1, 20)]
+    """
+    return [(f"training/{name}", value, int(row["step"])) for name, value in row.items() if name != "step"]
 
 
 def write_events(folder: Path, output: Path) -> str:
@@ -22,12 +59,9 @@ def write_events(folder: Path, output: Path) -> str:
         output: the folder for the files; event files that it holds are removed.
 
     Raises:
-        UserError: TensorBoard is not installed; there is nothing to write; the output folder holds other files.
+        UserError: there is nothing to write; the output folder holds other files.
+        ModuleNotFoundError: TensorBoard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("the package tensorboard is not installed; 'pip install tensorboard' brings it.") from None
     _clear(output)
     experiment = results.read_experiment(folder)
     comparisons = {network: results.read_comparison(folder, *network) for network in experiment.networks}
@@ -40,9 +74,8 @@ def write_events(folder: Path, output: Path) -> str:
             of_run = (compared.metrics["arm"] == run.arm) & (compared.metrics["seed"] == run.seed)
             scalars += _metrics(compared.metrics[of_run])
         if scalars:
-            with SummaryWriter(str(output / str(run))) as writer:
-                for name, value, step in scalars:
-                    writer.add_scalar(name, value, step)
+            with writer(output / str(run)) as opened:
+                write(opened, scalars)
             written += 1
     if not written:
         raise UserError(f"{folder}: holds neither logs of training nor metrics of this experiment.")
@@ -50,13 +83,8 @@ def write_events(folder: Path, output: Path) -> str:
 
 
 def _losses(log: Path) -> list[Scalar]:
-    table = pd.read_csv(log)
-    return [
-        (f"training/{name}", float(value), int(row["step"]))
-        for row in table.to_dict("records")
-        for name, value in row.items()
-        if name != "step" and pd.notna(value)
-    ]
+    rows = pd.read_csv(log).to_dict("records")
+    return [scalar for row in rows for scalar in of_row({str(name): value for name, value in row.items()})]
 
 
 def _metrics(metrics: pd.DataFrame) -> list[Scalar]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from eigendet import processes
 from eigendet.config import Experiment
-from eigendet.config.sections import CovarianceSettings
+from eigendet.config.sections import IMMATERIAL, CovarianceSettings
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError
@@ -35,8 +34,9 @@ from eigendet.observe.covariance import Tap
 from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
 from eigendet.observe.taps import PRECISION
+from eigendet.progress import Reporter
 from eigendet.runs import parallel
-from eigendet.runs.folder import RunFolder, RunRecord, code_versions
+from eigendet.runs.folder import RunFolder, RunRecord, code_versions, job_name
 
 logger = logging.getLogger(__name__)
 
@@ -66,20 +66,30 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     provenance = _provenance(experiment, record, probe)
     folder_of_parts = output.with_name(f"{output.name}.parts")
     parts = [folder_of_parts / f"step_{step:07d}.h5" for step in record.snapshots]
-    for step, part in tqdm(list(zip(record.snapshots, parts, strict=True)), unit="snapshot", disable=None):
-        if store.holds(part, provenance, probe.seen):
-            logger.info("%s: complete already", part)
-            continue
-        blocks = min(settings.jackknife or 1, len(probe.indices)) if step == record.last_step else 1
-        pieces = _pieces(part, probe, blocks)
-        _, model, _ = read_snapshot(run.snapshot(step))
-        model.to(device)
-        for piece in pieces:
-            if piece.process == processes.rank() and not store.holds(piece.path, provenance, piece.seen):
-                _observe(piece, step, model, probe, settings, provenance, device)
-        processes.wait()
-        if processes.rank() == 0:
-            _merge(part, pieces, keep_blocks=blocks > 1)
+    missing = [
+        (step, part)
+        for step, part in zip(record.snapshots, parts, strict=True)
+        if not store.holds(part, provenance, probe.seen)
+    ]
+    before = len(parts) - len(missing)
+    with Reporter(_job(experiment, record, shard), "snapshot", len(parts), before) as reporter:
+        for number, (step, part) in enumerate(missing, start=before + 1):
+            blocks = min(settings.jackknife or 1, len(probe.indices)) if step == record.last_step else 1
+            pieces = _pieces(part, probe, blocks)
+            own = [
+                piece
+                for piece in pieces
+                if piece.process == processes.rank() and not store.holds(piece.path, provenance, piece.seen)
+            ]
+            _, model, _ = read_snapshot(run.snapshot(step))
+            model.to(device)
+            looked = _reporting(reporter, number, sum(len(piece.seen) for piece in own), settings)
+            for piece in own:
+                _observe(piece, step, model, probe, settings, provenance, device, looked)
+            processes.wait()
+            if processes.rank() == 0:
+                _merge(part, pieces, keep_blocks=blocks > 1)
+            reporter.reach(number)
     if processes.rank() == 0:
         merging.join_steps(output, parts)
         shutil.rmtree(folder_of_parts)
@@ -107,7 +117,7 @@ def observed_taps(
 
 
 class Images(Sequence[list[Tensor]]):
-    """Some images of a data set, each as a batch of its own for a detector.
+    """Some images of a data set, each as a batch of its own for a detector; `looked` is called with each.
 
     >>> from eigendet.data.samples import Rectangles
     >>> images = Images(Rectangles(32), [2, 0], torch.device("cpu"))
@@ -115,13 +125,20 @@ class Images(Sequence[list[Tensor]]):
     (2, [torch.Size([3, 32, 32])])
     """
 
-    def __init__(self, dataset: Detection, indices: Sequence[int], device: torch.device) -> None:
-        self.dataset, self.indices, self.device = dataset, indices, device
+    def __init__(
+        self,
+        dataset: Detection,
+        indices: Sequence[int],
+        device: torch.device,
+        looked: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.dataset, self.indices, self.device, self.looked = dataset, indices, device, looked
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: Any) -> Any:
+        self.looked()
         return [as_float(self.dataset[self.indices[index]][0]).to(self.device)]
 
 
@@ -168,14 +185,35 @@ class _Piece(NamedTuple):
     seen: list[int]
 
 
+def _job(experiment: Experiment, record: RunRecord, shard: tuple[int, int]) -> str:
+    """Return what reports of progress call this."""
+    name = job_name(experiment, "covariance", record.run)
+    return name if shard == (1, 1) else f"{name} shard {shard[0]}/{shard[1]}"
+
+
+def _reporting(reporter: Reporter, number: int, images: int, settings: CovarianceSettings) -> Callable[[], None]:
+    """Return what to call with each of so many images of a snapshot, counted from 1.
+
+    How often all images are looked at is known where there is no limit of memory, and only there do they tell how far
+    the snapshot is.
+    """
+    share = 1 / images if settings.memory is None and images else 0.0
+
+    def looked() -> None:
+        reporter.reach(min(reporter.done + share, number), images=processes.size())
+
+    return looked
+
+
 def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe) -> Plain:
     """Return what the file says it was made from."""
     settings = experiment.covariance
+    material = experiment.model_dump(mode="json", exclude={"training": IMMATERIAL, "pretraining": IMMATERIAL})
     return {
         "run": record.run,
         "definition": record.definition.plain(),
         "experiment": experiment.name,
-        "settings": value_digest(experiment.model_dump(mode="json")),
+        "settings": value_digest(material),
         "probe": {"split": settings.split, "images": len(probe.indices), "data": probe.dataset.digest},
         "points": list(settings.points),
         "heads": settings.heads,
@@ -205,12 +243,13 @@ def _observe(
     settings: CovarianceSettings,
     provenance: Plain,
     device: torch.device,
+    looked: Callable[[], None],
 ) -> None:
     """Write the covariances of a piece."""
     # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
     starts_here = piece.seen[0] == probe.indices[0]
     first = None if starts_here else Images(probe.dataset, probe.indices, device)[0]
-    taps = observed_taps(model, settings, Images(probe.dataset, piece.seen, device), first)
+    taps = observed_taps(model, settings, Images(probe.dataset, piece.seen, device, looked), first)
     store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
 
 

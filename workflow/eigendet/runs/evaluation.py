@@ -23,10 +23,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import RLE, Classification, Detection, Target
+from eigendet.progress import Reporter
 from eigendet.runs.folder import RunNames
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
@@ -78,30 +78,42 @@ class Detected(TypedDict):
 
 
 @torch.inference_mode()
-def top1(model: nn.Module, dataset: Classification, crop: Callable[[Tensor], Tensor], device: torch.device) -> float:
-    """Return the share of images whose most likely class is the true one."""
+def top1(
+    model: nn.Module,
+    dataset: Classification,
+    crop: Callable[[Tensor], Tensor],
+    device: torch.device,
+    job: str = "evaluate",
+) -> float:
+    """Return the share of images whose most likely class is the true one; `job` opens the reports of progress."""
     model.to(device).eval()
     right = 0
-    for start in range(0, len(dataset), BATCH):
-        samples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
-        images = torch.stack([crop(image) for image, _ in samples]).to(device)
-        labels = torch.tensor([label for _, label in samples], device=device)
-        right += int((model(images).argmax(1) == labels).sum())
+    with Reporter(job, "image", len(dataset)) as reporter:
+        for start in range(0, len(dataset), BATCH):
+            samples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
+            images = torch.stack([crop(image) for image, _ in samples]).to(device)
+            labels = torch.tensor([label for _, label in samples], device=device)
+            right += int((model(images).argmax(1) == labels).sum())
+            reporter.reach(start + len(samples), images=len(samples))
     return right / len(dataset)
 
 
 @torch.inference_mode()
-def average_precision(model: nn.Module, dataset: Detection, device: torch.device) -> AveragePrecision:
-    """Return COCO's averages of a detector over a data set."""
+def average_precision(
+    model: nn.Module, dataset: Detection, device: torch.device, job: str = "evaluate"
+) -> AveragePrecision:
+    """Return COCO's averages of a detector over a data set; `job` opens the reports of progress."""
     model.to(device).eval()
     sizes: list[tuple[int, int]] = []
     annotations: list[Annotation] = []
     detections: list[Detected] = []
-    for index in tqdm(range(len(dataset)), unit="image", disable=None):
-        image, target = dataset[index]
-        sizes.append((image.shape[1], image.shape[2]))
-        annotations += _annotations(target, index, len(annotations) + 1)
-        detections += _detections(model([as_float(image).to(device)])[0], index)
+    with Reporter(job, "image", len(dataset)) as reporter:
+        for index in range(len(dataset)):
+            image, target = dataset[index]
+            sizes.append((image.shape[1], image.shape[2]))
+            annotations += _annotations(target, index, len(annotations) + 1)
+            detections += _detections(model([as_float(image).to(device)])[0], index)
+            reporter.reach(index + 1, images=1)
     truth = _ground_truth(dataset.classes, sizes, annotations)
     averages: AveragePrecision = {"boxes": _scores(truth, detections, "bbox")}
     if detections and all("segmentation" in entry for entry in [*annotations, *detections]):

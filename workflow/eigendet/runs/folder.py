@@ -5,6 +5,7 @@ log.csv                      losses, learning rate and throughput, a row every `
 checkpoints/step_0000000.pt  snapshots: step, weights and definition, tensors and plain values only
 last.ckpt                    what resuming needs; removed when the run is complete
 backbone.pt                  the weights of a pre-trained backbone
+events.out.tfevents.*        rows of the log for TensorBoard, if settings ask for it
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from eigendet import __version__
-from eigendet.config import layout
+from eigendet.config import Experiment, layout
 from eigendet.errors import UserError, some
 from eigendet.files import Plain, read_json, require_version, write_json
 from eigendet.networks.definition import Definition
@@ -34,6 +35,20 @@ class RunNames(TypedDict):
     backbone: str
     detector: NotRequired[str]
     seed: NotRequired[int]
+
+
+def job_name(experiment: Experiment, command: str, run: RunNames) -> str:
+    """Return what a command is called where it works on a run: by its arm and seed, and what there are several of."""
+    names = [command]
+    if "arm" in run:
+        names.append(run["arm"])
+    if len(experiment.backbones) > 1:
+        names.append(run["backbone"])
+    if "detector" in run and len(experiment.detectors) > 1:
+        names.append(run["detector"])
+    if "seed" in run:
+        names.append(f"seed {run['seed']}")
+    return " ".join(names)
 
 
 class CodeVersions(TypedDict):

@@ -12,15 +12,15 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from eigendet.config import Experiment, layout
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import open_splits
 from eigendet.networks.backbones import backbone_of
 from eigendet.networks.snapshots import read_snapshot
+from eigendet.progress import Reporter
 from eigendet.runs import parallel
-from eigendet.runs.folder import RunFolder
+from eigendet.runs.folder import RunFolder, job_name
 
 WARM_UP, ROUNDS = 3, 25
 
@@ -89,7 +89,9 @@ def measure_latency(experiment: Experiment, folders: Sequence[Path], rounds: int
         detectors.append(_Part(partial(model, [image]), []))
         backbones.append(_Part(partial(backbone, _input(model, backbone, image)), []))
     in_turns = [part for pair in zip(detectors, backbones, strict=True) for part in pair]
-    _measure(in_turns, rounds, device)
+    network = records[0].run
+    job = job_name(experiment, "latency", {"backbone": network["backbone"], "detector": network["detector"]})
+    _measure(in_turns, rounds, device, job)
     return {
         "version": layout.LATENCY_VERSION,
         "device": parallel.hardware_name(device),
@@ -123,16 +125,17 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _measure(parts: list[_Part], rounds: int, device: torch.device) -> None:
+def _measure(parts: list[_Part], rounds: int, device: torch.device, job: str) -> None:
     """Run every part once a round, in a random order, and note the times after the warm-up."""
     shuffle = random.Random(0).shuffle
-    with torch.inference_mode():
-        for number in tqdm(range(WARM_UP + rounds), unit="round", disable=None):
+    with torch.inference_mode(), Reporter(job, "round", WARM_UP + rounds) as reporter:
+        for number in range(WARM_UP + rounds):
             shuffle(parts)
             for part in parts:
                 seconds = timed(part.call, device)
                 if number >= WARM_UP:
                     part.times.append(1000 * seconds)
+            reporter.reach(number + 1)
 
 
 def _input(model: nn.Module, backbone: nn.Module, image: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from eigendet.networks.widths_file import read_widths
 from eigendet.runs import parallel, training
 from eigendet.runs.definitions import choose, classifier_of, costs_of, definition_of
 from eigendet.runs.evaluation import Evaluation, average_precision, top1
-from eigendet.runs.folder import FetchedBackbone, Identity, RunFolder, RunRecord, code_versions
+from eigendet.runs.folder import FetchedBackbone, Identity, RunFolder, RunNames, RunRecord, code_versions, job_name
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,11 @@ def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None
     task = training.classification_task(data["train"], settings, settings.seed)
     device = parallel.device_of(experiment.device)
     costs = costs_of(definition, model)
-    outcome = training.fit(folder, model, definition, task, settings, settings.seed, identity, device)
+    job = job_name(experiment, "pretrain", {"backbone": name})
+    outcome = training.fit(folder, model, definition, task, settings, settings.seed, identity, device, job)
     if processes.rank() > 0:
         return
-    accuracy = top1(model, data["val"], evaluation_crop(settings), device)
+    accuracy = top1(model, data["val"], evaluation_crop(settings), device, job)
     logger.info("top-1 accuracy %.4f on %d images", accuracy, len(data["val"]))
     _save_backbone(folder, backbone_of(model))
     record = RunRecord(
@@ -118,6 +119,7 @@ def train(
     versions = plugins.versions(backbone=experiment.backbones[backbone], detector=experiment.detectors[detector])
     identity = _detector_identity(definition, settings, seed, versions, init, data)
     run = RunFolder(folder)
+    names: RunNames = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
     if _is_complete(run, identity):
         return
     model = _initial_detector(definition, seed, init)
@@ -126,11 +128,12 @@ def train(
     task = training.detection_task(model, data, settings, seed)
     device = parallel.device_of(experiment.device)
     costs = costs_of(definition, model)
-    outcome = training.fit(run, model, definition, task, settings, seed, identity, device)
+    job = job_name(experiment, "train", names)
+    outcome = training.fit(run, model, definition, task, settings, seed, identity, device, job)
     if processes.rank() > 0:
         return
     record = RunRecord(
-        run={"arm": arm, "backbone": backbone, "detector": detector, "seed": seed},
+        run=names,
         costs=costs,
         identity=identity,
         definition=definition,
@@ -207,11 +210,12 @@ def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
         "images": len(dataset),
         "data": dataset.digest,
     }
+    job = job_name(experiment, "evaluate", record.run)
     if definition.detector is not None:
-        return {**result, **average_precision(model, dataset, device)}
+        return {**result, **average_precision(model, dataset, device, job)}
     if experiment.pretraining is None:
         raise UserError("pretraining: missing; it says how images are cropped for a classifier.")
-    return {**result, "top1": top1(model, dataset, evaluation_crop(experiment.pretraining), device)}
+    return {**result, "top1": top1(model, dataset, evaluation_crop(experiment.pretraining), device, job)}
 
 
 def _is_complete(folder: RunFolder, identity: Identity) -> bool:

@@ -78,7 +78,8 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
 
 def _short(settings: Settings) -> Settings:
     """Return the settings of a run of a few steps, each with a row in the log."""
-    return settings.model_copy(update={"steps": STEPS, "snapshots": [], "log_every": 1, "checkpoint_every": STEPS + 1})
+    few = {"steps": STEPS, "snapshots": [], "log_every": 1, "checkpoint_every": STEPS + 1, "tensorboard": False}
+    return settings.model_copy(update=few)
 
 
 def _trained(
@@ -87,7 +88,7 @@ def _trained(
     """Return the images a second of some steps after the warm-up."""
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name))
-        training.fit(folder, model, definition, task, _short(settings), 0, {}, device)
+        training.fit(folder, model, definition, task, _short(settings), 0, {}, device, "measure")
         rates = pd.read_csv(folder.log)["images_per_second"][WARM_UP:]
     return float(len(rates) / (1 / rates).sum())
 

@@ -6,13 +6,14 @@ processes share each batch (see `parallel`); the first writes the files, which `
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypedDict
@@ -20,7 +21,6 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from eigendet import processes
 from eigendet.config.sections import DetectorTraining, Optimization, Pretraining
@@ -31,6 +31,8 @@ from eigendet.files import write_text
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
 from eigendet.networks.weights import save
+from eigendet.progress import Reporter
+from eigendet.report import events
 from eigendet.runs import parallel
 from eigendet.runs.folder import Identity, RunFolder, require_same
 
@@ -91,8 +93,9 @@ def fit(
     seed: int,
     identity: Identity,
     device: torch.device,
+    job: str = "train",
 ) -> Outcome:
-    """Train `model` for `settings.steps` updates, or go on from the folder's last checkpoint.
+    """Train `model` for `settings.steps` updates, or go on from the folder's last checkpoint; `job` opens its reports.
 
     On SIGTERM the step under way is finished, a checkpoint written, and the process ends with status 143.
 
@@ -111,7 +114,8 @@ def fit(
         learner.share_gradients()
 
     clock = time.perf_counter()
-    with parallel.stopping() as asked_to_stop, _bar(settings.steps, progress.step, shown=first) as bar:
+    reporter = Reporter(job, "step", settings.steps, progress.step)
+    with parallel.stopping() as asked_to_stop, _scalars(folder, settings, progress.step) as scalars, reporter:
         for batch in task.batches(progress.step):
             seed_everything(_step_seed(seed, progress.step))
             rate = learner.set_rate(progress.step)
@@ -119,12 +123,14 @@ def fit(
             values, stop = _over_processes(losses, asked_to_stop(), progress.step)
             learner.update(total)
 
-            progress.add(values, len(batch[0]) * together, time.perf_counter() - clock)
+            images = len(batch[0]) * together
+            progress.add(values, images, time.perf_counter() - clock)
             clock = time.perf_counter()
-            bar.update()
+            reporter.reach(progress.step, images, sum(values.values()))
             done = progress.step == settings.steps
             if first and (progress.step % settings.log_every == 0 or done):
-                _log(folder, progress, rate, settings.steps, bar)
+                scalars(progress.new_row(rate))
+                write_text(folder.log, _csv(progress.rows))
             if first and progress.step in snapshots:
                 folder.write_snapshot(progress.step, model, definition)
             if first and (stop or progress.step % settings.checkpoint_every == 0) and not done:
@@ -133,13 +139,7 @@ def fit(
                 logger.info("asked to stop after step %d, from which the same command goes on", progress.step)
                 processes.wait()  # whoever ends first ends all
                 raise SystemExit(parallel.STOPPED)
-    return {
-        "snapshots": snapshots,
-        "seconds": round(progress.seconds, 1),
-        "images_per_second": round(progress.images / progress.seconds, 1),
-        "processes": together,
-        "device": parallel.hardware_name(device),
-    }
+    return _outcome(progress, snapshots, device)
 
 
 def snapshot_steps(settings: Optimization) -> list[int]:
@@ -258,9 +258,15 @@ class _Progress:
         return row
 
 
-def _bar(steps: int, done: int, shown: bool) -> tqdm[Any]:
-    """Return a bar of the steps; None leaves it to tqdm, which shows it on a terminal."""
-    return tqdm(total=steps, initial=done, unit="step", disable=None if shown else True)
+def _outcome(progress: _Progress, snapshots: list[int], device: torch.device) -> Outcome:
+    """Return what the run's record has of its training."""
+    return {
+        "snapshots": snapshots,
+        "seconds": round(progress.seconds, 1),
+        "images_per_second": round(progress.images / progress.seconds, 1),
+        "processes": processes.size(),
+        "device": parallel.hardware_name(device),
+    }
 
 
 def _step_seed(seed: int, step: int) -> int:
@@ -269,14 +275,17 @@ def _step_seed(seed: int, step: int) -> int:
     return stream_seed(seed, f"step, process {rank}" if rank else "step", step)
 
 
-def _log(folder: RunFolder, progress: _Progress, rate: float, steps: int, bar: tqdm[Any]) -> None:
-    """Write a row of the log, and say it where no bar does."""
-    row = progress.new_row(rate)
-    bar.set_postfix_str(f"loss {row['loss']:.4g}")
-    if bar.disable:
-        speed = row["images_per_second"]
-        logger.info("step %d of %d: loss %.4g, %.3g images/s", progress.step, steps, row["loss"], speed)
-    write_text(folder.log, _csv(progress.rows))
+@contextlib.contextmanager
+def _scalars(folder: RunFolder, settings: Optimization, done: int) -> Iterator[Callable[[events.Row], None]]:
+    """Yield what writes a row of the log for TensorBoard, if that is wanted and this process the first.
+
+    What an earlier process wrote of steps that are done again is not shown.
+    """
+    if not settings.tensorboard or processes.rank() > 0:
+        yield lambda row: None
+        return
+    with events.writer(folder.path, purge_step=done + 1) as writer:
+        yield lambda row: events.write(writer, events.of_row(row))
 
 
 def _over_processes(losses: Losses, stop: bool, step: int) -> tuple[dict[str, float], bool]:
