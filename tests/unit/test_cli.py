@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from eigendet import progress
 from eigendet.cli import main
 
 VERBS = [
@@ -68,7 +69,10 @@ def test_channel_groups_are_printed_with_what_they_cost(
     assert re.search(r"in all [\d,]+ parameters, [\d,]+ MACs", result.output)
 
 
-def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_path: Path) -> None:
+def test_the_stages_run_by_hand_one_after_the_other(
+    values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", progress.logger.name)
     configuration = tmp_path / "config.yaml"
     configuration.write_text(yaml.safe_dump(values))
     results = tmp_path / "out"
@@ -78,6 +82,7 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         assert result.exit_code == 0, result.output
         return result.output
 
+    run("check-data", "-c", configuration, "detection", "val", "-o", results / "val.json")
     run("pretrain", "-c", configuration, "-o", results / "pre")
     run(
         "train",
@@ -118,6 +123,13 @@ def test_the_stages_run_by_hand_one_after_the_other(values: dict[str, Any], tmp_
         "train", "-c", configuration, "--arm", "derived", "--widths", results / "widths/derived.json",
         "-o", results / "derived",
     )  # fmt: skip
+    ends = [message for name, _, message in caplog.record_tuples if name == progress.logger.name and "took" in message]
+    assert [re.split(r",| of ", line)[0] for line in ends] == [
+        "check-data detection val: image 4", "pretrain: step 4", "pretrain: image 16", "train finetune seed 0: step 4",
+        "train scratch seed 0: step 4", "evaluate finetune seed 0: image 4", "evaluate seed 0: image 16",
+        "latency: round 28", "covariance scratch seed 0: snapshot 3", "covariance scratch seed 0 shard 1/3: snapshot 3",
+        "covariance scratch seed 0 shard 3/3: snapshot 3", "train derived seed 0: step 4",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -72,15 +72,13 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
         if not store.holds(part, provenance, probe.seen)
     ]
     before = len(parts) - len(missing)
+    if before:
+        logger.info("%d of %d snapshots are there already", before, len(parts))
     with Reporter(_job(experiment, record, shard), "snapshot", len(parts), before) as reporter:
         for number, (step, part) in enumerate(missing, start=before + 1):
             blocks = min(settings.jackknife or 1, len(probe.indices)) if step == record.last_step else 1
             pieces = _pieces(part, probe, blocks)
-            own = [
-                piece
-                for piece in pieces
-                if piece.process == processes.rank() and not store.holds(piece.path, provenance, piece.seen)
-            ]
+            own = _left_to_do(pieces, provenance)
             _, model, _ = read_snapshot(run.snapshot(step))
             model.to(device)
             looked = _reporting(reporter, number, sum(len(piece.seen) for piece in own), settings)
@@ -233,6 +231,12 @@ def _pieces(part: Path, probe: _Probe, blocks: int) -> list[_Piece]:
                 path = part.with_name(f"{part.stem}_{block}_{process}.h5")
                 pieces.append(_Piece(path, block, process, seen))
     return pieces
+
+
+def _left_to_do(pieces: list[_Piece], provenance: Plain) -> list[_Piece]:
+    """Return this process's pieces that an earlier computation has not left."""
+    own = [piece for piece in pieces if piece.process == processes.rank()]
+    return [piece for piece in own if not store.holds(piece.path, provenance, piece.seen)]
 
 
 def _observe(
