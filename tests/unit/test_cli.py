@@ -16,6 +16,7 @@ from eigendet import progress
 from eigendet.cli import main
 
 VERBS = [
+    "init",
     "check-data",
     "check-network",
     "plan",

@@ -2,6 +2,7 @@
 
 commands            the command line itself, and what runs networks
 analysis            from covariance files on: spectra, their comparison, widths, the report
+init_command        `eigendet init`
 plugin_commands     `eigendet plugins`
 options             what several commands share
 reports             what a command says: on the terminal, or in a log

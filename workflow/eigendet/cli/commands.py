@@ -10,6 +10,7 @@ import click
 
 from eigendet import __version__
 from eigendet.cli.analysis import COMMANDS
+from eigendet.cli.init_command import init
 from eigendet.cli.options import (  # fmt: skip
     EXISTING,
     backbone_option,
@@ -69,6 +70,9 @@ def main() -> None:
     them all for an experiment; each can also be run by hand, from a configuration file such as config.yaml.
     """
     start()
+
+
+main.add_command(init)
 
 
 @main.command("check-data")

@@ -4,6 +4,8 @@ datasets    what a data set is, how images are decoded, and the check of a whole
 checks      whether what a data set gives is what it must
 coco        annotations in COCO's format
 batches     augmentation, and an order that depends on nothing but the seed
+folders     COCO files, their images and class folders, below a user's folder
+survey      figures of these, quickly
 samples     two tiny data sets on which plugins are tried
 """
 

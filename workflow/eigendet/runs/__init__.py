@@ -12,4 +12,5 @@ network_check   every network built and tried before any run
 footprint       bytes of the files that a run leaves
 throughput      images a second that a device takes
 plan            what an experiment takes: jobs, steps, images, disk, hours
+proposal        settings that fit a user's own data
 """

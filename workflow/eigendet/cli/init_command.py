@@ -1,0 +1,87 @@
+"""Define `eigendet init`: a first configuration for the user's own data."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eigendet.cli.options import EXISTING, FOLDER, NEW
+from eigendet.errors import UserError
+from eigendet.plugins import discovery
+
+if TYPE_CHECKING:
+    from eigendet.data.survey import Survey
+
+
+OPENING = """\
+A first configuration for the data in {folder}, by `eigendet init`. It is meant for a CPU: to see that everything \
+works and what comes of it, not to establish anything. Change what you like; a key that is left out has its default. \
+Paths are relative to where `snakemake` is started."""
+ON_A_GPU = """\
+For a GPU: put these lines into a second file, gpu.yaml, without their "# ", and lay it over this one. From scratch \
+trains three times as long.
+  snakemake --cores all --configfile {file} gpu.yaml"""
+TAKES = """\
+What this file takes; `eigendet plan --measure --configfile {file}` counts the hours too."""
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--annotations", type=EXISTING, multiple=True, help="A COCO file; twice: for training, for validation.")
+@click.option("--images", type=FOLDER, multiple=True, help="The folder of their images; once, or twice likewise.")
+@click.option("--classes", type=FOLDER, multiple=True, help="A folder of a folder of images for each class, to "
+              "pre-train on; twice likewise.")  # fmt: skip
+@click.option("--output", "-o", type=NEW, default="config.yaml", help="The file to write; none is overwritten.")
+def init(
+    folder: Path, annotations: tuple[Path, ...], images: tuple[Path, ...], classes: tuple[Path, ...], output: Path
+) -> None:
+    """Write a first configuration for your own data.
+
+    FOLDER holds COCO files and their images, and perhaps folders of a folder of images for each class. Options name
+    what cannot be told from its name. Every setting has a comment that says what it was chosen from.
+    """
+    from eigendet import files
+    from eigendet.data.survey import survey
+    from eigendet.runs.proposal import seen
+
+    if output.exists():
+        raise UserError(f"{output}: is there already, and stays; name another file with --output.")
+    data = survey(folder, annotations, images, classes)
+    text = "\n".join(configuration_lines(data, folder, output)) + "\n"
+    files.write_text(output, text)
+    for line in seen(data):
+        click.echo(line)
+    command = f"snakemake --cores all --configfile {shlex.quote(str(output))}"
+    click.echo(f"{output}: written; read it, then run: {command}")
+
+
+def configuration_lines(data: Survey, folder: Path, output: Path) -> Iterator[str]:
+    """Yield a configuration with comments, for a CPU; below it what to lay over it on a GPU, and what it takes.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    from eigendet import config, plugins
+    from eigendet.config.commented import comment, commented_yaml
+    from eigendet.config.layout import results_folder
+    from eigendet.runs import plan, proposal
+
+    name = proposal.experiment_name(folder)
+    values = proposal.settings(data, proposal.CPU, name)
+    larger = proposal.changes(values, proposal.settings(data, proposal.GPU, f"{name}_gpu"))
+    experiment = config.parse(values, str(output))
+    discovery.search(experiment.plugins)
+    plugins.validate(experiment)
+    stages = plan.planned_stages(experiment, Path(results_folder(experiment)))
+    file = shlex.quote(str(output))
+    yield from comment(OPENING.format(folder=folder))
+    yield from ["#", *comment("\n".join(proposal.seen(data)))]
+    yield from commented_yaml(values, proposal.reasons(data, values))
+    yield from ["", *comment(ON_A_GPU.format(file=file)), "#"]
+    yield from (f"# {line}".rstrip() for line in commented_yaml(larger, {}))
+    yield from ["", *comment(TAKES.format(file=file)), "#"]
+    yield from (f"# {line}".rstrip() for line in plan.lines(stages, 1, "device"))
