@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
-from eigendet import config
+from eigendet import config, plugins
 from eigendet.cli import main
+from eigendet.data.survey import survey
+from eigendet.errors import UserError
+from eigendet.files import read_yaml
 from eigendet.runs import proposal
-from tests.conftest import SHARED, real_data
-from tests.own_data import write_classes, write_detection
+from tests.conftest import ROOT, SHARED, real_data
+from tests.own_data import coco_content, write_classes, write_coco, write_detection, write_images
+
+MANUAL = ROOT / "docs/your-data.md"
 
 
 def init(*arguments: object) -> Result:
@@ -93,3 +102,26 @@ def test_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (experiment.name, experiment.training.min_size, experiment.training.max_size) == ("bccd", 192, 256)
     assert experiment.detectors["faster_rcnn"].options["anchor_sizes"] == [16, 24, 32, 48, 64]
     assert "RBC 2,381, WBC 214, Platelets 209" in Path("new/bccd.yaml").read_text()
+
+
+def test_the_data_sets_of_the_manual_are_valid() -> None:
+    (example,) = re.findall(r"^```yaml\n(# what .*?)^```", MANUAL.read_text(), re.MULTILINE | re.DOTALL)
+    plugins.validate(config.parse(read_yaml(ROOT / "config.yaml") | yaml.safe_load(example)), paths=False)
+
+
+def test_the_split_of_the_manual_makes_a_pair_that_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{number}.png" for number in range(10)]
+    file = write_coco(tmp_path / "annotations.json", coco_content(names))
+    write_images(tmp_path / "images", names)
+    with pytest.raises(UserError, match="the only COCO file"):
+        survey(tmp_path)
+    (example,) = re.findall(r"^```python\n(.*?)^```", MANUAL.read_text(), re.MULTILINE | re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(example, scope)
+    scope["split"](file)
+    train, val = survey(tmp_path).detection
+    assert (train.annotations.name, train.images, val.annotations.name, val.images) == ("train.json", 8, "val.json", 2)
+    assert train.folder == val.folder == tmp_path / "images"
+    files = [json.loads(split.annotations.read_text()) for split in (train, val)]
+    seen = [image["file_name"] for content in files for image in content["images"]]
+    assert sorted(seen) == names and sum(len(content["annotations"]) for content in files) == 20
