@@ -65,7 +65,10 @@ def test_what_it_writes_is_what_it_chose(tmp_path: Path, monkeypatch: pytest.Mon
         (["none"], "none: no such folder; expected one with data."),
         (["data/train"], "data/train: no COCO file in it"),
         (["data", "-o", "data"], "data: is there already"),
-        (["data", "-o", "data/train/1.png/config.yaml"], "data/train/1.png: File exists"),
+        (
+            ["data", "-o", "data/train/1.png/config.yaml"],
+            "data/train/1.png is not a folder that can be written; name another file",
+        ),
         (["data", "--annotations", "no.json"], "Path 'no.json' does not exist"),
         (["data", "--annotations", "data/annotations/val.json"], "--annotations: given once; expected twice"),
         ([], "Missing argument 'FOLDER'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,15 +49,23 @@ def init(
     from eigendet.data.survey import survey
     from eigendet.runs.proposal import seen
 
-    if output.exists():
-        raise UserError(f"{output}: is there already, and stays; name another file with --output.")
+    _check_output(output)
     data = survey(folder, annotations, images, classes)
-    text = "\n".join(configuration_lines(data, folder, output)) + "\n"
-    files.write_text(output, text)
     for line in seen(data):
         click.echo(line)
+    text = "\n".join(configuration_lines(data, folder, output)) + "\n"  # of large data, this takes a minute
+    files.write_text(output, text)
     command = f"snakemake --cores all --configfile {shlex.quote(str(output))}"
     click.echo(f"{output}: written; read it, then run: {command}")
+
+
+def _check_output(output: Path) -> None:
+    """Raise UserError unless a file can be written there that is not there yet."""
+    if os.path.lexists(output):
+        raise UserError(f"{output}: is there already, and stays; name another file with --output.")
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"{output}: {parent} is not a folder that can be written; name another file with --output.")
 
 
 def configuration_lines(data: Survey, folder: Path, output: Path) -> Iterator[str]:

@@ -249,8 +249,10 @@ def reasons(survey: Survey, values: Plain) -> dict[str, str]:
         "detectors.faster_rcnn.anchor_sizes": f"boxes of {train.boxes.low:.0f} to {train.boxes.high:.0f} px (root of "
         f"the area; 5 % are smaller, 5 % larger) are {low:.0f} to {high:.0f} px at this min_size; the finest maps take "
         f"anchors of {FINEST[0]} to {FINEST[1]} px",
-        "detectors.faster_rcnn.proposals": f"ten for each box, of which there are at most {objects}",
-        "detectors.faster_rcnn.box_samples": "of proposals to learn from, a quarter of them boxes",
+        "detectors.faster_rcnn.proposals": f"ten for each box, of which there are at most {objects}; 100 to "
+        "1000, in steps of 50",
+        "detectors.faster_rcnn.box_samples": "proposals to learn from, a quarter of which may be boxes; 64 to 512, a "
+        "power of two",
         "training.steps": _epochs(train.images - train.empty, training, CPU.training),
         "training.min_size": f"images are {_shape(train)} (median); for a CPU {LEAST_SIDE} to {CPU.side} are chosen",
         "training.max_size": f"min_size times {min(train.longer.high, 2):.2f}: 95 % of the images are at most "
