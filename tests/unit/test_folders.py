@@ -10,8 +10,8 @@ from tests.own_data import coco_content, write_classes, write_coco, write_detect
 
 
 def pair(root: Path) -> tuple[str, str]:
-    found = folders.annotation_pair(folders.walk(root), root)
-    return str(found.train.relative_to(root)), str(found.val.relative_to(root))
+    train, val = folders.annotation_pair(folders.walk(root), root)
+    return str(train.relative_to(root)), str(val.relative_to(root))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_is_not_clear_is_said_and_not_guessed(tmp_path: Path, names: list[s
 
 def test_a_folder_with_json_of_another_kind_names_it(tmp_path: Path) -> None:
     write_coco(tmp_path / "labels.json", {"shapes": []})
-    with pytest.raises(UserError, match=r"no COCO file in it; .*labels.json: JSON, but not COCO; expected"):
+    with pytest.raises(UserError, match=r"no COCO file in it \(.*labels.json: JSON, but not COCO\); expected"):
         pair(tmp_path)
 
 

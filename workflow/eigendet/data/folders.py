@@ -125,8 +125,9 @@ def annotation_pair(tree: Tree, root: Path) -> Pair[Path]:
         pairs = [pair for pair in pairs if not _holds(pair.train, (b'"keypoints"',))]
     if len(pairs) == 1:
         return pairs[0]
+    rest = [str(file) for file in files if file not in coco]
+    others = f" ({some(rest)}: JSON, but not COCO)" if rest else ""
     if not coco:
-        others = f"; {some([str(file) for file in files])}: JSON, but not COCO" if files else ""
         raise UserError(
             f"{root}: no COCO file in it{others}; expected JSON with the lists 'images', 'annotations' (with 'bbox') "
             "and 'categories', one for training and one for validation. Another format needs a plugin: "
@@ -134,8 +135,8 @@ def annotation_pair(tree: Tree, root: Path) -> Pair[Path]:
         )
     if len(coco) == 1:
         raise UserError(
-            f"{coco[0]}: the only COCO file in {root}; expected one for training and one for validation, of other "
-            "images: split it, or name both, training first: --annotations FILE --annotations FILE"
+            f"{coco[0]}: the only COCO file in {root}{others}; expected one for training and one, of other images, for "
+            "validation: split it, or name both, training first: --annotations FILE --annotations FILE"
         )
     raise UserError(
         f"{root}: {len(coco)} COCO files, {some([str(file) for file in coco])}; which are for training and validation "

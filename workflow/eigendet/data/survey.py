@@ -157,7 +157,7 @@ def survey(
     if pair is None:
         pairs = folders.class_pairs(tree, root, [split.folder for split in detection])
         pair = pairs[0] if len(pairs) == 1 else None
-        aside = [str(folder) for several in pairs if len(pairs) > 1 for folder in several]
+        aside = [] if pair else [str(folder) for unclear in pairs for folder in unclear]
     classification = Pair(_classes(pair.train, tree), _classes(pair.val, tree)) if pair else None
     _same_classes("detection", list(detection.train.classes), list(detection.val.classes))
     if classification:

@@ -25,24 +25,26 @@ FROM_SCRATCH = ("scratch", "derived", "uniform_parameters", "profile")
 
 
 class Schedule(NamedTuple):
-    """How long is trained.
+    """How long is trained, and in which steps.
 
     Attributes:
         batch_size: images of a step.
         epochs: how often every image is seen, within these limits.
         least: steps.
         most: steps.
+        learning_rate: the highest, of AdamW.
     """
 
     batch_size: int
     epochs: int
     least: int
     most: int
+    learning_rate: float
 
     def steps(self, images: int) -> int:
         """Return the number of steps, rounded to two digits.
 
-        >>> Schedule(batch_size=8, epochs=20, least=300, most=600).steps(205)
+        >>> Schedule(batch_size=8, epochs=20, least=300, most=600, learning_rate=1e-3).steps(205)
         510
         """
         steps = min(max(self.epochs * images / self.batch_size, self.least), self.most)
@@ -62,7 +64,6 @@ class Scale:
         side: most pixels of the shorter side of an image.
         crop: the same of a crop, in pre-training.
         images: most that are observed.
-        learning_rate: of detectors over a backbone that is pre-trained here.
         optimization: further keys of both kinds of training.
         from_scratch: how many times longer an arm is trained that starts from random weights.
     """
@@ -75,7 +76,6 @@ class Scale:
     side: int
     crop: int
     images: int
-    learning_rate: float
     optimization: Plain
     from_scratch: int = 1
 
@@ -84,24 +84,22 @@ CPU = Scale(
     backbone={"depth": 18, "width": 0.25, "norm": "group", "norm_groups": 8},
     published={"depth": 18, "norm": "batch", "pretrained": "torchvision:ResNet18_Weights.IMAGENET1K_V1"},
     detector={"fpn_channels": 48, "head_channels": 192},
-    training=Schedule(4, 8, 300, 500),
-    pretraining=Schedule(64, 10, 500, 1500),
+    training=Schedule(4, 8, 300, 500, 1e-3),
+    pretraining=Schedule(64, 10, 500, 1500, 2e-3),
     side=192,
     crop=64,
     images=60,
-    learning_rate=1e-3,
     optimization={"checkpoint_every": 100},
 )
 GPU = Scale(
     backbone={"depth": 18, "width": 1.0, "norm": "group", "norm_groups": 32},
     published={"depth": 50, "norm": "batch", "pretrained": "torchvision:ResNet50_Weights.IMAGENET1K_V2"},
     detector={"fpn_channels": 256, "head_channels": 1024},
-    training=Schedule(16, 24, 6000, 90000),
-    pretraining=Schedule(256, 90, 20000, 450000),
+    training=Schedule(16, 24, 6000, 90000, 2.5e-4),
+    pretraining=Schedule(256, 90, 20000, 450000, 1e-3),
     side=800,
     crop=224,
     images=200,
-    learning_rate=2.5e-4,
     optimization={"checkpoint_every": 1000, "precision": "bfloat16", "workers": 8},
     from_scratch=3,
 )
@@ -140,7 +138,7 @@ def settings(survey: Survey, scale: Scale, name: str) -> Plain:
         "max_size": longest,
         "flip": True,
         "optimizer": "adamw",
-        "learning_rate": scale.learning_rate if own else GPU.learning_rate,
+        "learning_rate": (scale if own else GPU).training.learning_rate,  # published weights have all widths
         "weight_decay": 0.05,
         "warmup_steps": steps // 10,
         "clip_norm": 5.0,
@@ -231,7 +229,7 @@ def _pretraining(classes: Classes, scale: Scale) -> Plain:
         "batch_size": scale.pretraining.batch_size,
         "image_size": min(_multiple(classes.shorter.median), scale.crop),
         "optimizer": "adamw",
-        "learning_rate": 2e-3,
+        "learning_rate": scale.pretraining.learning_rate,
         "weight_decay": 0.05,
         "warmup_steps": steps // 10,
         **scale.optimization,
