@@ -96,6 +96,15 @@ def test_data_that_cannot_be_trained_on_is_refused_before_anything_is_written(
     assert not Path("config.yaml").exists()
 
 
+def test_a_path_that_snakemake_would_take_for_a_pattern_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_detection(tmp_path / "{a}")
+    monkeypatch.chdir(tmp_path)
+    assert "{a}/annotations/train.json: braces are wildcards to Snakemake; rename" in init("{a}").output
+    assert not Path("config.yaml").exists()
+
+
 @real_data("bccd")
 def test_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
     from eigendet.data.survey import Survey
+    from eigendet.files import Plain
 
 
 OPENING = """\
@@ -68,6 +70,15 @@ def _check_output(output: Path) -> None:
         raise UserError(f"{output}: {parent} is not a folder that can be written; name another file with --output.")
 
 
+def _check_paths(values: Plain) -> None:
+    """Raise UserError if Snakemake would take a part of a path for a wildcard."""
+    for splits in values["data"].values():
+        for choice in splits.values():
+            for path in choice.values():
+                if re.search("[{}]", path):
+                    raise UserError(f"{path}: braces are wildcards to Snakemake; rename what has them in its name.")
+
+
 def configuration_lines(data: Survey, folder: Path, output: Path) -> Iterator[str]:
     """Yield a configuration with comments, for a CPU; below it what to lay over it on a GPU, and what it takes.
 
@@ -81,6 +92,7 @@ def configuration_lines(data: Survey, folder: Path, output: Path) -> Iterator[st
 
     name = proposal.experiment_name(folder)
     values = proposal.settings(data, proposal.CPU, name)
+    _check_paths(values)
     larger = proposal.changes(values, proposal.settings(data, proposal.GPU, f"{name}_gpu"))
     experiment = config.parse(values, str(output))
     discovery.search(experiment.plugins)
