@@ -45,7 +45,7 @@ def init(
     """Write a first configuration for your own data.
 
     FOLDER holds COCO files and their images, and perhaps folders of a folder of images for each class. Options name
-    what cannot be told from its name. Every setting has a comment that says what it was chosen from.
+    what cannot be told from its name. What was chosen by the data has a comment that gives the figure.
     """
     from eigendet import files
     from eigendet.data.survey import survey
