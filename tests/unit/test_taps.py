@@ -19,6 +19,7 @@ import eigendet
 from eigendet.errors import UserError
 from eigendet.observe import store
 from eigendet.observe.keys import TapKey
+from eigendet.observe.points import point_of
 from eigendet.observe.taps import Taps, tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 
@@ -32,6 +33,12 @@ class SharedHead(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         return [self.conv(level) for level in levels]
+
+
+def test_activations_of_transformers_are_activations() -> None:
+    activations = pytest.importorskip("transformers.activations", reason="needs transformers")
+    for name in ("gelu", "gelu_new", "quick_gelu", "relu2", "mish"):
+        assert point_of(activations.get_activation(name)) == "act", name
 
 
 # Behaviors that a peer gets wrong.

@@ -13,6 +13,7 @@ On these stands the experiment, each package on those above it:
     data        data sets and batches
     networks    backbones and detectors from their definitions; snapshots
     widths      from spectra and a budget to widths
+    monitoring  the same measured while someone's own loop trains a network
     report      results read back, findings, figures, the page
     runs        everything that runs a network: training, evaluation, covariances, latency; and the plan of it
     testing     the contract of plugins as tests

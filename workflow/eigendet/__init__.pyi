@@ -1,4 +1,7 @@
 from .errors import UserError as UserError
+from .monitoring.callbacks import lightning_callback as lightning_callback
+from .monitoring.callbacks import transformers_callback as transformers_callback
+from .monitoring.monitor import monitor as monitor
 from .observe.covariance import Covariance as Covariance
 from .observe.keys import TapKey as TapKey
 from .observe.passes import covariances as covariances

@@ -86,15 +86,22 @@ class Observer:
         wants: `wants(path, key, channels)` says whether a tensor is to be observed.
         shortcuts: whether to link what follows from other tensors.
         measure: accumulate nothing, only find out which tensors there are.
+        tolerant: note in `faults` what is wrong with samples that are left out, instead of raising.
     """
 
     def __init__(
-        self, model: nn.Module, wants: Callable[[str, TapKey, int], bool], shortcuts: bool, measure: bool
+        self,
+        model: nn.Module,
+        wants: Callable[[str, TapKey, int], bool],
+        shortcuts: bool,
+        measure: bool,
+        tolerant: bool = False,
     ) -> None:
         self.passes = 0
+        self.faults: dict[TapKey, UserError] = {}
         self.announced: Canvas | None = None  # of the next pass
         self.padding: dict[TapKey, str] = {}  # of every observed tensor, in the order of execution
-        self._wants, self._shortcuts, self._measure = wants, shortcuts, measure
+        self._wants, self._shortcuts, self._measure, self._tolerant = wants, shortcuts, measure, tolerant
         self._regions = region_paths(model)
         self._direct: dict[TapKey, Covariance] = {}
         self._links: dict[TapKey, _Link] = {}
@@ -197,7 +204,7 @@ class Observer:
         if not self._measure:
             for key, covariance in self._direct.items():
                 if covariance.first_rejected is not None:
-                    raise _not_finite(key, covariance.first_rejected)
+                    self._fail(key, _not_finite(key, covariance.first_rejected))
         for key, link in self._links.items():
             if link.module is None or link.affine is None or not link.is_current:
                 continue
@@ -294,11 +301,16 @@ class Observer:
             try:
                 self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace(tensor.device))
             except NonFiniteError:
-                raise _not_finite(sighting.key, self.passes) from None
+                self._fail(sighting.key, _not_finite(sighting.key, self.passes))
             except ValueError as error:  # another number of channels than in earlier passes
                 where = f"in forward pass {self.passes} (the first is 0)"
-                raise UserError(f"{sighting.key}: {error}, {where}.") from None
+                self._fail(sighting.key, UserError(f"{sighting.key}: {error}, {where}."))
         return self._register(sighting)
+
+    def _fail(self, key: TapKey, error: UserError) -> None:
+        if not self._tolerant:
+            raise error from None
+        self.faults.setdefault(key, error)
 
     def _workspace(self, device: torch.device) -> Workspace:
         if device not in self._workspaces:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet.errors import UserError
+from eigendet.errors import UserError, kind
 from eigendet.observe.keys import Point
 
 CONVOLUTIONS = nn.modules.conv._ConvNd
@@ -31,6 +31,7 @@ ACTIVATIONS = (
 # Residual blocks and pyramids have no common base class; every library names them so.
 BLOCK_NAME = re.compile(r"Block$|Bottleneck$|InvertedResidual$")
 PYRAMID_NAME = re.compile(r"FeaturePyramidNetwork$|^FPN$")
+ACTIVATION_NAME = re.compile(r"Activation$")  # as transformers names its own, which have no children
 
 
 def point_of(module: nn.Module) -> Point:
@@ -46,11 +47,12 @@ def point_of(module: nn.Module) -> Point:
         return "linear"
     if isinstance(module, NORMS):
         return "norm"
-    if isinstance(module, ACTIVATIONS):
+    is_leaf = next(module.children(), None) is None
+    if isinstance(module, ACTIVATIONS) or (is_leaf and ACTIVATION_NAME.search(name)):
         return "act"
     if PYRAMID_NAME.search(name):
         return "fpn"
-    if BLOCK_NAME.search(name) and next(module.children(), None) is not None:
+    if BLOCK_NAME.search(name) and not is_leaf:
         return "block"
     return "output"
 
@@ -105,11 +107,13 @@ def each_call(
     see: Callable[[str, int, nn.Module, Any, Any], None],
     before: Callable[[], None] = lambda: None,
     after: Callable[[], None] = lambda: None,
+    counts: Callable[[], bool] = lambda: True,
 ) -> Iterator[None]:
     """Call a function after every call of every module, while the context is open.
 
     The output is what `forward` returned, before hooks that a module has of its own. The hooks here are the process's,
-    not the modules', so that the model stays as it is: it can be copied and pickled.
+    not the modules', so that the model stays as it is: it can be copied and pickled. What runs again in a backward
+    pass, under gradient checkpointing, was seen before and is left out.
 
     Args:
         model: whose modules are followed.
@@ -117,6 +121,7 @@ def each_call(
             call from outside of the model or of a part of it.
         before: called before every pass.
         after: called after every pass that succeeded.
+        counts: called when a pass begins; False leaves it out.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
@@ -126,33 +131,10 @@ def each_call(
         1 0 (5, 2)
          0 (5, 2)
     """
-    paths = {id(module): path for path, module in model.named_modules()}
-    calls: Counter[str] = Counter()
-    depth = 0
-
-    def enter(module: nn.Module, inputs: Any) -> None:
-        nonlocal depth
-        if id(module) in paths:
-            if depth == 0:
-                calls.clear()
-                before()
-            depth += 1
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal depth
-        path = paths.get(id(module))
-        if path is None:
-            return
-        try:
-            see(path, calls[path], module, inputs, output)
-        finally:
-            calls[path] += 1
-            depth -= 1
-        if depth == 0 and output is not None:
-            after()
-
-    entering = nn.modules.module.register_module_forward_pre_hook(torch.compiler.disable(enter))
-    leaving = nn.modules.module.register_module_forward_hook(torch.compiler.disable(leave), always_call=True)
+    follower = _Follower(model, see, before, after, counts)
+    enter, leave = torch.compiler.disable(follower.enter), torch.compiler.disable(follower.leave)
+    entering = nn.modules.module.register_module_forward_pre_hook(enter)
+    leaving = nn.modules.module.register_module_forward_hook(leave, always_call=True)
     try:
         yield
     finally:
@@ -160,12 +142,58 @@ def each_call(
         leaving.remove()
 
 
+class _Follower:
+    """What `each_call` knows of the present pass."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        see: Callable[[str, int, nn.Module, Any, Any], None],
+        before: Callable[[], None],
+        after: Callable[[], None],
+        counts: Callable[[], bool],
+    ) -> None:
+        self.see, self.before, self.after, self.counts = see, before, after, counts
+        self.paths = {id(module): path for path, module in model.named_modules()}
+        self.calls: Counter[str] = Counter()
+        self.depth, self.is_counted = 0, True
+
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        if id(module) in self.paths and not _is_in_backward():
+            if self.depth == 0:
+                self.calls.clear()
+                self.is_counted = self.counts()
+                if self.is_counted:
+                    self.before()
+            self.depth += 1
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        path = self.paths.get(id(module))
+        if path is None or _is_in_backward():
+            return
+        try:
+            if self.is_counted:
+                self.see(path, self.calls[path], module, inputs, output)
+        finally:
+            self.calls[path] += 1
+            self.depth -= 1
+        if self.depth == 0 and self.is_counted and output is not None:
+            self.after()
+
+
+def _is_in_backward() -> bool:
+    """Return whether this thread runs a backward pass; torch's own checkpointing asks so too."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def refuse_hookless(model: nn.Module) -> None:
     """Refuse a model with a module that does not run its hooks, so that its taps would be lost in silence.
 
     Raises:
-        UserError: a module is compiled, scripted, or runs in copies.
+        UserError: it is not a model; a module is compiled, scripted, or runs in copies.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is {kind(model)}; expected a torch.nn.Module.")
     for path, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
             how = "compiled by torch.compile, which drops hooks; tap the plain model, and compile it inside the context"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -87,15 +87,9 @@ def tap(
     """
     refuse_hookless(model)
     patterns = [modules] if isinstance(modules, str) else list(modules)
-    selected = _select(model, [points] if isinstance(points, str) else points, patterns)
-    taps = Taps(model, selected, channels, shortcuts, keys, measure)
-    observer = taps._observer
-    try:
-        with each_call(model, observer.see, observer.begin, observer.end):
-            yield taps
-    finally:
-        observer.join()
-    observer.check()
+    taps = Taps(model, select(model, points, patterns), channels, shortcuts, keys, measure)
+    with taps.observing():
+        yield taps
     taps._check_ran(patterns)
 
 
@@ -121,14 +115,15 @@ class Taps(Mapping[TapKey, Covariance]):
         selected: Collection[str],
         channels: Container[int] | None,
         shortcuts: bool,
-        keys: Collection[TapKey] | None,
-        measure: bool,
+        keys: Collection[TapKey] | None = None,
+        measure: bool = False,
+        tolerant: bool = False,
     ) -> None:
-        self._model = type(model).__name__
+        self._network, self._model = model, type(model).__name__
         self._selected, self._channels, self._keys = selected, channels, keys
         self._ran: set[str] = set()  # of the selected modules
         self._unwanted_channels: set[int] = set()  # met in selected modules
-        self._observer = Observer(model, self._wants, shortcuts, measure)
+        self._observer = Observer(model, self._wants, shortcuts, measure, tolerant)
 
     def __getitem__(self, key: TapKey | str) -> Covariance:
         for tap_key in self:
@@ -141,6 +136,31 @@ class Taps(Mapping[TapKey, Covariance]):
 
     def __len__(self) -> int:
         return len(self._observer.padding)
+
+    @property
+    def passes(self) -> int:
+        """How many passes were observed."""
+        return self._observer.passes
+
+    @property
+    def faults(self) -> Mapping[TapKey, UserError]:
+        """What is wrong with a tap, where that is noted instead of raised."""
+        return self._observer.faults
+
+    @contextlib.contextmanager
+    def observing(self, counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Observe the passes inside the context, of which `counts` says whether each is one to observe.
+
+        Raises:
+            UserError: as `tap`, but not for what has never run.
+        """
+        observer = self._observer
+        try:
+            with each_call(self._network, observer.see, observer.begin, observer.end, counts):
+                yield
+        finally:
+            observer.join()
+        observer.check()
 
     def pooled(self, module: str) -> Covariance:
         """Return all calls of one module as one accumulator: a shared head over all its levels.
@@ -234,12 +254,13 @@ class Taps(Mapping[TapKey, Covariance]):
             logger.warning("never ran while the model was tapped: %s", some(missing))
 
 
-def _select(model: nn.Module, points: Collection[str], patterns: Sequence[str]) -> dict[str, Point]:
-    """Return the paths of the modules that are to be observed, with their points.
+def select(model: nn.Module, points: Point | Collection[Point], patterns: Sequence[str]) -> dict[str, Point]:
+    """Return the paths of the modules that are to be observed, with their points; for the arguments see `tap`.
 
     Raises:
         UserError: a point is unknown; a pattern matches no module; no module that matches has such a point.
     """
+    points = [points] if isinstance(points, str) else points
     for point in points:
         if point not in get_args(Point):
             raise UserError(f"points: {unknown('point', point, get_args(Point))}")
