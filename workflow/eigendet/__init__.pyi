@@ -8,5 +8,6 @@ from .observe.passes import covariances as covariances
 from .observe.taps import Taps as Taps
 from .observe.taps import tap as tap
 from .report.results import read_spectra as read_spectra
+from .widths.suggestion import suggest_widths as suggest_widths
 
 __version__: str

@@ -35,6 +35,7 @@ class Sample:
     size: tuple[int, int]  # height, width
     detector: bool = False
     regions: Mapping[str, int] = field(default_factory=dict)  # see Record
+    image_channels: int = 3
 
 
 class Follower(TorchDispatchMode):
@@ -69,13 +70,13 @@ def follow(record: Record, sample: Sample) -> None:
     """Run the record's network in evaluation, and on a batch in training too where some layers only run then."""
     model = record.model.eval()
     if sample.detector:
-        _run(record, [torch.rand(3, *sample.size, generator=torch.Generator().manual_seed(0))])
+        _run(record, [torch.rand(sample.image_channels, *sample.size, generator=torch.Generator().manual_seed(0))])
         return
-    _run(record, torch.empty(1, 3, *sample.size, device="meta"))
+    _run(record, torch.empty(1, sample.image_channels, *sample.size, device="meta"))
     if any(isinstance(module, RESIZABLE) and path not in record.layers for path, module in model.named_modules()):
         record.counting = False
         model.train()
-        _run(record, torch.empty(2, 3, *sample.size, device="meta"))
+        _run(record, torch.empty(2, sample.image_channels, *sample.size, device="meta"))
         model.eval()
 
 

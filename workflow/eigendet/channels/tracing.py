@@ -25,7 +25,7 @@ from eigendet.channels.trial import first_fault, first_line, keep
 SIDE = 128  # pixels, of the square images on which networks are tried: of 64, Inception v3 leaves nothing
 
 
-def trace(network: Build | nn.Module, size: tuple[int, int] = (SIDE, SIDE)) -> Channels:
+def trace(network: Build | nn.Module, size: tuple[int, int] = (SIDE, SIDE), image_channels: int = 3) -> Channels:
     """Find the channel groups of a network that takes a batch of images.
 
     >>> from torch import nn
@@ -52,11 +52,12 @@ def trace(network: Build | nn.Module, size: tuple[int, int] = (SIDE, SIDE)) -> C
             is left as it is, and its groups are those that its operations suggest, not tried with other widths.
             `rebuild` needs what builds it. Not thread-safe, like `rebuild`.
         size: height and width of the image for which costs are counted.
+        image_channels: of the images: 1 of gray ones.
 
     Raises:
         ChannelError: the network cannot be run at this size.
     """
-    return _trace(network, Sample(size))
+    return _trace(network, Sample(size, image_channels=image_channels))
 
 
 def trace_detector(

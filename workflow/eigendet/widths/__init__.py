@@ -4,5 +4,6 @@ dimensions      what spectra show of each channel group
 allocation      how a budget becomes widths
 derivation      from spectra to a file of widths
 controls        widths to compare these with
+suggestion      the same in one call for a classifier of one's own
 front           parameters against operations over a rule's option
 """

@@ -43,9 +43,7 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
     spectra = read_spectra_of_arm(experiment.name, network, arm, folders)
     channels, reference = network.reference(network.size[0])
     of_groups = group_spectra(spectra, channels, settings)
-    budget = Budget.of(channels, reference, settings)
-    dimension = of_groups.dimensions(settings)
-    widths, target = allocate(budget, of_groups, settings)
+    budget, dimension, widths, target = spend(channels, reference, of_groups, settings)
     derived = replace(
         describe_widths(network, channels, reference, widths, rule_text(settings)),
         settings=settings.model_dump(mode="json"),
@@ -67,6 +65,25 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
         width_intervals=sure.widths,
         undetermined=sure.undetermined,
     )
+
+
+class Spent(NamedTuple):
+    """A budget, and the widths for which it was spent."""
+
+    budget: Budget
+    dimensions: dict[str, float]
+    widths: Widths
+    target: np.ndarray  # before rounding, (groups,)
+
+
+def spend(channels: Channels, reference: Widths, spectra: GroupSpectra, settings: WidthSettings) -> Spent:
+    """Spend the budget that the settings give on the groups, by what their spectra show.
+
+    Raises:
+        UserError: the budget cannot be met, or every dimension is zero.
+    """
+    budget = Budget.of(channels, reference, settings)
+    return Spent(budget, spectra.dimensions(settings), *allocate(budget, spectra, settings))
 
 
 def allocate(budget: Budget, spectra: GroupSpectra, settings: WidthSettings) -> tuple[Widths, np.ndarray]:

@@ -22,11 +22,12 @@ from eigendet.channels.groups import Channels
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError, some
 from eigendet.networks.definition import Definition
+from eigendet.observe.keys import Point
 from eigendet.spectra.metrics import intrinsic_dimension
 from eigendet.spectra.tables import joined, read_run
 
 # Where a group is read that has no map of its own at the chosen point: the nearest to what the next layer reads first.
-OTHER_POINTS = ("act", "block", "norm", "conv", "linear")
+OTHER_POINTS: tuple[Point, ...] = ("act", "block", "norm", "conv", "linear")
 CONFIDENCE = 0.95
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,21 @@ def group_spectra(
         UserError: the spectra are of the other moment; a group has no tap at any point.
     """
     _check_moment(spectra, settings)
+    read = spectra_by_group(spectra, channels, settings, first)
+    bare = [group for group in channels.widths if group not in read.groups]
+    if bare:
+        others = [point for point in OTHER_POINTS if point not in set(spectra["point"])]
+        raise UserError(
+            f"widths.point is '{settings.point}', and the channel groups {some(bare)} have no feature map of "
+            f"their own there; add some of {', '.join(others) or 'other points'} to covariance.points."
+        )
+    return read
+
+
+def spectra_by_group(
+    spectra: pd.DataFrame, channels: Channels, settings: WidthSettings, first: bool = False
+) -> GroupSpectra:
+    """Return the spectra of every channel group that was observed, as `group_spectra` does."""
     by_seed = spectra.groupby("seed")["step"]
     step = by_seed.transform("min") if first else by_seed.transform("max")
     chosen = spectra[spectra["step"] == step]
@@ -140,14 +156,7 @@ def group_spectra(
                 groups.setdefault(group, {}).setdefault(int(seed), []).append(values)
                 if point != settings.point:
                     elsewhere[group] = point
-    bare = [group for group in channels.widths if group not in groups]
-    if bare:
-        others = [point for point in OTHER_POINTS if point not in set(spectra["point"])]
-        raise UserError(
-            f"widths.point is '{settings.point}', and the channel groups {some(bare)} have no feature map of "
-            f"their own there; add some of {', '.join(others) or 'other points'} to covariance.points."
-        )
-    return GroupSpectra({group: groups[group] for group in channels.widths}, elsewhere)
+    return GroupSpectra({group: groups[group] for group in channels.widths if group in groups}, elsewhere)
 
 
 def _check_moment(spectra: pd.DataFrame, settings: WidthSettings) -> None:

@@ -1,0 +1,193 @@
+"""Widths for a classifier of one's own in one call: its spectra over some batches, and a budget spent accordingly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from eigendet import channels
+from eigendet.channels.groups import Channels, Widths
+from eigendet.config.sections import WidthSettings
+from eigendet.errors import UserError, kind, some
+from eigendet.networks.widths_file import Cost
+from eigendet.observe.passes import covariances
+from eigendet.observe.points import refuse_hookless
+from eigendet.spectra.spectrum import eigenvalues
+from eigendet.widths.derivation import spend
+from eigendet.widths.dimensions import OTHER_POINTS, GroupSpectra, spectra_by_group
+
+
+@dataclass(frozen=True)
+class SuggestedWidths:
+    """Widths of every channel group of a network, beside those that it has. Its text is a table.
+
+    Attributes:
+        widths: by group, as `channels.rebuild` takes them.
+        reference: those of the network as it is.
+        channels: the groups, as `channels.rebuild` takes them if `suggest_widths` was given what builds the network.
+        dimensions: what the spectra show of every group, in channels.
+        bound: what keeps each group from being wider: a cap, its range ("least", "most"), or its "target".
+    """
+
+    widths: Widths
+    reference: Widths
+    channels: Channels
+    dimensions: dict[str, float]
+    bound: dict[str, str]
+
+    @property
+    def macs(self) -> Cost:
+        """Multiply-accumulates for one image of the batches' size."""
+        return Cost(self.channels.macs(self.reference), self.channels.macs(self.widths))
+
+    @property
+    def parameters(self) -> Cost:
+        """Trainable parameters."""
+        return Cost(self.channels.parameters(self.reference), self.channels.parameters(self.widths))
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row for each group: name, reference, width, dimension, bound. `channels.frame` says of layers."""
+        columns = {"reference": self.reference, "width": self.widths, "dimension": self.dimensions, "bound": self.bound}
+        return pd.DataFrame(columns).rename_axis("name").reset_index()
+
+    def __str__(self) -> str:
+        costs = (("parameters", self.parameters), ("MACs", self.macs))
+        said = ", ".join(f"{cost.result:,} {name} ({cost.share:.3f} of the reference's)" for name, cost in costs)
+        return f"{self.frame().to_string(index=False, float_format='{:.1f}'.format)}\nin all {said}"
+
+
+def suggest_widths(
+    model: nn.Module | Callable[[], nn.Module],
+    batches: Iterable[Any],
+    macs: float = 1.0,
+    *,
+    build: Callable[[], nn.Module] | None = None,
+) -> SuggestedWidths:
+    """Suggest widths of a classifier's layers in proportion to the dimensions of their spectra, at a cost.
+
+    They are what the workflow's stage `widths` derives with its default settings: rule `dof`, in proportion, multiples
+    of 8, at most four times as wide as before, and never more operations than `macs` allows. The model runs in
+    evaluation mode and without gradients, is left in its own mode, and should be trained: of random weights the spectra
+    say little.
+
+    Args:
+        model: a network that takes a batch of images and gives a number for each class. Or the function that builds
+            one, which then has random weights.
+        batches: tensors of images (N, C, H, W), or tuples that begin with one, such as those of a DataLoader. They are
+            gone through once. Give some thousand images: fewer samples than channels hide what is there.
+        macs: how many multiply-accumulates the network may have, as a share of those that it has now.
+        build: the function that builds such a network, such as functools.partial(resnet18, weights=None). With it
+            every group is tried with other widths first, and `channels.rebuild` can build the result.
+
+    Raises:
+        UserError: there are no batches, or of something else; the network cannot be run on them or followed; the budget
+            is too small for it.
+
+    Examples:
+        >>> class Net(nn.Sequential):
+        ...     def __init__(self):
+        ...         super().__init__(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(),
+        ...                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+        >>> torch.manual_seed(0) and None
+        >>> suggested = suggest_widths(Net(), [torch.rand(8, 3, 16, 16)], macs=0.5, build=Net)
+        >>> suggested.reference, suggested.macs.share <= 0.5
+        ({'0': 16, '2': 32}, True)
+        >>> narrow = channels.rebuild(Net, suggested.channels, suggested.widths)
+    """
+    if isinstance(macs, bool) or not isinstance(macs, int | float) or not 0 < macs < math.inf:
+        raise UserError(f"macs: got {macs!r}; expected a share of the network's operations above 0, such as 0.5.")
+    model, build = _built(model, build)
+    refuse_hookless(model)
+    images = _images(batches, next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
+    first = next(images, None)
+    if first is None:
+        raise UserError("batches: there are none; expected batches of images to read the spectra from.")
+    size = (first.shape[2], first.shape[3])
+    traced = channels.trace(model if build is None else build, size, first.shape[1])
+    if not traced.widths:
+        raise UserError(f"{type(model).__name__}: no layer has a width that can change.")
+    settings = WidthSettings(macs=macs)
+    spectra = _observed(model, chain([first], images), traced, settings)
+    budget, dimensions, widths, target = spend(traced, traced.widths, spectra, settings)
+    return SuggestedWidths(widths, traced.widths, traced, dimensions, budget.binding(widths, target))
+
+
+def _built(
+    model: nn.Module | Callable[[], nn.Module], build: Callable[[], nn.Module] | None
+) -> tuple[nn.Module, Callable[[], nn.Module] | None]:
+    """Return the network, and what builds it where that is known."""
+    for name, function in (("model", model), ("build", build)):
+        if not (callable(function) or (function is None and name == "build")):
+            raise UserError(f"{name}: got {kind(function)}; expected a network, or the function that builds it.")
+    if isinstance(build, nn.Module):
+        raise UserError("build: got a network; expected the function or class that builds it.")
+    if isinstance(model, nn.Module):
+        return model, build
+    network = model()
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model: the function gives {kind(network)}; expected a network.")
+    return network, build or model
+
+
+def _images(batches: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
+    """Yield the images of each batch."""
+    if not isinstance(batches, Iterable):
+        raise UserError(f"batches: got {kind(batches)}; expected a list of batches or a DataLoader.")
+    for number, batch in enumerate(batches):
+        images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+            raise UserError(
+                f"batches: batch {number} is {kind(batch) if images is batch else f'a tuple with {kind(images)}'}; "
+                "expected images as a floating-point tensor (N, C, H, W), or a tuple that begins with one."
+            )
+        yield images.to(device)
+
+
+def _observed(model: nn.Module, images: Iterator[Tensor], traced: Channels, settings: WidthSettings) -> GroupSpectra:
+    """Return the spectra of every group.
+
+    Raises:
+        UserError: the model fails; a group has no feature map of its own, or one with other channels.
+    """
+
+    def run(batch: Tensor) -> None:
+        try:
+            output = model(batch)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network's own code raises
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{type(model).__name__}: fails on {kind(batch)}: {said}") from error
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            raise UserError(
+                f"{type(model).__name__}: gives {kind(output)}; expected a classifier, a number for each class."
+            )
+
+    rows = []
+    for tap in covariances(model, images, OTHER_POINTS, call=run):
+        values = eigenvalues(tap.covariance.covariance().cpu().numpy())
+        own = {"seed": 0, "step": 0, "module": tap.key.module, "call": tap.key.call, "point": tap.key.point}
+        rows.append(pd.DataFrame({**own, "value": np.array(values)}))
+    spectra = spectra_by_group(pd.concat(rows), traced, settings)
+    bare = [group for group in traced.widths if group not in spectra.groups]
+    if bare:
+        raise UserError(
+            f"{type(model).__name__}: the channel groups {some(bare)} have no feature map of their own in this "
+            "network; if `build` was given, it may build another one."
+        )
+    for group, seeds in spectra.groups.items():
+        for values in seeds[0]:
+            if len(values) != traced.widths[group]:
+                raise UserError(
+                    f"build: gives '{group}' {traced.widths[group]} channels, and the model has {len(values)}; "
+                    "expected the function that builds this model."
+                )
+    return spectra
