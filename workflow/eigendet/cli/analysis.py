@@ -14,6 +14,7 @@ from eigendet.cli.options import (  # fmt: skip
     config_option,
     detector_option,
     only,
+    optional_config_option,
     output_option,
     read_experiment,
 )
@@ -87,23 +88,62 @@ def comparison(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Pat
 
 
 @click.command()
-@config_option
-@click.option("--detector", help="Include the pyramid and heads of this entry of `detectors`.")
-@click.argument("backbone")
-def channels(configs: tuple[Path, ...], detector: str | None, backbone: str) -> None:
-    """Print the channel groups of a backbone: which widths are tied, and what they cost.
+@optional_config_option
+@click.option("--detector", help="Include the pyramid and heads of this entry of the configuration's `detectors`.")
+@click.option("--size", help="HEIGHTxWIDTH of the image for which costs count, or CHANNELSxHEIGHTxWIDTH, for a network "
+              "without a configuration. [default: what the library says, else 3x224x224]")  # fmt: skip
+@click.argument("name")
+def channels(configs: tuple[Path, ...], detector: str | None, size: str | None, name: str) -> None:
+    """Print the channel groups of a network: which widths are tied, and what they cost.
 
-    BACKBONE is an entry of `backbones`. Every line is a group, named after the first layer that writes it: its width,
-    what that must be a multiple of, parameters and multiply-accumulates of the layers that write it (for one training
-    image of the shorter side), and all layers that read or write it. What cannot be resized follows, with the reason.
+    NAME is torchvision:resnet50, timm:resnet50, or my_module:build, a function in a file of this folder; or an entry of
+    the configuration's `backbones`.
+
+    Every line is a group, named after the first layer that writes it: its width, what that must be a multiple of,
+    parameters and multiply-accumulates of the layers that write it (for one image), and all layers that read or write
+    it. What cannot be resized follows, with the reason.
     """
     from eigendet.channels.tables import table
-    from eigendet.runs import definitions
 
-    experiment = read_experiment(configs)
-    over = detector if detector is not None else next(iter(experiment.detectors))
-    network = definitions.definition_for_widths(experiment, backbone, over, heads=detector is not None)
-    click.echo(table(*network.reference(network.size[0])))
+    if ":" in name:
+        from eigendet.networks.by_name import trace_by_name
+
+        if detector is not None or any(config != Path("config.yaml") for config in configs):
+            raise UserError(f"--detector and --config go with an entry of `backbones`; '{name}' stands for itself.")
+        groups, image = trace_by_name(name, None if size is None else _image(size))
+        widths, side = groups.widths, "x".join(map(str, image[1:]))
+    else:
+        from eigendet.runs import definitions
+
+        if size is not None:
+            raise UserError(f"--size: of '{name}' the configuration says it, training.min_size.")
+        experiment = _experiment_for(configs, name)
+        over = detector if detector is not None else next(iter(experiment.detectors))
+        network = definitions.definition_for_widths(experiment, name, over, heads=detector is not None)
+        groups, widths = network.reference(network.size[0])
+        side = f"{network.size[0]}x{network.size[0]}"
+    click.echo(table(groups, widths))
+    click.echo(f"MACs are for one image of {side} pixels")
+
+
+def _image(size: str) -> tuple[int, int, int]:
+    """Return channels, height and width."""
+    numbers = size.split("x")
+    if len(numbers) not in (2, 3) or not all(number.isdecimal() and int(number) for number in numbers):
+        raise UserError(f"--size: got '{size}'; expected HEIGHTxWIDTH, for example 224x224, or CHANNELSxHEIGHTxWIDTH.")
+    channels, height, width = map(int, numbers if len(numbers) == 3 else ("3", *numbers))
+    return channels, height, width
+
+
+def _experiment_for(configs: tuple[Path, ...], name: str) -> Experiment:
+    """Read the configuration in whose `backbones` a network is looked for."""
+    for config in configs:
+        if not config.exists():
+            raise UserError(
+                f"{config}: no such file, in whose `backbones` '{name}' would be looked for. Without a configuration "
+                f"say whose network it is: torchvision:{name}, timm:{name}, or my_module:{name}."
+            )
+    return read_experiment(configs)
 
 
 @click.command()

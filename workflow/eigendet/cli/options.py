@@ -18,10 +18,15 @@ EXISTING = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW = click.Path(path_type=Path)
 
-config_option = click.option(
-    "--config", "--configfile", "-c", "configs", type=EXISTING, multiple=True, default=["config.yaml"],
-    help="The experiment's YAML file. Given several times, later files override earlier ones.",
-)  # fmt: skip
+
+def _config_option(kind: click.Path) -> Callable[..., Any]:
+    return click.option(
+        "--config", "--configfile", "-c", "configs", type=kind, multiple=True, default=["config.yaml"],
+        help="The experiment's YAML file. Given several times, later files override earlier ones.",
+    )  # fmt: skip
+
+
+config_option, optional_config_option = _config_option(EXISTING), _config_option(NEW)
 backbone_option = click.option("--backbone", help="Which entry of `backbones`. [default: the only one]")
 detector_option = click.option("--detector", help="Which entry of `detectors`. [default: the only one]")
 devices_option = click.option(

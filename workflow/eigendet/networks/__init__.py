@@ -2,6 +2,7 @@
 
 definition      all that it takes to build a network
 backbones       backbones with the widths of the reference or others, and their channel groups
+by_name         networks by name, without a configuration
 classifier      the classifier as which a backbone is pre-trained
 detector        what a detector may say of itself
 snapshots       a network's definition and weights in one file
