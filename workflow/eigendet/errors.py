@@ -8,8 +8,8 @@ from typing import Any
 
 # Modules that an extra of this package brings, and which one.
 EXTRAS = {
-    "altair": "report", "jinja2": "report", "sklearn": "demo", "snakemake": "workflow", "tensorboard": "tensorboard",
-    "timm": "timm", "transformers": "transformers", "vl_convert": "report",
+    "altair": "report", "jinja2": "report", "lightning": "lightning", "sklearn": "demo", "snakemake": "workflow",
+    "tensorboard": "tensorboard", "timm": "timm", "transformers": "transformers", "vl_convert": "report",
 }  # fmt: skip
 
 
