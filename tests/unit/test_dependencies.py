@@ -10,7 +10,7 @@ import pytest
 from eigendet import config
 from eigendet.plugins import dependencies
 
-RESULTS = "results/minimal"
+RESULTS = dependencies.RESULTS
 NETWORK = ("tiny", "rcnn")
 
 
@@ -159,3 +159,10 @@ def test_only_what_changes_a_result_is_among_the_settings(values: dict[str, Any]
         lambda experiment: dependencies.network_settings(experiment, *NETWORK),
     ):
         assert settings(before) == settings(same) != settings(other)
+
+
+def test_what_is_observed_and_scored_was_checked(values: dict[str, Any]) -> None:
+    values["covariance"]["split"] = "train"
+    experiment = config.parse(values)
+    assert dependencies.observed_data(experiment) == [dependencies.checked_data(experiment, "detection", "train")]
+    assert dependencies.scored_data(experiment) == [dependencies.checked_data(experiment, "detection", "val")]

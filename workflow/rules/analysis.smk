@@ -2,9 +2,7 @@
 rule covariance:
     input:
         run=f"<results>/{layout.RUN_RECORD}",
-        data=dependencies.checked_data(
-            EXPERIMENT, "detection", EXPERIMENT.covariance.split
-        ),
+        data=inputs(dependencies.observed_data),
     output:
         f"<results>/{layout.COVARIANCE}",
     log:
@@ -17,7 +15,7 @@ rule covariance:
         gpu=gpus(),
         nodes=1,
     params:
-        config=CONFIG,
+        config=configuration_copy,
         folder=subpath(input.run, parent=True),
         shard="1/1",
         settings=of(dependencies.covariance_settings),
@@ -34,7 +32,7 @@ use rule covariance as covariance_shard with:
     benchmark:
         f"<benchmarks>/covariance_shard/{layout.RUN}.{{shard}}_of_{{shards}}.tsv"
     params:
-        config=CONFIG,
+        config=configuration_copy,
         folder=subpath(input.run, parent=True),
         shard="{shard}/{shards}",
         settings=of(dependencies.covariance_settings),
@@ -42,7 +40,7 @@ use rule covariance as covariance_shard with:
 
 rule merge:
     input:
-        of(dependencies.covariance_shards),
+        inputs(dependencies.covariance_shards),
     output:
         f"<results>/{layout.COVARIANCE}",
     log:
@@ -88,7 +86,7 @@ rule spectra:
 # Spectra as numbers, and all arms and seeds against one another.
 rule comparison:
     input:
-        of(dependencies.comparison_inputs),
+        inputs(dependencies.comparison_inputs),
     output:
         [f"<results>/{file}" for file in layout.COMPARISON_FILES],
     log:
@@ -107,17 +105,18 @@ rule comparison:
 
 rule widths:
     input:
-        of(dependencies.width_inputs),
+        inputs(dependencies.width_inputs),
     output:
         f"<results>/{layout.WIDTHS}",
     log:
         f"<logs>/widths/{layout.NETWORK}/{{arm}}.log",
     benchmark:
         f"<benchmarks>/widths/{layout.NETWORK}/{{arm}}.tsv"
+    localrule: True
     conda:
         "../../envs/eigendet.yaml"
     params:
-        config=CONFIG,
+        config=configuration_copy,
         sources=of(dependencies.width_sources),
         settings=of(dependencies.width_settings),
     shell:
@@ -127,17 +126,18 @@ rule widths:
 
 rule front:
     input:
-        of(dependencies.front_inputs),
+        inputs(dependencies.front_inputs),
     output:
         f"<results>/{layout.FRONT}",
     log:
         f"<logs>/front/{layout.NETWORK}.log",
     benchmark:
         f"<benchmarks>/front/{layout.NETWORK}.tsv"
+    localrule: True
     conda:
         "../../envs/eigendet.yaml"
     params:
-        config=CONFIG,
+        config=configuration_copy,
         folders=of(dependencies.width_spectra),
         settings=of(dependencies.width_settings),
     shell:

@@ -1,7 +1,10 @@
 # What the rules share: the validated experiment, and what each stage reads and depends on (`dependencies`), of it.
 import inspect
+import os
 import shutil
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -13,11 +16,28 @@ from eigendet.errors import UserError
 from eigendet.plugins import dependencies
 
 
+def source():
+    """What holds the configuration, as errors name it; what an importing workflow must give is refused without it."""
+    modifier = workflow.modifier
+    if modifier.is_main_snakefile():
+        return ", ".join(map(str, workflow.configfiles)) or "--config"
+    if not (isinstance(config, Mapping) and config):
+        raise UserError(
+            f"module {modifier.namespace}: `config` is {config!r}; expected the keys of an"
+            f" experiment, for example `config: config['{modifier.namespace}']`."
+        )
+    if modifier.path_modifier.modifies_prefixes:
+        raise UserError(
+            f"module {modifier.namespace}: `replace_prefix` would reach some paths and not"
+            " others; give `prefix`, or `pathvars` with `results`."
+        )
+    return f"module {modifier.namespace}"
+
+
 def validated():
     """The experiment of this configuration; plugins and their options are checked once, not again in every job."""
-    source = ", ".join(map(str, workflow.configfiles)) or "--config"
     try:
-        experiment = configuration.parse(config, source)
+        experiment = configuration.parse(config, source())
         plugins.search(experiment.plugins)
         if workflow.is_main_process:  # and a plan needs no data
             plugins.validate(experiment, paths=not workflow.output_settings.dryrun)
@@ -28,14 +48,12 @@ def validated():
 
 
 EXPERIMENT = validated()
-RESULTS = layout.results_folder(EXPERIMENT)
-CONFIG = f"{RESULTS}/{layout.CONFIGURATION}"
 
 
 pathvars:
-    results=RESULTS,
-    logs=f"{RESULTS}/{layout.LOGS}",
-    benchmarks=f"{RESULTS}/{layout.BENCHMARKS}",
+    results=layout.results_folder(EXPERIMENT),
+    logs=f"<results>/{layout.LOGS}",
+    benchmarks=f"<results>/{layout.BENCHMARKS}",
 
 
 wildcard_constraints:
@@ -51,17 +69,65 @@ wildcard_constraints:
 
 
 def of(function):
-    """An input or parameter of the experiment and of those wildcards that `function` takes."""
+    """A parameter of the experiment and of those wildcards that `function` takes."""
+    return lambda wildcards: placed(evaluated(function, wildcards))
+
+
+def inputs(function):
+    """Inputs of the experiment and of those wildcards that `function` takes."""
+
+    def files_of(wildcards):
+        write_before_jobs()
+        return in_place(evaluated(function, wildcards))
+
+    return files_of
+
+
+def evaluated(function, wildcards):
     names = list(inspect.signature(function).parameters)[1:]
-    return lambda wildcards: function(
-        EXPERIMENT,
-        **{name: wildcards[name] for name in names if name in wildcards.keys()},
-    )
+    known = {name: wildcards[name] for name in names if name in wildcards.keys()}
+    return function(EXPERIMENT, **known)
 
 
-def write_configuration():
+def placed(value):
+    """A parameter with the folder of results in place of its name."""
+    if isinstance(value, list):
+        return [placed(item) for item in value]
+    return value.replace("<results>", results()) if isinstance(value, str) else value
+
+
+def in_place(paths):
+    """Inputs that stay where they are if they are the user's, whatever prefix an importing workflow gives to results."""
+    if isinstance(paths, dict):
+        return {name: in_place(several) for name, several in paths.items()}
+    return [path if path.startswith("<results>") else local(path) for path in paths]
+
+
+def results():
+    """The folder of results, with the prefix and the path variables that an importing workflow gives."""
+    return os.path.dirname(rules.report.output.page)
+
+
+def configuration_copy(wildcards):
     """Jobs read this copy, so that an edit of the original does not reach a workflow that is under way."""
-    files.write_text(Path(CONFIG), configuration.dump_yaml(EXPERIMENT))
+    return f"{results()}/{layout.CONFIGURATION}"
+
+
+@cache
+def write_before_jobs():
+    """Have the copy written once the working directory is locked, before what else there is to do then.
+
+    It is not done by `onstart:`, since Snakemake leaves that of an imported workflow out, nor by a rule: all that comes
+    after a rule runs again with it, or, where its output is `ancient`, is not looked at in that run.
+    """
+    proceed = workflow._onstart
+
+    def start(log):
+        text = configuration.dump_yaml(EXPERIMENT)
+        files.write_text(Path(configuration_copy(None)), text)
+        proceed(log)
+
+    workflow._onstart = start
 
 
 def gpus():

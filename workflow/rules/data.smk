@@ -1,7 +1,7 @@
 # Every image is decoded and every annotation checked before anything is trained.
 rule check_data:
     input:
-        of(dependencies.data_files),
+        inputs(dependencies.data_files),
     output:
         f"<results>/{layout.DATA}",
     log:
@@ -12,7 +12,7 @@ rule check_data:
     conda:
         "../../envs/eigendet.yaml"
     params:
-        config=CONFIG,
+        config=configuration_copy,
     shell:
         "eigendet check-data {wildcards.task} {wildcards.split} --config {params.config} --output {output} --log {log}"
 
@@ -21,7 +21,7 @@ rule check_data:
 rule check_network:
     input:
         data=dependencies.checked_data(EXPERIMENT, "detection", "train"),
-        plugins=of(dependencies.network_files),
+        plugins=inputs(dependencies.network_files),
     output:
         f"<results>/{layout.NETWORK_CHECK}",
     log:
@@ -32,7 +32,7 @@ rule check_network:
     conda:
         "../../envs/eigendet.yaml"
     params:
-        config=CONFIG,
+        config=configuration_copy,
         settings=of(dependencies.network_settings),
     shell:
         "eigendet check-network --config {params.config} --backbone {wildcards.backbone}"

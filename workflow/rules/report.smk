@@ -2,7 +2,7 @@
 rule evaluate:
     input:
         run=f"<results>/{layout.RUN_RECORD}",
-        data=dependencies.checked_data(EXPERIMENT, "detection", "val"),
+        data=inputs(dependencies.scored_data),
     output:
         f"<results>/{layout.EVALUATION}",
     log:
@@ -14,7 +14,7 @@ rule evaluate:
     resources:
         gpu=gpus(),
     params:
-        config=CONFIG,
+        config=configuration_copy,
         folder=subpath(input.run, parent=True),
     shell:
         "eigendet evaluate {params.folder} --config {params.config} --devices {resources.gpu} --output {output} --log {log}"
@@ -23,8 +23,8 @@ rule evaluate:
 # All arms in turns in one job that has the machine to itself: times are to be compared.
 rule latency:
     input:
-        of(dependencies.latency_records),
-        data=dependencies.checked_data(EXPERIMENT, "detection", "val"),
+        inputs(dependencies.latency_records),
+        data=inputs(dependencies.scored_data),
     output:
         f"<results>/{layout.LATENCY}",
     log:
@@ -37,7 +37,7 @@ rule latency:
     resources:
         gpu=gpus(),
     params:
-        config=CONFIG,
+        config=configuration_copy,
         folders=of(dependencies.latency_runs),
     shell:
         "eigendet latency {params.folders} --config {params.config} --devices {resources.gpu} --output {output} --log {log}"
@@ -68,6 +68,7 @@ rule report:
         "<logs>/report.log",
     benchmark:
         "<benchmarks>/report.tsv"
+    localrule: True
     conda:
         "../../envs/eigendet.yaml"
     params:

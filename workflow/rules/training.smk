@@ -2,8 +2,8 @@
 # Snapshots and last.ckpt are not declared as outputs: Snakemake would delete them when it restarts a job.
 rule pretrain:
     input:
-        data=of(dependencies.pretrain_inputs),
-        plugin=of(dependencies.backbone_files),
+        data=inputs(dependencies.pretrain_inputs),
+        plugin=inputs(dependencies.backbone_files),
     output:
         weights=f"<results>/{layout.PRETRAINED_WEIGHTS}",
         run=f"<results>/{layout.PRETRAINED_RECORD}",
@@ -18,7 +18,7 @@ rule pretrain:
         gpu=gpus(),
         nodes=1,
     params:
-        config=CONFIG,
+        config=configuration_copy,
         folder=subpath(output.run, parent=True),
         settings=of(dependencies.pretrain_settings),
     shell:
@@ -28,7 +28,7 @@ rule pretrain:
 
 rule train:
     input:
-        unpack(of(dependencies.train_inputs)),
+        unpack(inputs(dependencies.train_inputs)),
     output:
         run=f"<results>/{layout.RUN_RECORD}",
         losses=f"<results>/{layout.RUN_LOG}",
@@ -43,7 +43,7 @@ rule train:
         gpu=gpus(),
         nodes=1,
     params:
-        config=CONFIG,
+        config=configuration_copy,
         folder=subpath(output.run, parent=True),
         start=of(dependencies.train_options),
         settings=of(dependencies.train_settings),

@@ -1,7 +1,8 @@
 """Say what each stage of an experiment reads and which settings change its result; the workflow's rules ask it.
 
-A stage runs again when one of these files or settings changes, and only then. Paths are relative to the working
-directory, as Snakemake takes them.
+A stage runs again when one of these files or settings changes, and only then. What stages leave is named below
+`<results>`, which the workflow replaces by the experiment's folder; every other path is the user's, relative to the
+working directory.
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ from eigendet.plugins.discovery import discover
 from eigendet.plugins.loading import files, package_versions
 
 Settings = list[Any]  # plain values
+RESULTS = "<results>"
 
 
 def checked_data(experiment: Experiment, task: str, split: str) -> str:
     """Return the summary of a data set that was found usable."""
-    return _path(experiment, layout.data_check(experiment, task, split))
+    return _path(layout.data_check(experiment, task, split))
+
+
+def observed_data(experiment: Experiment) -> list[str]:
+    """Return the summary of the data set whose images are observed."""
+    return [checked_data(experiment, "detection", experiment.covariance.split)]
+
+
+def scored_data(experiment: Experiment) -> list[str]:
+    """Return the summary of the data set on which detectors are evaluated."""
+    return [checked_data(experiment, "detection", "val")]
 
 
 def data_files(experiment: Experiment, task: str, split: str) -> list[str]:
@@ -68,16 +80,16 @@ def pretrain_settings(experiment: Experiment, backbone: str) -> Settings:
 def train_inputs(experiment: Experiment, arm: str, backbone: str, detector: str) -> dict[str, list[str]]:
     """Return the checks that come before a run, the files of its plugins, and what it starts from."""
     return {
-        "network": [_path(experiment, layout.NETWORK_CHECK, backbone=backbone, detector=detector)],
+        "network": [_path(layout.NETWORK_CHECK, backbone=backbone, detector=detector)],
         "data": [checked_data(experiment, "detection", "train")],
         "plugins": network_files(experiment, backbone, detector),
-        "start": list(_start(experiment, arm, backbone, detector).values()),
+        "start": list(_start(arm, backbone, detector).values()),
     }
 
 
 def train_options(experiment: Experiment, arm: str, backbone: str, detector: str) -> str:
     """Return the arguments of `eigendet train` that say how a run starts."""
-    start = _start(experiment, arm, backbone, detector)
+    start = _start(arm, backbone, detector)
     return " ".join([f"--arm {arm}", *(f"{option} {file}" for option, file in start.items())])
 
 
@@ -95,9 +107,7 @@ def covariance_shards(experiment: Experiment, arm: str, backbone: str, detector:
     """Return the files that are merged to the covariances of a run."""
     shards = experiment.covariance.shards
     run = {"arm": arm, "backbone": backbone, "detector": detector, "seed": seed}
-    return [
-        _path(experiment, layout.COVARIANCE_SHARD, shard=shard, shards=shards, **run) for shard in range(1, shards + 1)
-    ]
+    return [_path(layout.COVARIANCE_SHARD, shard=shard, shards=shards, **run) for shard in range(1, shards + 1)]
 
 
 def observed_spectra(experiment: Experiment, backbone: str, detector: str) -> list[str]:
@@ -167,13 +177,10 @@ def report_inputs(experiment: Experiment) -> list[str]:
     if experiment.derived:
         of_networks.append(layout.FRONT)
     return [
-        *(
-            _path(experiment, layout.EVALUATION, **run._asdict())
-            for run in layout.runs(experiment, experiment.all_arms)
-        ),
+        *(_path(layout.EVALUATION, **run._asdict()) for run in layout.runs(experiment, experiment.all_arms)),
         *(checked_data(experiment, "detection", split) for split in ("train", "val")),
         *(
-            _path(experiment, pattern, backbone=backbone, detector=detector)
+            _path(pattern, backbone=backbone, detector=detector)
             for pattern in of_networks
             for backbone, detector in experiment.networks
         ),
@@ -185,13 +192,13 @@ def plugin_options(experiment: Experiment) -> str:
     return " ".join(f"--plugins {folder}" for folder in experiment.plugins)
 
 
-def _start(experiment: Experiment, arm: str, backbone: str, detector: str) -> dict[str, str]:
+def _start(arm: str, backbone: str, detector: str) -> dict[str, str]:
     """Return the file that a run starts from, by the option that names it."""
     if arm == "finetune":
-        return {"--init": _path(experiment, layout.PRETRAINED_WEIGHTS, backbone=backbone)}
+        return {"--init": _path(layout.PRETRAINED_WEIGHTS, backbone=backbone)}
     if arm in WITH_REFERENCE_WIDTHS:
         return {}
-    return {"--widths": _path(experiment, layout.WIDTHS, arm=arm, backbone=backbone, detector=detector)}
+    return {"--widths": _path(layout.WIDTHS, arm=arm, backbone=backbone, detector=detector)}
 
 
 def _sources(experiment: Experiment, arm: str) -> list[str]:
@@ -204,7 +211,7 @@ def _derived(experiment: Experiment, backbone: str, detector: str, arm: str) -> 
     """Return the file of the derived widths that a control is compared with, if any."""
     if arm not in AFTER_DERIVED:
         return []
-    return [_path(experiment, layout.WIDTHS, arm=experiment.derived[-1], backbone=backbone, detector=detector)]
+    return [_path(layout.WIDTHS, arm=experiment.derived[-1], backbone=backbone, detector=detector)]
 
 
 def _material(section: Optimization) -> Plain:
@@ -215,15 +222,15 @@ def _material(section: Optimization) -> Plain:
 def _of_runs(experiment: Experiment, arms: Sequence[str], backbone: str, detector: str, *patterns: str) -> list[str]:
     """Return the paths of these patterns for every run of a network in these arms."""
     runs = [run for run in layout.runs(experiment, arms) if (run.backbone, run.detector) == (backbone, detector)]
-    return [_path(experiment, pattern, **run._asdict()) for run in runs for pattern in patterns]
+    return [_path(pattern, **run._asdict()) for run in runs for pattern in patterns]
 
 
 def _first_runs(experiment: Experiment, backbone: str, detector: str, pattern: str) -> list[str]:
     """Return a pattern's path for every arm's run with the first seed: its others have the same network."""
     run = {"backbone": backbone, "detector": detector, "seed": experiment.seeds[0]}
-    return [_path(experiment, pattern, arm=arm, **run) for arm in experiment.all_arms]
+    return [_path(pattern, arm=arm, **run) for arm in experiment.all_arms]
 
 
-def _path(experiment: Experiment, pattern: str, **wildcards: object) -> str:
+def _path(pattern: str, **wildcards: object) -> str:
     """Return the path of a pattern of `layout` below the experiment's folder."""
-    return str(layout.path(layout.results_folder(experiment), pattern, **wildcards))
+    return str(layout.path(RESULTS, pattern, **wildcards))
