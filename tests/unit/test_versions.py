@@ -65,8 +65,10 @@ def test_what_the_ordinary_environment_holds_is_within_the_ranges() -> None:
 def test_conda_has_the_same_lower_bounds_for_all_that_a_job_needs() -> None:
     lines = yaml.safe_load((ENVS / "eigendet.yaml").read_text())["dependencies"]
     conda = {CONDA_NAMES.get(name, name): SpecifierSet(limits) for name, limits in (line.split(" ") for line in lines)}
-    content = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = content["optional-dependencies"]
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    content, extras = pyproject["project"], pyproject["project"]["optional-dependencies"]
+    assert conda.pop("pip")
+    assert f"hatchling{conda.pop('hatchling')}" in pyproject["build-system"]["requires"]
     library = [Requirement(line) for line in [*content["dependencies"], *extras["report"], *extras["demo"]]]
     needed = {line.name: line.specifier for line in library if line.name != "eigendet"}
     assert conda == needed | {"python": SpecifierSet(content["requires-python"])}
@@ -88,3 +90,7 @@ def test_the_workflow_asks_for_the_snakemake_that_the_package_does() -> None:
 
 def test_the_citation_names_the_version_that_the_package_has() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == eigendet.__version__
+
+
+def test_conda_makes_another_environment_for_another_version() -> None:
+    assert f"\nversion={eigendet.__version__} #" in (ENVS / "eigendet.post-deploy.sh").read_text()

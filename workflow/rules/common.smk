@@ -9,11 +9,17 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from eigendet import config as configuration
-from eigendet import files, plugins
-from eigendet.config import layout
-from eigendet.errors import UserError
-from eigendet.plugins import dependencies
+try:
+    from eigendet import config as configuration
+    from eigendet import files, plugins
+    from eigendet.config import installation, layout
+    from eigendet.errors import UserError
+    from eigendet.plugins import dependencies
+except ModuleNotFoundError as error:
+    raise WorkflowError(
+        f"{error}. The workflow needs its library beside Snakemake: in a clone of it,"
+        " pip install '.[workflow]'"
+    ) from None
 
 
 def source():
@@ -48,6 +54,7 @@ def validated():
 
 
 EXPERIMENT = validated()
+os.environ.setdefault("EIGENDET_SOURCE", installation.requirement())  # for --sdm conda
 
 
 pathvars:
