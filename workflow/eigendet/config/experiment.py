@@ -62,13 +62,15 @@ AFTER_DERIVED = ("uniform_parameters", "uniform_macs", "profile", "permuted")
 class Experiment(Section):
     """One experiment, validated."""
 
-    name: Name = Field(description="of the experiment; results go to results/<name>/")
+    name: Name = Field(description="of the experiment; its results go to results/NAME/")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once with each")
     plugins: list[str] = Field([], description="further folders with files of plugins, beside `plugins/`")
-    data: Data
-    backbones: dict[Name, BackboneChoice] = Field(min_length=1)
-    detectors: dict[Name, PluginChoice] = Field(min_length=1)
+    data: Data = Field(description="what networks learn from and are evaluated on")
+    backbones: dict[Name, BackboneChoice] = Field(min_length=1, description="by names of your own")
+    detectors: dict[Name, PluginChoice] = Field(
+        min_length=1, description="by names of your own; each is trained over every backbone"
+    )
     arms: dict[Name, Arm] = Field(
         {arm: Arm() for arm in ("finetune", "scratch", "derived", "uniform_parameters", "profile")},
         min_length=1,
@@ -78,10 +80,10 @@ class Experiment(Section):
     rounds: PositiveInt = Field(
         1, description="how often widths are derived: each time from the spectra of the network derived before"
     )
-    pretraining: Pretraining | None = None
-    training: DetectorTraining
-    covariance: CovarianceSettings = CovarianceSettings()
-    widths: WidthSettings = WidthSettings()
+    pretraining: Pretraining | None = Field(None, description="how backbones are trained as classifiers")
+    training: DetectorTraining = Field(description="how detectors are trained")
+    covariance: CovarianceSettings = Field(CovarianceSettings(), description="what is observed, and on which images")
+    widths: WidthSettings = Field(WidthSettings(), description="how spectra become widths")
 
     def training_of(self, arm: str) -> DetectorTraining:
         """Return `training` with the changes of one arm.

@@ -76,28 +76,30 @@ class BackboneChoice(PluginChoice):
 class Splits(Section):
     """The data sets of a task."""
 
-    train: PluginChoice
-    val: PluginChoice
+    train: PluginChoice = Field(description="the data set plugin that networks learn from, with its options")
+    val: PluginChoice = Field(description="likewise, of what they are evaluated on")
 
 
 class Data(Section):
     """The data sets of an experiment."""
 
     classification: Splits | None = Field(None, description="for pre-training; not needed with other weights")
-    detection: Splits
+    detection: Splits = Field(description="what detectors learn, and are evaluated on")
 
 
 class Optimization(Section):
     """What both training loops share. Steps are optimizer updates."""
 
-    steps: PositiveInt
-    batch_size: PositiveInt = 16
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: PositiveFloat = 0.02
+    steps: PositiveInt = Field(description="optimizer updates")
+    batch_size: PositiveInt = Field(16, description="images of a step, over all processes together")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
+    learning_rate: PositiveFloat = Field(0.02, description="highest, after the warm-up")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; AdamW keeps its own betas")
     weight_decay: NonNegativeFloat = Field(1e-4, description="on weights; not on biases and normalization")
     warmup_steps: NonNegativeInt = Field(0, description="linear rise of the learning rate from 0")
-    schedule: Literal["cosine", "step"] = "cosine"
+    schedule: Literal["cosine", "step"] = Field(
+        "cosine", description="how the learning rate falls: along a cosine to 0, or to a tenth at each milestone"
+    )
     milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [0.67, 0.89], description="of the step schedule: shares of all steps after which the rate falls to a tenth"
     )
@@ -140,7 +142,7 @@ class Pretraining(Optimization):
     image_size: PositiveInt = Field(224, description="side of the square crop, pixels")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.35, 1.0), description="share of the image in a crop")
     flip: bool = Field(True, description="mirror half of the images")
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(0, description="of weights, order and augmentation; one for all arms")
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> Self:
@@ -188,8 +190,13 @@ def _in_order(key: str, interval: tuple[float, float]) -> None:
 class CovarianceSettings(Section):
     """Which feature maps are observed, in which runs, on which images."""
 
-    arms: list[Name] = Field(["finetune", "scratch"], min_length=1)
-    points: list[Point] = Field(["act"], min_length=1)
+    arms: list[Name] = Field(["finetune", "scratch"], min_length=1, description="whose runs are observed")
+    points: list[Point] = Field(
+        ["act"],
+        min_length=1,
+        description="kinds of modules whose output is observed: convolutions, linear layers, norms, activations, "
+        "residual blocks, feature pyramids, any others",
+    )
     heads: bool = Field(False, description="also at these points of the detector's own layers: proposals, boxes, masks")
     images: PositiveInt = Field(200, description="images of the probe set, the same for every run and snapshot")
     split: Literal["train", "val"] = Field(
@@ -221,11 +228,13 @@ def _named(value: Any) -> Any:
 
 
 class WidthSettings(Section):
-    """How spectra become widths. The paper leaves all of this open; see README for the reasons of the defaults."""
+    """How spectra become widths. The paper leaves all of it open; docs/configuration.md gives reasons of defaults."""
 
     arm: Literal["finetune", "scratch"] = Field("scratch", description="whose last spectra are read")
-    point: Literal["conv", "norm", "act", "block"] = "act"
-    centered: bool = Field(True, description="covariance; false: raw second moments")
+    point: Literal["conv", "norm", "act", "block"] = Field(
+        "act", description="where spectra are read; one of `covariance.points`"
+    )
+    centered: bool = Field(True, description="spectra of the covariance; false: of raw second moments")
     rule: Annotated[PluginChoice, BeforeValidator(_named, json_schema_input_type=PluginChoice | str)] = Field(
         PluginChoice(plugin="dof"),
         description="plugin that gives a spectrum's dimension, with its options, or its name alone",
