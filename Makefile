@@ -8,7 +8,7 @@ BIN := .venv/bin
 WORKING := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(WORKING)
 
-.PHONY: demo check test test-all coverage mutation test-lowest lint examples benchmark lock schema
+.PHONY: demo check test test-all coverage mutation test-lowest lint docs examples benchmark lock generated
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -30,13 +30,17 @@ test-all: lint examples
 coverage: .venv/ready
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
-lint: .venv/ready
+lint: .venv/ready docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/snakefmt --check workflow
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+# The manual, in build/docs; a link that leads nowhere fails.
+docs: .venv/ready
+	$(BIN)/mkdocs build
 
 # The examples in docstrings.
 examples: .venv/ready
@@ -83,5 +87,7 @@ lock: .venv/ready
 	$(LOCK) --group dev --output-file envs/requirements.txt
 	$(LOCK) --group test --resolution lowest-direct --output-file envs/lowest.txt
 
-schema: .venv/ready
+# What follows from the code: the schema of experiments, and the pages on configuration and commands.
+generated: .venv/ready
 	$(BIN)/python -m eigendet.config > workflow/schemas/experiment.schema.json
+	$(BIN)/python -m docs.generate

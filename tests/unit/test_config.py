@@ -137,7 +137,7 @@ def test_the_shipped_experiments_are_valid(file: Path) -> None:
 
 def test_the_schema_file_is_up_to_date() -> None:
     committed = (ROOT / "workflow/schemas/experiment.schema.json").read_text()
-    assert committed == config.schema_text(), "run `make schema`"
+    assert committed == config.schema_text(), "run `make generated`"
 
 
 def test_a_renamed_key_is_not_missing_too(values: dict[str, Any]) -> None:
