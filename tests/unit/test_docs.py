@@ -73,6 +73,7 @@ def test_what_follows_from_the_code_is_up_to_date(name: str) -> None:
 
 @each_page
 def test_examples_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run blocks of `python`; those of `py` are shown alone, since they are Snakefiles, or need what is not here."""
     examples = [block for block in blocks(page) if block.language == "python"]
     if not examples:
         return
