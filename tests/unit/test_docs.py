@@ -14,6 +14,7 @@ import click
 import pytest
 import torch
 import torchvision
+import yaml
 
 from docs import generate
 from eigendet import config, plugins
@@ -24,9 +25,7 @@ from tests.simulated import compare, simulate
 
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "README.md",
-    ROOT / "plugins/README.md",
-    ROOT / "results/README.md",
+    *(ROOT / folder / "README.md" for folder in (".", "config", "plugins", "results")),
 ]
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -132,19 +131,28 @@ def test_options_of_snakemake_are_there() -> None:
 
 
 @each_page
-def test_settings_are_valid(page: Path, tmp_path: Path) -> None:
+def test_settings_are_valid(page: Path) -> None:
     """Lay each block of YAML over the default experiment; what is of another file says so in its first line."""
-    for number, block in enumerate(blocks(page)):
+    default = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for block in blocks(page):
         if block.language in ("yaml", "yml") and not re.match(r"# .*\b(profile|workflow)\b", block.text):
-            fragment = tmp_path / f"{number}.yaml"
-            fragment.write_text(block.text)
-            plugins.validate(config.load([ROOT / "config.yaml", fragment]), paths=False)
+            experiment = config.parse(laid_over(default, yaml.safe_load(block.text)), f"{page}, line {block.line}")
+            plugins.validate(experiment, paths=False)
     named = re.findall(r"`(covariance|widths|training|pretraining)\.(?!h5)(\w+)", page.read_text())
     wrong = [f"{section}.{key}" for section, key in named if key not in SECTIONS[section].model_fields]
     assert wrong == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "plugins/README.md", "results/README.md", "tests/README.md"])
+def laid_over(values: Any, changes: Any) -> Any:
+    """Return mappings merged key by key; another plugin takes the place of all that was said of the one before."""
+    if not (isinstance(values, dict) and isinstance(changes, dict)) or "plugin" in changes:
+        return changes
+    return values | {key: laid_over(values.get(key), change) for key, change in changes.items()}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "config/README.md", "plugins/README.md", "results/README.md", "tests/README.md"]
+)
 def test_links_of_readmes_lead_somewhere(page: str) -> None:
     """Check files and headings; links between the manual's own pages are mkdocs' to check."""
     wrong = []
