@@ -72,6 +72,7 @@ test-lowest: .venv-lowest/ready
 #   page         3: how fast the page is at that size, in Chromium
 #   power        15: what comparisons of arms can find
 #   throughput   10: training through the library beside each framework's own loop
+#   monitor      5: what watching spectra adds to a training step
 #   overhead     none: what the demo's workflow costs beside its work, from the times that `make demo` left
 benchmark: .venv/ready
 	$(BIN)/python -m tests.benchmarks.$(NAME)

@@ -195,20 +195,20 @@ def test_the_contract_is_tried_on_a_plugin_of_another_package(tmp_path: Path, ru
     assert "it builds" in said
 
 
-def test_engines_run_on_any_network_with_the_core_alone(tmp_path: Path, run: Run) -> None:
-    code = """
-import eigendet, torch, torchvision
-from functools import partial
-from eigendet import channels
+def test_the_readme_s_lines_run_in_an_empty_folder_with_the_core_alone(tmp_path: Path, run: Run) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    printed = run("python", "-c", "\n".join([*blocks, "print(narrow(images).shape)"]), cwd=tmp_path).stdout
+    assert printed.startswith("torch.Size([64, 64])\n") and printed.endswith("torch.Size([8, 1000])\n")
+    assert "layer1.0.relu" in run("eigendet", "inspect", "covariance.h5", cwd=tmp_path).stdout
 
-build = partial(torchvision.models.resnet18, weights=None)
-model = build()
-with torch.no_grad(), eigendet.tap(model, points=("act",)) as taps:
-    model(torch.randn(2, 3, 64, 64))
-taps.save("covariance.h5")
-traced = channels.trace(build, size=(64, 64))
-narrow = channels.rebuild(build, traced, {group: width // 2 for group, width in traced.widths.items()})
-print(len(narrow(torch.randn(1, 3, 64, 64))[0]))
-"""
-    assert run("python", "-c", code, cwd=tmp_path).stdout == "1000\n"
-    assert "relu" in run("eigendet", "inspect", "covariance.h5", cwd=tmp_path).stdout
+
+def test_the_demo_is_planned_in_an_unpacked_source_archive(archives: tuple[Path, Path]) -> None:
+    """And its first line, `make demo`, is what it takes."""
+    folder = archives[0].with_name(archives[0].name.removesuffix(".tar.gz"))
+    assert "\nmake demo " in (folder / "README.md").read_text()
+    made = subprocess.run(["make", "--dry-run", "demo"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert made.rstrip().endswith("snakemake --cores all")
+    line = ["snakemake", "--cores", "all", "--dry-run"]
+    plan = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
+    assert "results/digits/report.html" in plan.stdout + plan.stderr
