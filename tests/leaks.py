@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 
 # Names of what may be left behind: what git ignores too, such as caches and results, and torch's own cache.
-LINES = (Path(__file__).parents[1] / ".gitignore").read_text().split()
-IGNORED = re.compile("|".join(fnmatch.translate(Path(line).name) for line in [".git", "torchinductor_*", *LINES]))
+LINES = [line for line in (Path(__file__).parents[1] / ".gitignore").read_text().split() if not line.startswith("!")]
+NAMES = [".git", "torchinductor_*", *(Path(line.removesuffix("/*")).name for line in LINES)]
+IGNORED = re.compile("|".join(map(fnmatch.translate, NAMES)))
 SECONDS = 5.0  # in which a process may still end that was told to
 
 

@@ -108,9 +108,13 @@ def start(arguments: list[str], folder: Path, rows: int) -> subprocess.Popen[str
     pytest.fail(f"no step after two minutes: {process.communicate()[1]}")
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("devices", "ask"),
+    [(1, signal.SIGTERM), (1, signal.SIGINT), pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["by Slurm", "by Ctrl-C", "two processes"],
+)
 def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_weights(
-    experiment: Callable[..., config.Experiment], tmp_path: Path, devices: int
+    experiment: Callable[..., config.Experiment], tmp_path: Path, devices: int, ask: signal.Signals
 ) -> None:
     one = experiment(steps=100, checkpoint_every=1000, snapshots=[0, 100])
     if devices == 1:
@@ -119,7 +123,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_weights(
         subprocess.run(train(tmp_path, "whole", devices), check=True)
     log = tmp_path / "stopped.log"
     process = start([*train(tmp_path, "stopped", devices), "--log", str(log)], tmp_path / "stopped", 3)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(ask)
     _, reports = process.communicate(timeout=60)
     said = log.read_text()
     assert process.returncode == parallel.STOPPED, said

@@ -207,7 +207,8 @@ def test_the_demo_is_planned_in_an_unpacked_source_archive(archives: tuple[Path,
     """And its first line, `make demo`, is what it takes."""
     folder = archives[0].with_name(archives[0].name.removesuffix(".tar.gz"))
     assert "\nmake demo " in (folder / "README.md").read_text()
-    made = subprocess.run(["make", "--dry-run", "demo"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    steps = ["make", "--no-print-directory", "--dry-run", "demo"]
+    made = subprocess.run(steps, cwd=folder, capture_output=True, text=True, check=True).stdout
     assert made.rstrip().endswith("snakemake --cores all")
     line = ["snakemake", "--cores", "all", "--dry-run"]
     plan = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)

@@ -43,7 +43,7 @@ def tables(arm: str, *names: str) -> list[str]:
     ],
 )
 def test_a_run_reads_what_it_starts_from(experiment: config.Experiment, arm: str, options: str) -> None:
-    assert dependencies.train_options(experiment, arm, *NETWORK) == f"--arm {arm} {options}".strip()
+    assert dependencies.train_options(experiment, arm, *NETWORK) == ["--arm", arm, *options.split()]
     inputs = dependencies.train_inputs(experiment, arm, *NETWORK)
     assert inputs["start"] == options.split()[1:]
     assert inputs["network"] == [f"{RESULTS}/networks/tiny/rcnn.json"]
@@ -73,13 +73,13 @@ def test_widths_are_made_from_spectra_and_the_last_derived_widths(
     assert dependencies.width_inputs(experiment, *NETWORK, arm) == [*expected, "plugins/rules.py"]
     arguments = spectra(source) if source else []
     arguments += ["--derived", file] if derived else []
-    assert dependencies.width_sources(experiment, *NETWORK, arm).split() == arguments
+    assert dependencies.width_sources(experiment, *NETWORK, arm) == arguments
 
 
 def test_an_arms_own_file_is_read_and_gives_no_arguments(experiment: config.Experiment, tmp_path: Path) -> None:
     inputs = dependencies.width_inputs(experiment, *NETWORK, "mine")
     assert inputs == [str(tmp_path / "mine.json"), "plugins/rules.py"]
-    assert dependencies.width_sources(experiment, *NETWORK, "mine") == ""
+    assert dependencies.width_sources(experiment, *NETWORK, "mine") == []
 
 
 def test_the_front_is_made_from_the_spectra_that_widths_are_first_derived_from(experiment: config.Experiment) -> None:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner, Result
 
-from eigendet import config, plugins
+from eigendet import config
 from eigendet.cli import main
 from eigendet.data.survey import survey
 from eigendet.errors import UserError
-from eigendet.files import read_yaml
 from eigendet.runs import proposal
 from tests.conftest import ROOT, SHARED, real_data
 from tests.own_data import coco_content, write_classes, write_coco, write_detection, write_images
@@ -114,11 +112,6 @@ def test_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (experiment.name, experiment.training.min_size, experiment.training.max_size) == ("bccd", 192, 256)
     assert experiment.detectors["faster_rcnn"].options["anchor_sizes"] == [16, 24, 32, 48, 64]
     assert "RBC 2,381, WBC 214, Platelets 209" in Path("new/bccd.yaml").read_text()
-
-
-def test_the_data_sets_of_the_manual_are_valid() -> None:
-    (example,) = re.findall(r"^```yaml\n(# what .*?)^```", MANUAL.read_text(), re.MULTILINE | re.DOTALL)
-    plugins.validate(config.parse(read_yaml(ROOT / "config.yaml") | yaml.safe_load(example)), paths=False)
 
 
 def test_the_split_of_the_manual_makes_a_pair_that_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

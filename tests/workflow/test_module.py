@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 from pathlib import Path
@@ -139,9 +140,18 @@ def test_jobs_read_the_configuration_that_the_workflow_was_started_with(tmp_path
     copy.write_text("name: earlier\n")
     checked = next(file for file in re.findall(r"results/\S+/detection_val_\w+.json", said(run(tmp_path, "--dry-run"))))
     assert copy.read_text() == "name: earlier\n"
-    result = run(tmp_path, checked)
+    with (copy.parent / ".config.yaml.lock").open("w") as lock:  # as another workflow does that is under way
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        refused = run(tmp_path, checked)
+    assert refused.returncode == 1 and copy.read_text() == "name: earlier\n"
+    assert "results/minimal/config.yaml: what runs at present relies on other settings in it" in said(refused)
+    assert "Traceback" not in said(refused)
+    result = run(tmp_path, "--no-hooks", "--", checked)
     assert result.returncode == 0, said(result)
     assert (tmp_path / checked).exists() and config.load([copy]) == config.parse(experiment())
+    copy.unlink()
+    assert "Nothing to be done" in said(run(tmp_path, checked))
+    assert config.load([copy]) == config.parse(experiment())
 
 
 @pytest.mark.parametrize(

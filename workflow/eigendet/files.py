@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -64,6 +65,41 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text)
+
+
+def write_shared(path: Path, text: str) -> None:
+    """Write a text that other processes read while this one runs; until it ends, none can write another text by this.
+
+    The kernel releases the lock with the process, however that ends. Where a file system has no locks, nothing is held.
+
+    Raises:
+        UserError: a process that runs has written another text, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT)  # open until the process ends
+        if not (path.is_file() and path.read_text() == text):
+            _lock(lock, fcntl.LOCK_EX)
+            write_text(path, text)
+        _lock(lock, fcntl.LOCK_SH)
+    except BlockingIOError:
+        raise UserError(f"{path}: what runs at present relies on other settings in it; wait for that to end.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
+def _lock(file: int, kind: int) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: another process has a lock that excludes this one.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # there are none on this file system
+        return
 
 
 def write_json(path: Path, value: Any) -> None:

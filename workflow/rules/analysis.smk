@@ -20,8 +20,8 @@ rule covariance:
         shard="1/1",
         settings=of(dependencies.covariance_settings),
     shell:
-        "eigendet covariance {params.folder} --config {params.config} --shard {params.shard}"
-        " --devices {resources.gpu} --nodes {resources.nodes} --output {output} --log {log}"
+        "eigendet covariance {params.folder:q} --config {params.config:q} --shard {params.shard}"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {output:q} --log {log:q}"
 
 
 use rule covariance as covariance_shard with:
@@ -38,29 +38,24 @@ use rule covariance as covariance_shard with:
         settings=of(dependencies.covariance_settings),
 
 
-rule merge:
-    input:
-        inputs(dependencies.covariance_shards),
-    output:
-        f"<results>/{layout.COVARIANCE}",
-    log:
-        f"<logs>/merge/{layout.RUN}.log",
-    benchmark:
-        f"<benchmarks>/merge/{layout.RUN}.tsv"
-    conda:
-        "../../envs/eigendet.yaml"
-    shell:
-        "eigendet merge {input} --output {output} > {log} 2>&1"
-
-
 # One job observes a whole run, or several a part of it each.
 if EXPERIMENT.covariance.shards > 1:
 
+    rule merge:
+        input:
+            inputs(dependencies.covariance_shards),
+        output:
+            f"<results>/{layout.COVARIANCE}",
+        log:
+            f"<logs>/merge/{layout.RUN}.log",
+        benchmark:
+            f"<benchmarks>/merge/{layout.RUN}.tsv"
+        conda:
+            "../../envs/eigendet.yaml"
+        shell:
+            "eigendet merge {input:q} --output {output:q} > {log:q} 2>&1"
+
     ruleorder: merge > covariance
-
-else:
-
-    ruleorder: covariance > merge
 
 
 rule spectra:
@@ -80,7 +75,7 @@ rule spectra:
         folder=subpath(output.eigenvalues, parent=True),
         raw="" if EXPERIMENT.widths.centered else "--raw",
     shell:
-        "eigendet spectra {input} {params.raw} --output {params.folder} > {log} 2>&1"
+        "eigendet spectra {input:q} {params.raw} --output {params.folder:q} > {log:q} 2>&1"
 
 
 # Spectra as numbers, and all arms and seeds against one another.
@@ -100,7 +95,7 @@ rule comparison:
         folder=subpath(output[0], parent=True),
         plugins=dependencies.plugin_options(EXPERIMENT),
     shell:
-        "eigendet comparison {params.folders} {params.plugins} --output {params.folder} > {log} 2>&1"
+        "eigendet comparison {params.folders:q} {params.plugins:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule widths:
@@ -120,8 +115,8 @@ rule widths:
         sources=of(dependencies.width_sources),
         settings=of(dependencies.width_settings),
     shell:
-        "eigendet widths {wildcards.arm} {params.sources} --config {params.config}"
-        " --backbone {wildcards.backbone} --detector {wildcards.detector} --output {output} > {log} 2>&1"
+        "eigendet widths {wildcards.arm} {params.sources:q} --config {params.config:q}"
+        " --backbone {wildcards.backbone} --detector {wildcards.detector} --output {output:q} > {log:q} 2>&1"
 
 
 rule front:
@@ -141,5 +136,5 @@ rule front:
         folders=of(dependencies.width_spectra),
         settings=of(dependencies.width_settings),
     shell:
-        "eigendet front {params.folders} --config {params.config} --backbone {wildcards.backbone}"
-        " --detector {wildcards.detector} --output {output} > {log} 2>&1"
+        "eigendet front {params.folders:q} --config {params.config:q} --backbone {wildcards.backbone}"
+        " --detector {wildcards.detector} --output {output:q} > {log:q} 2>&1"

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 try:
     from eigendet import config as configuration
@@ -84,7 +85,7 @@ def inputs(function):
     """Inputs of the experiment and of those wildcards that `function` takes."""
 
     def files_of(wildcards):
-        write_before_jobs()
+        write_copy()
         return in_place(evaluated(function, wildcards))
 
     return files_of
@@ -112,7 +113,7 @@ def in_place(paths):
 
 def results():
     """The folder of results, with the prefix and the path variables that an importing workflow gives."""
-    return os.path.dirname(rules.report.output.page)
+    return RESULTS  # in report.smk
 
 
 def configuration_copy(wildcards):
@@ -121,20 +122,22 @@ def configuration_copy(wildcards):
 
 
 @cache
-def write_before_jobs():
-    """Have the copy written once the working directory is locked, before what else there is to do then.
+def write_copy():
+    """Write the copy if jobs will be run, and keep others from changing it until this process ends.
 
-    It is not done by `onstart:`, since Snakemake leaves that of an imported workflow out, nor by a rule: all that comes
-    after a rule runs again with it, or, where its output is `ancient`, is not looked at in that run.
+    Neither `onstart:` does it, which Snakemake leaves out of an imported workflow, nor a rule: all that comes after a
+    rule runs again with it, or, where its output is `ancient`, is not looked at in that run.
     """
-    proceed = workflow._onstart
-
-    def start(log):
-        text = configuration.dump_yaml(EXPERIMENT)
-        files.write_text(Path(configuration_copy(None)), text)
-        proceed(log)
-
-    workflow._onstart = start
+    runs_jobs = workflow.execution_settings is not None and not workflow.dryrun
+    if not (runs_jobs and workflow.is_main_process):
+        return
+    copy, text = Path(configuration_copy(None)), configuration.dump_yaml(EXPERIMENT)
+    try:
+        files.write_shared(copy, text)
+    except UserError as error:
+        # Any other exception in a function of inputs would make Snakemake plan without this job.
+        logger.error(str(error))
+        sys.exit(1)
 
 
 def gpus():

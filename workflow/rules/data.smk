@@ -14,7 +14,7 @@ rule check_data:
     params:
         config=configuration_copy,
     shell:
-        "eigendet check-data {wildcards.task} {wildcards.split} --config {params.config} --output {output} --log {log}"
+        "eigendet check-data {wildcards.task} {wildcards.split} --config {params.config:q} --output {output:q} --log {log:q}"
 
 
 # Every network is built, trained for a step and made to detect, so that a plugin's mistake stops no run half way.
@@ -35,5 +35,5 @@ rule check_network:
         config=configuration_copy,
         settings=of(dependencies.network_settings),
     shell:
-        "eigendet check-network --config {params.config} --backbone {wildcards.backbone}"
-        " --detector {wildcards.detector} --output {output} --log {log}"
+        "eigendet check-network --config {params.config:q} --backbone {wildcards.backbone}"
+        " --detector {wildcards.detector} --output {output:q} --log {log:q}"

@@ -17,7 +17,7 @@ rule evaluate:
         config=configuration_copy,
         folder=subpath(input.run, parent=True),
     shell:
-        "eigendet evaluate {params.folder} --config {params.config} --devices {resources.gpu} --output {output} --log {log}"
+        "eigendet evaluate {params.folder:q} --config {params.config:q} --devices {resources.gpu} --output {output:q} --log {log:q}"
 
 
 # All arms in turns in one job that has the machine to itself: times are to be compared.
@@ -40,7 +40,7 @@ rule latency:
         config=configuration_copy,
         folders=of(dependencies.latency_runs),
     shell:
-        "eigendet latency {params.folders} --config {params.config} --devices {resources.gpu} --output {output} --log {log}"
+        "eigendet latency {params.folders:q} --config {params.config:q} --devices {resources.gpu} --output {output:q} --log {log:q}"
 
 
 rule report:
@@ -74,4 +74,7 @@ rule report:
     params:
         folder=subpath(output.page, parent=True),
     shell:
-        "eigendet report {params.folder} > {log} 2>&1"
+        "eigendet report {params.folder:q} > {log:q} 2>&1"
+
+
+RESULTS = os.path.dirname(rules.report.output.page)

@@ -22,8 +22,8 @@ rule pretrain:
         folder=subpath(output.run, parent=True),
         settings=of(dependencies.pretrain_settings),
     shell:
-        "eigendet pretrain --config {params.config} --backbone {wildcards.backbone}"
-        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} --log {log}"
+        "eigendet pretrain --config {params.config:q} --backbone {wildcards.backbone}"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder:q} --log {log:q}"
 
 
 rule train:
@@ -48,6 +48,6 @@ rule train:
         start=of(dependencies.train_options),
         settings=of(dependencies.train_settings),
     shell:
-        "eigendet train --config {params.config} {params.start} --backbone {wildcards.backbone}"
+        "eigendet train --config {params.config:q} {params.start:q} --backbone {wildcards.backbone}"
         " --detector {wildcards.detector} --seed {wildcards.seed}"
-        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder} --log {log}"
+        " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder:q} --log {log:q}"

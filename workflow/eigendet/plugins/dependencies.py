@@ -8,6 +8,7 @@ working directory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,9 @@ def train_inputs(experiment: Experiment, arm: str, backbone: str, detector: str)
     }
 
 
-def train_options(experiment: Experiment, arm: str, backbone: str, detector: str) -> str:
+def train_options(experiment: Experiment, arm: str, backbone: str, detector: str) -> list[str]:
     """Return the arguments of `eigendet train` that say how a run starts."""
-    start = _start(arm, backbone, detector)
-    return " ".join([f"--arm {arm}", *(f"{option} {file}" for option, file in start.items())])
+    return ["--arm", arm, *chain(*_start(arm, backbone, detector).items())]
 
 
 def train_settings(experiment: Experiment, arm: str, backbone: str, detector: str) -> Settings:
@@ -149,10 +149,10 @@ def rule_files(experiment: Experiment) -> list[str]:
     return files("rule", [experiment.widths.rule])
 
 
-def width_sources(experiment: Experiment, backbone: str, detector: str, arm: str) -> str:
+def width_sources(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:
     """Return the arguments of `eigendet widths` that name spectra and derived widths."""
-    derived = [f"--derived {file}" for file in _derived(experiment, backbone, detector, arm)]
-    return " ".join([*width_spectra(experiment, backbone, detector, arm), *derived])
+    derived = [("--derived", file) for file in _derived(experiment, backbone, detector, arm)]
+    return [*width_spectra(experiment, backbone, detector, arm), *chain(*derived)]
 
 
 def width_settings(experiment: Experiment) -> Settings:
@@ -187,9 +187,9 @@ def report_inputs(experiment: Experiment) -> list[str]:
     ]
 
 
-def plugin_options(experiment: Experiment) -> str:
+def plugin_options(experiment: Experiment) -> list[str]:
     """Return the configuration's folders of plugins as arguments, for commands that read no configuration."""
-    return " ".join(f"--plugins {folder}" for folder in experiment.plugins)
+    return [*chain(*(("--plugins", str(folder)) for folder in experiment.plugins))]
 
 
 def _start(arm: str, backbone: str, detector: str) -> dict[str, str]:

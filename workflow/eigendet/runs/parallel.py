@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 import torch
@@ -101,20 +102,28 @@ def check_devices(name: DeviceName, devices: int) -> None:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Keep SIGTERM from ending the process while open; the function that is yielded says whether it has come.
+    """Keep SIGTERM and SIGINT from ending the process while open; what is yielded says whether one has come.
 
-    With it Slurm, and whoever else takes a machine back, says that the process has some seconds left.
+    With SIGTERM Slurm, and whoever else takes a machine back, says that the process has some seconds left; with SIGINT
+    Ctrl-C does. A second one of SIGINT ends the process at once.
 
     >>> with stopping() as asked_to_stop:
     ...     asked_to_stop(), signal.raise_signal(signal.SIGTERM), asked_to_stop()
     (False, None, True)
     """
     signals: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(signals)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _was_launched() -> bool:
