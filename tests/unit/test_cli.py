@@ -137,7 +137,10 @@ def test_the_stages_run_by_hand_one_after_the_other(
     ("arguments", "message"),
     [
         (["train", "-o", "x", "--arm", "scrach"], "--arm: unknown arm 'scrach'. Did you mean 'scratch'?"),
-        (["train", "-c", "no.yaml", "-o", "x"], "Path 'no.yaml' does not exist"),
+        *(
+            ([*command, "-c", "no.yaml"], "no.yaml: no such file; give --config FILE, or write one with 'eigendet init")
+            for command in (["train", "-o", "x"], ["plan"], ["widths", "derived", "-o", "x"])
+        ),
         (["train", "-o", "x", "--backbone", "vgg"], "unknown entry of backbones 'vgg'"),
         (["evaluate", "README.md", "-o", "x"], "README.md/run.json: cannot be read"),
         (["report", "plugins"], "plugins: not results of this version; 'snakemake' makes them anew"),

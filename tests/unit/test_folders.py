@@ -73,6 +73,24 @@ def test_a_folder_with_json_of_another_kind_names_it(tmp_path: Path) -> None:
         pair(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"images": [],\n "annotations": [{"id"', r"line 2, column 23: Expecting ':' delimiter"),
+        (b"", "line 1, column 1: Expecting value"),
+        (b'{"images": "\xff"}', "'utf-8' codec can't decode byte 0xff in position 12"),
+    ],
+    ids=["truncated", "empty", "not text"],
+)
+def test_json_that_breaks_off_says_where(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "train.json").write_bytes(text)
+    with pytest.raises(UserError, match=rf"no COCO file in it \(.*train.json: cannot be read as JSON: {message}"):
+        pair(tmp_path)
+    write_coco(tmp_path / "labels.json", {"shapes": []})
+    with pytest.raises(UserError, match=rf"{message}.*; .*labels.json: JSON, but not COCO\); expected"):
+        pair(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "message"), [("none", "none: no such folder"), ("file", "file: not a folder")])
 def test_a_folder_must_be_one(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "file").touch()

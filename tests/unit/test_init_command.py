@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from eigendet import config
 from eigendet.cli import main
+from eigendet.config import installation
 from eigendet.data.survey import survey
 from eigendet.errors import UserError
 from eigendet.runs import proposal
@@ -55,6 +57,20 @@ def test_what_it_writes_is_what_it_chose(tmp_path: Path, monkeypatch: pytest.Mon
     again = init(folder.name)
     assert again.output == "Error: config.yaml: is there already, and stays; name another file with --output.\n"
     assert Path("config.yaml").read_text() == text
+
+
+def test_what_it_says_to_run_finds_the_snakefile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_detection(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    workflow = shlex.quote(str(ROOT / "workflow/Snakefile"))
+    run = f"run: snakemake --snakefile {workflow} --cores all --configfile away.yaml\n"
+    assert init("data", "-o", "away.yaml").output.endswith(run)
+    monkeypatch.setattr(installation, "checkout", lambda: None)
+    assert "run: snakemake --snakefile CLONE/workflow/Snakefile" in (said := init("data", "-o", "alone.yaml").output)
+    assert "CLONE is a clone of eigendet's repository; its docs/snakemake.md has other ways)" in said
+    Path("workflow").mkdir()
+    Path("workflow/Snakefile").touch()
+    assert init("data", "-o", "beside.yaml").output.endswith("run: snakemake --cores all --configfile beside.yaml\n")
 
 
 @pytest.mark.parametrize(

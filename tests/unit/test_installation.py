@@ -23,7 +23,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_checkout_is_installed_from_itself() -> None:
-    assert installation.requirement() == str(ROOT)
+    assert installation.requirement() == str(installation.checkout()) == str(ROOT)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,4 @@ def test_another_is_installed_from_where_it_came(installed: Path, origin: str, r
     if origin:
         (installed / "direct_url.json").write_text(origin)
     assert installation.requirement() == requirement
+    assert installation.checkout() is None

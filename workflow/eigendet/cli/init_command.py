@@ -25,9 +25,8 @@ A first configuration for the data in {folder}, by `eigendet init`. It is meant 
 works and what comes of it, not to establish anything. Change what you like; a key that is left out has its default. \
 Paths are relative to where `snakemake` is started."""
 ON_A_GPU = """\
-For a GPU: put these lines into a second file, gpu.yaml, without their "# ", and lay it over this one. From scratch \
-trains three times as long.
-  snakemake --cores all --configfile {file} gpu.yaml"""
+For a GPU: put these lines into a second file, gpu.yaml, without their "# ", and lay it over this one by the option \
+`--configfile {file} gpu.yaml` of `snakemake`. From scratch trains three times as long."""
 TAKES = """\
 What this file takes; `eigendet plan --measure --configfile {file}` counts the hours too."""
 
@@ -57,8 +56,20 @@ def init(
         click.echo(line)
     text = "\n".join(configuration_lines(data, folder, output)) + "\n"  # of large data, this takes a minute
     files.write_text(output, text)
-    command = f"snakemake --cores all --configfile {shlex.quote(str(output))}"
-    click.echo(f"{output}: written; read it, then run: {command}")
+    click.echo(f"{output}: written; read it, then run: {_how_to_run(output)}")
+
+
+def _how_to_run(output: Path) -> str:
+    """Return the line that runs a configuration from this folder, with the Snakefile where Snakemake would miss it."""
+    from eigendet.config import installation
+
+    snakefile, advice = "", ""
+    if not Path("workflow/Snakefile").is_file():
+        checkout = installation.checkout()
+        snakefile = f"--snakefile {shlex.quote(str(checkout or 'CLONE') + '/workflow/Snakefile')} "
+        if checkout is None:
+            advice = " (CLONE is a clone of eigendet's repository; its docs/snakemake.md has other ways)"
+    return f"snakemake {snakefile}--cores all --configfile {shlex.quote(str(output))}{advice}"
 
 
 def _check_output(output: Path) -> None:

@@ -19,14 +19,22 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW = click.Path(path_type=Path)
 
 
-def _config_option(kind: click.Path) -> Callable[..., Any]:
+def _check_configs(context: click.Context, option: click.Parameter, configs: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Raise UserError unless every configuration file is there."""
+    for config in configs:
+        if not config.exists():
+            raise UserError(f"{config}: no such file; give --config FILE, or write one with 'eigendet init FOLDER'.")
+    return configs
+
+
+def _config_option(check: Callable[..., Any] | None) -> Callable[..., Any]:
     return click.option(
-        "--config", "--configfile", "-c", "configs", type=kind, multiple=True, default=["config.yaml"],
+        "--config", "--configfile", "-c", "configs", type=NEW, multiple=True, default=["config.yaml"], callback=check,
         help="The experiment's YAML file. Given several times, later files override earlier ones.",
     )  # fmt: skip
 
 
-config_option, optional_config_option = _config_option(EXISTING), _config_option(NEW)
+config_option, optional_config_option = _config_option(_check_configs), _config_option(None)
 backbone_option = click.option("--backbone", help="Which entry of `backbones`. [default: the only one]")
 detector_option = click.option("--detector", help="Which entry of `detectors`. [default: the only one]")
 devices_option = click.option(

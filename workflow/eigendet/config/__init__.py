@@ -3,7 +3,7 @@
 sections        the sections of a configuration, each a value that checks itself
 experiment      the whole of it: read, merged, checked, written
 commented       settings as YAML with comments
-installation    what pip installs the library from
+installation    the library's checkout, and what pip installs it from
 layout          every path below results/EXPERIMENT, and the versions of what stands there
 """
 

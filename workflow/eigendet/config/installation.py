@@ -1,4 +1,4 @@
-"""Say what pip would install this very library from, so that jobs in an environment of their own run the same one."""
+"""Say where this very library comes from: the checkout that it stands in, and what pip would install it from."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from pathlib import Path
 import eigendet
 
 
+def checkout() -> Path | None:
+    """Return the checkout that this file stands in, with the workflow; none where the library is installed without."""
+    folder = Path(__file__).resolve().parents[3]
+    return folder if (folder / "pyproject.toml").is_file() else None
+
+
 def requirement() -> str:
     """Return a requirement, or the folder of a checkout, that `pip install` takes for the library that runs here.
 
-    It is the checkout that this file stands in, the address from which pip installed it, or else the version.
+    It is its checkout, the address from which pip installed it, or else the version. Jobs in an environment of their
+    own so run the same one.
     """
-    checkout = Path(__file__).resolve().parents[3]
-    if (checkout / "pyproject.toml").is_file():
-        return str(checkout)
+    if folder := checkout():
+        return str(folder)
     try:
         text = metadata.distribution("eigendet").read_text("direct_url.json")  # there unless it came from an index
     except metadata.PackageNotFoundError:

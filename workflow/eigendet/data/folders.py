@@ -5,6 +5,7 @@ Nothing is guessed: what could be meant in two ways is a message that says what 
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import re
@@ -24,6 +25,7 @@ SPLITS = {
 }
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"', b'"bbox"')
+MOST_BROKEN = 3  # files, in a message
 
 Item = TypeVar("Item")
 
@@ -125,8 +127,8 @@ def annotation_pair(tree: Tree, root: Path) -> Pair[Path]:
         pairs = [pair for pair in pairs if not _holds(pair.train, (b'"keypoints"',))]
     if len(pairs) == 1:
         return pairs[0]
-    rest = [str(file) for file in files if file not in coco]
-    others = f" ({some(rest)}: JSON, but not COCO)" if rest else ""
+    rest = [file for file in files if file not in coco]
+    others = f" ({_not_coco(rest)})" if rest else ""
     if not coco:
         raise UserError(
             f"{root}: no COCO file in it{others}; expected JSON with the lists 'images', 'annotations' (with 'bbox') "
@@ -238,6 +240,22 @@ def _images_below(tree: Tree) -> dict[Path, int]:
         contents = tree[folder]
         counts[folder] = contents.images + sum(counts.get(inner, 0) for inner in contents.folders)
     return counts
+
+
+def _not_coco(files: Sequence[Path]) -> str:
+    """Say which JSON files cannot be read, and where they break, and which hold something else."""
+    broken: dict[Path, str] = {}
+    for file in files:
+        try:
+            json.loads(file.read_bytes())
+        except json.JSONDecodeError as error:
+            broken[file] = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        except (OSError, UnicodeDecodeError, RecursionError) as error:
+            broken[file] = str(error)
+    parts = [f"{file}: cannot be read as JSON: {reason}" for file, reason in list(broken.items())[:MOST_BROKEN]]
+    if rest := [str(file) for file in files if file not in broken]:
+        parts.append(f"{some(rest)}: JSON, but not COCO")
+    return "; ".join(parts)
 
 
 def _holds(file: Path, keys: Sequence[bytes]) -> bool:
