@@ -1,11 +1,11 @@
 """How long the analysis of a large experiment takes: `make benchmark NAME=analysis` writes analysis.md beside it.
 
-Simulated dumps of a ResNet-50 with a pyramid: every activation, block and pyramid level, 70 maps of up to 2048
+Simulated observations of a ResNet-50 with a pyramid: every activation, block and pyramid level, 70 maps of up to 2048
 channels, at 20 snapshots of 2 arms with 3 seeds each, over 200 images, with 8 parts of them for the jackknife at the
 last snapshot. Two processes of one thread run at a time, as Snakemake has it on two cores. Spectra of a map are those
 of one random matrix whose channels are scaled otherwise in every run: what they say does not matter here, and their
-sizes and precision are those of a real dump. Dumps are written before each pair of runs and deleted after it, which is
-not counted.
+sizes and precision are those of a real covariance file. Files are written before each pair of runs and deleted after
+it, which is not counted.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def base(channels: int) -> torch.Tensor:
     return _bases[channels]
 
 
-def dump(path: Path, number: int) -> None:
+def write_covariance(path: Path, number: int) -> None:
     """Write the covariance file of a run."""
     arm, seed = RUNS[number]
     provenance = {
@@ -114,7 +114,7 @@ def main() -> int:
     try:
         for pair in watched([(0, 1), (2, 3), (4, 5)], "analysis"):
             for number in pair:
-                dump(folder / f"{number}.h5", number)
+                write_covariance(folder / f"{number}.h5", number)
                 size = max(size, (folder / f"{number}.h5").stat().st_size)
             times.append(
                 timed([("spectra", f"{folder}/{n}.h5", "--output", f"{folder}/spectra/{n}") for n in pair], threads=1)
@@ -135,7 +135,8 @@ def main() -> int:
         f"| spectra of 6 runs, two at a time | {sum(times):.0f} |",
         f"| metrics and comparison of all | {compared:.0f} |",
         f"| together | {sum(times) + compared:.0f} |", "",
-        f"The largest process took {memory:.1f} GiB. A dump has {size / 1e9:.1f} GB, all spectra {kept / 1e9:.2f} GB.",
+        f"The largest process took {memory:.1f} GiB. A covariance file has {size / 1e9:.1f} GB, all "
+        f"spectra {kept / 1e9:.2f} GB.",
     ]  # fmt: skip
     Path(__file__).with_suffix(".md").write_text("\n".join([*lines, ""]))
     return 0
