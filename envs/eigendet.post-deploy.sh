@@ -4,7 +4,7 @@
 # the jobs. All that the library needs is in the environment, so that pip brings nothing else.
 set -euo pipefail
 
-version=0.1.0 # a part of what Snakemake knows this environment by: for another version it makes another
+version=0.2.0.dev0 # a part of what Snakemake knows this environment by: for another version it makes another
 source=${EIGENDET_SOURCE:-eigendet==$version}
 if [ -d "$source" ]; then
   python -m pip install --no-input --no-deps --no-build-isolation --editable "$source"

@@ -25,6 +25,6 @@ together.
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 # The names in __init__.pyi, imported when they are first used: the command line must not wait for torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
