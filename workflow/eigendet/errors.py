@@ -60,6 +60,15 @@ def lacking(modules: Sequence[str]) -> str:
     return f"{' and '.join(modules)} {verb} not installed: pip install {' '.join(packages)}"
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, cut to 200 characters, or else its class.
+
+    >>> first_line(ValueError("too wide\nfor this")), first_line(KeyError())
+    ('too wide', 'KeyError')
+    """
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 def kind(value: Any) -> str:
     """Say in few words what a value is.
 

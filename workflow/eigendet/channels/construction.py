@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from eigendet.channels.arguments import Arguments
+from eigendet.channels.groups import ChannelError
 from eigendet.channels.record import NORMS
+from eigendet.errors import UserError, first_line, kind
 
 Build = Callable[[], nn.Module]
 Edit = Callable[[nn.Module, Arguments], None]  # changes a layer's arguments, by name
@@ -46,19 +48,62 @@ def constructing(edit: Edit, meta: bool, others: Collection[type[nn.Module]] = (
         yield
 
 
+def construct(build: Build) -> nn.Module:
+    """Call the function or class that builds a network.
+
+    Raises:
+        ChannelError: it is not a function, it fails, or it gives something else.
+    """
+    if not callable(build) or isinstance(build, nn.Module):
+        raise ChannelError(f"got {kind(build)}; expected a function or class that builds a network, without arguments")
+    name = getattr(build, "__name__", type(build).__name__)
+    try:
+        model = build()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the function's own code raises
+        raise ChannelError(
+            f"{name}() fails: {type(error).__name__}: {first_line(error)}; expected a function or class that builds a "
+            "network, without arguments"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ChannelError(f"{name}() gives {kind(model)}; expected a network, a torch.nn.Module")
+    return model
+
+
 def built(
     build: Build, others: Collection[type[nn.Module]] = (), meta: bool = True
 ) -> tuple[nn.Module, tuple[str | None, ...]]:
     """Build the network, and return it with the paths of its layers in order of construction.
 
     It is on the meta device, or has the same weights each time. A layer that the network does not keep has no path.
+
+    Raises:
+        ChannelError: `build` fails, or does not build anew what it gives: that is someone's, and must not be changed.
     """
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]), constructing(lambda layer, arguments: layers.append(layer), meta, others):
         torch.manual_seed(0)
-        model = build()
+        model = construct(build)
+        count = len(layers)
+        _refuse_kept(model, construct(build))
     paths = {id(module): path for path, module in model.named_modules()}
-    return model.to("meta") if meta else model, tuple(paths.get(id(layer)) for layer in layers)
+    return model.to("meta") if meta else model, tuple(paths.get(id(layer)) for layer in layers[:count])
+
+
+def _refuse_kept(one: nn.Module, other: nn.Module) -> None:
+    """Refuse two networks of one function that share a module with parameters or buffers."""
+    others = set(map(id, other.modules()))
+    for path, module in one.named_modules():
+        has_tensors = any(True for _ in module.parameters(recurse=False)) or any(
+            True for _ in module.buffers(recurse=False)
+        )
+        if id(module) in others and (has_tensors or not path):
+            what = f"its module '{path}'" if path else "the network"
+            raise ChannelError(
+                f"{type(one).__name__}: the function gives {what} again each time it is called; expected one that "
+                "builds a new network, or the network itself in its place"
+            )
 
 
 def resize_parameter(model: nn.Module, name: str, dim: int, width: int) -> None:

@@ -85,12 +85,29 @@ class Channels:
     others: tuple[type, ...] = ()  # classes of modules in `order` that convolve with weights of their own making
 
     def parameters(self, widths: Mapping[str, int]) -> int:
-        """Return the trainable parameters of the network built with `widths`."""
+        """Return the trainable parameters of the network built with `widths`.
+
+        Raises:
+            ChannelError: a group has no width, or none above 0.
+        """
+        self._check_complete(widths)
         return self.constant + whole(sum(layer.parameters(widths) for layer in self.layers))
 
     def macs(self, widths: Mapping[str, Any]) -> Any:
-        """Return the multiply-accumulates of convolutions and linear layers for one image of the traced size."""
+        """Return the multiply-accumulates of convolutions and linear layers for one image of the traced size.
+
+        Raises:
+            ChannelError: a group has no width, or none above 0.
+        """
+        self._check_complete(widths)
         return whole(sum(layer.macs(widths) for layer in self.layers))
+
+    def _check_complete(self, widths: Mapping[str, Any]) -> None:
+        for group in self.widths:
+            if group not in widths:
+                raise ChannelError(f"no width for the channel group '{group}'; every group needs one")
+            if not widths[group] > 0:
+                raise ChannelError(f"channel group '{group}': width {widths[group]!r}; expected a positive number")
 
     def rounded_to(self, multiple: int) -> dict[str, int]:
         """Return what the width of every group is a multiple of where it is rounded to `multiple`."""

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from eigendet.channels.arguments import Arguments
-from eigendet.channels.construction import Build, constructing, resize_parameter
+from eigendet.channels.construction import Build, construct, constructing, resize_parameter
 from eigendet.channels.groups import ChannelError, Channels, Layer, check_widths, whole
 from eigendet.channels.record import NORMS
+from eigendet.errors import some
 
 
 def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: bool = False) -> nn.Module:
@@ -45,8 +46,8 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
         meta: whether to build without weights, on the meta device.
 
     Raises:
-        ChannelError: a group is missing, unknown, or not a positive multiple of what it must be a multiple of; or a
-            network was given, here or to `trace`, in place of what builds it.
+        ChannelError: a group is missing, unknown, or not a positive multiple of what it must be a multiple of; a
+            network was given, here or to `trace`, in place of what builds it; or `build` builds other layers.
     """
     if isinstance(build, nn.Module) or channels.order is None:
         raise ChannelError(
@@ -63,7 +64,13 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
             _resize(module, arguments, layers[path], channels.widths, widths)
 
     with constructing(edit, meta, channels.others):
-        model = build()
+        model = construct(build)
+    unbuilt = [path for path in order if path in layers]
+    if unbuilt and unbuilt == [path for path in channels.order if path in layers]:
+        raise ChannelError(
+            f"{type(model).__name__}: the function built none of {some(unbuilt)}; expected one that builds a "
+            "new network"
+        )
     for layer in channels.layers:
         if layer.kind == "parameter" and layer.out.terms:
             resize_parameter(model, layer.module, layer.dim, whole(layer.out(widths)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from eigendet.channels.groups import Channels, whole
+from eigendet.channels.groups import Channels, check_widths, whole
 
 
 def frame(channels: Channels, widths: Mapping[str, int] | None = None) -> pd.DataFrame:
@@ -30,9 +30,13 @@ def frame(channels: Channels, widths: Mapping[str, int] | None = None) -> pd.Dat
     Returns:
         Columns name, width, multiple (what the width must be a multiple of), parameters and macs (of the layers that
         write the group, or first write it where they write several), and layers: all that read or write it.
+
+    Raises:
+        ChannelError: a group has no width, or none that it can have.
     """
     rows = []
     widths = channels.widths if widths is None else widths
+    check_widths(channels, widths)
     for group, width in widths.items():
         sides: dict[str, list[str]] = {}
         for layer, side in channels.members(group):

@@ -20,7 +20,8 @@ from eigendet.channels.groups import ChannelError, Channels
 from eigendet.channels.naming import named
 from eigendet.channels.record import Record
 from eigendet.channels.sizes import Axis
-from eigendet.channels.trial import first_fault, first_line, keep
+from eigendet.channels.trial import first_fault, keep
+from eigendet.errors import first_line
 
 SIDE = 128  # pixels, of the square images on which networks are tried: of 64, Inception v3 leaves nothing
 
@@ -55,7 +56,7 @@ def trace(network: Build | nn.Module, size: tuple[int, int] = (SIDE, SIDE), imag
         image_channels: of the images: 1 of gray ones.
 
     Raises:
-        ChannelError: the network cannot be run at this size.
+        ChannelError: the network cannot be built, or not anew each time, or not run at this size.
     """
     return _trace(network, Sample(size, image_channels=image_channels))
 
@@ -88,7 +89,7 @@ def trace_detector(
             its modules; where several fit, the longest. Other parts are counted with what they see of the noise.
 
     Raises:
-        ChannelError: the network cannot be run at this size.
+        ChannelError: the network cannot be built, or not anew each time, or not run at this size.
     """
     return _trace(network, Sample(size, detector=True, regions=regions or {}))
 

@@ -14,6 +14,7 @@ from eigendet.channels.naming import named
 from eigendet.channels.rebuilding import rebuild
 from eigendet.channels.record import Record
 from eigendet.channels.sizes import Axis
+from eigendet.errors import first_line
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,6 @@ def keep(record: Record, fault: Fault) -> bool:
         if free:
             return True
     return False
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, cut to 200 characters, or else its class."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _other_widths(channels: Channels, parity: int) -> Widths:
