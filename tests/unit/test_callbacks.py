@@ -83,6 +83,16 @@ def test_lightning_logs_where_its_trainer_does(lightning: Any, tmp_path: Path) -
     assert table["net.1#0:act/energy_share"].between(0, 1).all()
 
 
+def test_lightning_logs_nothing_where_no_layer_is_observed(
+    lightning: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = eigendet.lightning_callback(every=4, channels=range(64, 513))
+    logger = lightning.loggers.CSVLogger(tmp_path)
+    lit_trainer(lightning, callback, tmp_path, logger=logger).fit(lit_module(lightning), batches())
+    assert caplog.text.count("`channels` asks for other numbers of channels than the layers have, 16") == 1
+    assert not logger.experiment.metrics and hooks() == 0
+
+
 def test_a_failing_or_compiled_lightning_module_leaves_no_hooks(lightning: Any, tmp_path: Path) -> None:
     callback = eigendet.lightning_callback(every=1, writer=list)
     with pytest.raises(RuntimeError, match="no more data"):

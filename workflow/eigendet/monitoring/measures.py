@@ -40,7 +40,7 @@ def measures(names: Collection[str]) -> dict[str, Measure]:
     """
     dimensions = ["stable_rank", *plugins.discover("rule")]
     choices = [*dimensions, *(name + SHARE for name in dimensions), *SHAPES, *SIZES]
-    if isinstance(names, str) or not names:
+    if isinstance(names, str) or not isinstance(names, Collection) or not names:
         raise UserError(f"metrics: got {names!r}; expected a list with some of {', '.join(choices)}.")
     for name in names:
         if name not in choices:

@@ -6,7 +6,7 @@
             monitor.step()
 
 Between the steps that are observed there are no hooks, and `step` counts. Nothing that happens in a training step
-raises here: what cannot be measured is nan, with a warning.
+raises here, but a writer function of the user's own: what cannot be measured is nan, with a warning.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Container, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from torch import nn
 
 from eigendet import processes
-from eigendet.errors import UserError, some
+from eigendet.errors import UserError, first_line, some
 from eigendet.monitoring.measures import Measure, measures
 from eigendet.monitoring.writers import Measurement, Writer, writer_of
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.points import refuse_hookless
-from eigendet.observe.taps import Taps, select
+from eigendet.observe.taps import Taps, check_channels, patterns_of, select
 from eigendet.spectra.spectrum import eigenvalues
 
 METRICS = ("effective_rank", "dof_share", "energy_share")
@@ -58,7 +59,8 @@ def monitor(
         model: any module, as for `eigendet.tap`.
         points: kinds of modules whose output is observed, see `eigendet.tap`.
         writer: the path of a CSV file; an object with `add_scalar`, such as TensorBoard's SummaryWriter; or a function
-            that is called with the list of a window's `Measurement`s.
+            that is called with the list of a window's `Measurement`s, if there are any; what it raises ends the
+            training.
         every: steps from one observation to the next.
         window: steps that an observation takes; more of them give more samples, while the weights change.
         metrics: see `eigendet.monitoring.measures.measures`.
@@ -69,7 +71,8 @@ def monitor(
         start: steps that were taken before, of a training that goes on. Rows of a CSV file from there on are replaced.
 
     Raises:
-        UserError: an argument is wrong, or the model cannot be observed; only here, not in training.
+        UserError: an argument is wrong, the model cannot be observed, or another monitor that is open writes the file;
+            only here, not in training.
 
     Examples:
         >>> import torch
@@ -83,13 +86,14 @@ def monitor(
     """
     schedule = Schedule.of(every, window, start)
     refuse_hookless(model)
-    selected = select(model, points, [modules] if isinstance(modules, str) else list(modules))
+    check_channels(channels)
+    selected = select(model, points, patterns_of(modules))
 
     def taps() -> Taps:  # without shortcuts: they hold for weights that stay, and layers that run in every pass
         return Taps(model, selected, channels, shortcuts=False, tolerant=True)
 
     writing = measures(metrics), writer_of(writer, list(metrics), spectra, start)
-    return Monitor(taps, lambda: model.training is training, schedule, *writing)
+    return Monitor(taps, lambda: model.training == training, schedule, *writing)
 
 
 class Schedule(NamedTuple):
@@ -106,12 +110,17 @@ class Schedule(NamedTuple):
         Raises:
             UserError: one is not a whole number, or too small, or the window is longer than what lies between two.
         """
-        for name, number, least in (("every", every, 1), ("window", window, 1), ("start", start, 0)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                raise UserError(f"{name}: got {number!r}; expected a whole number from {least} on.")
-        if window > every:
+        schedule = cls(_whole("every", every, 1), _whole("window", window, 1), _whole("start", start, 0))
+        if schedule.window > schedule.every:
             raise UserError(f"window is {window} and every is {every}; an observation ends before the next one begins.")
-        return cls(every, window, start)
+        return schedule
+
+
+def _whole(name: str, number: object, least: int) -> int:
+    """Return a whole number of any type, numpy's too."""
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+        raise UserError(f"{name}: got {number!r}; expected a whole number from {least} on.")
+    return int(number)
 
 
 class Monitor:
@@ -128,7 +137,8 @@ class Monitor:
         measures: dict[str, Measure],
         write: Writer,
     ) -> None:
-        self._new_taps, self._counts, self._measures, self._write = taps, counts, measures, write
+        self._new_taps, self._counts, self._measures = taps, counts, measures
+        self._write: Writer | None = write  # None: closed
         self._schedule, self.steps = schedule, schedule.start
         self._taps: Taps | None = None
         self._hooks = contextlib.ExitStack()
@@ -145,6 +155,8 @@ class Monitor:
             steps: how many have been taken by now, where they are counted elsewhere; None: one more.
         """
         before, self.steps = self.steps, self.steps + 1 if steps is None else steps
+        if self._write is None:
+            return
         if self._taps is not None and self.steps - self._began >= self._schedule.window:
             self._finish()
         if self._taps is None and self.steps // self._schedule.every > before // self._schedule.every:
@@ -159,7 +171,7 @@ class Monitor:
     def discard(self) -> None:
         """Observe nothing from now on, without writing the window that is open."""
         self._hooks.close()
-        self._taps = None
+        self._taps = self._write = None
 
     def __enter__(self) -> Self:
         return self
@@ -178,23 +190,36 @@ class Monitor:
 
     def _finish(self) -> None:
         """Remove the hooks, and write what was observed."""
-        assert self._taps is not None
+        assert self._taps is not None and self._write is not None
         taps, self._taps = self._taps, None
         self._hooks.close()
-        if taps.passes:
-            self._has_run = True
-            measurements = [self._measured(taps, key) for key in taps]
-            self._warn(taps)
-            try:
-                self._write(measurements)
-            except (OSError, UserError) as error:  # a full disk
-                logger.warning("step %d is not written: %s", self._began, error)
-        elif not self._has_warned_of_nothing:
-            self._has_warned_of_nothing = True
-            logger.warning(
-                "nothing to measure at step %d: the model did not run in the mode that is observed, or as a compiled "
-                "function, which drops hooks", self._began,
-            )  # fmt: skip
+        self._has_run = self._has_run or taps.passes > 0
+        measurements = [self._measured(taps, key) for key in taps]
+        if not measurements:
+            self._warn_of_nothing(taps)
+            return
+        self._warn(taps)
+        try:
+            self._write(measurements)
+        except (OSError, UserError) as error:  # a full disk
+            logger.warning("step %d is not written: %s", self._began, error)
+
+    def _warn_of_nothing(self, taps: Taps) -> None:
+        """Say, once, why a window has no tap."""
+        if self._has_warned_of_nothing:
+            return
+        self._has_warned_of_nothing = True
+        if not taps.passes:
+            why = "the model did not run in the mode that is observed, or as a compiled function, which drops hooks"
+        elif taps.unwanted_channels:
+            numbers = [str(number) for number in taps.unwanted_channels]
+            why = f"`channels` asks for other numbers of channels than the layers have, {some(numbers, limit=20)}"
+        else:
+            why = (
+                "the model ran, but none of the chosen modules did, or none gave a tensor of numbers; torch's fast "
+                "paths, as of TransformerEncoder in evaluation mode, skip the modules inside"
+            )
+        logger.warning("nothing to measure at step %d: %s", self._began, why)
 
     def _measured(self, taps: Taps, key: TapKey) -> Measurement:
         covariance = taps[key]
@@ -209,8 +234,8 @@ class Monitor:
     def _value(self, name: str, values: np.ndarray, key: TapKey) -> float:
         try:
             return self._measures[name](values)
-        except UserError as error:  # a width rule of the user's own
-            logger.warning("step %d: %s: %s", self._began, key, error)
+        except Exception as error:  # a width rule of the user's own
+            logger.warning("step %d: %s: %s", self._began, key, first_line(error))
             return np.nan
 
     def _warn(self, taps: Taps) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,10 @@ class Measurement(NamedTuple):
     Attributes:
         step: the first of the window.
         key: the tap.
-        channels: of the feature map.
+        channels: of the feature map; 0 where they cannot be told, as of a nested tensor.
         samples: positions of all images in the window.
-        metrics: by name; nan if the samples were not finite, or there were none.
-        eigenvalues: (C,), descending, negative ones zero; (0,) if the samples were not finite, or there were none.
+        metrics: by name; nan if the samples were not finite, could not be accumulated, or there were none.
+        eigenvalues: (C,), descending, negative ones zero; (0,) where there are no samples.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Measurement(NamedTuple):
 
 
 Writer = Callable[[list[Measurement]], object]
+_OPEN: weakref.WeakValueDictionary[Path, _Table] = weakref.WeakValueDictionary()  # of monitors, by their files
 TAP_COLUMNS = ("step", "module", "call", "point", "channels", "samples")
 
 
@@ -59,7 +61,7 @@ def writer_of(target: Any, names: Sequence[str], spectra: bool, start: int) -> W
         start: the step from which on rows are written.
 
     Raises:
-        UserError: the target is something else, or a file that is not a monitor's.
+        UserError: the target is something else, or a file that is not a monitor's, or is another open monitor's.
     """
     if isinstance(target, str | os.PathLike):
         return _csv_writer(Path(target), names, spectra, start)
@@ -79,6 +81,14 @@ def _csv_writer(path: Path, names: Sequence[str], spectra: bool, start: int) -> 
     metrics = _Table(path, (*TAP_COLUMNS, *names), start)
     beside = path.with_name(f"{path.stem}_eigenvalues{path.suffix}")
     eigenvalues = _Table(beside, (*TAP_COLUMNS, "index", "value"), start) if spectra else None
+    tables = [metrics] if eigenvalues is None else [metrics, eigenvalues]
+    for table in tables:
+        if table.path in _OPEN:
+            raise UserError(
+                f"writer: '{table.path}' is written by another monitor, which is still open; close that first, or give "
+                "another path."
+            )
+    _OPEN.update({table.path: table for table in tables})  # until the monitor, closed or forgotten, lets them go
 
     def write(measurements: list[Measurement]) -> None:
         metrics.append([*_tap(one), *(f"{one.metrics[name]:.8g}" for name in names)] for one in measurements)
@@ -122,6 +132,11 @@ class _Table:
         if path.exists():
             self._kept += self._earlier(list(columns), start)
         self._path = path.absolute()  # the training may change its folder
+
+    @property
+    def path(self) -> Path:
+        """The file, by the same path whatever it was called."""
+        return self._path.resolve()
 
     def append(self, rows: Iterable[Sequence[object]]) -> None:
         text = io.StringIO()

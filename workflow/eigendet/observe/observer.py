@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.errors import UserError
+from eigendet.errors import UserError, first_line
 from eigendet.observe.covariance import Covariance, NonFiniteError, merged
 from eigendet.observe.keys import TapKey
 from eigendet.observe.padding import Canvas, canvas_in, region_paths
@@ -83,7 +83,7 @@ class Observer:
 
     Args:
         model: what is observed.
-        wants: `wants(path, key, channels)` says whether a tensor is to be observed.
+        wants: `wants(path, key, channels)` says whether a tensor is to be observed; channels may be None, not known.
         shortcuts: whether to link what follows from other tensors.
         measure: accumulate nothing, only find out which tensors there are.
         tolerant: note in `faults` what is wrong with samples that are left out, instead of raising.
@@ -92,7 +92,7 @@ class Observer:
     def __init__(
         self,
         model: nn.Module,
-        wants: Callable[[str, TapKey, int], bool],
+        wants: Callable[[str, TapKey, int | None], bool],
         shortcuts: bool,
         measure: bool,
         tolerant: bool = False,
@@ -138,13 +138,20 @@ class Observer:
         """Observe the tensors in a module's output, after a call of it.
 
         Raises:
-            UserError: one is not finite, or does not follow from what it is linked to.
+            UserError: one is not finite, cannot be accumulated, or does not follow from what it is linked to.
         """
         self._canvas = canvas_in(output) or self._canvas
         source = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
         for suffix, tensor in feature_maps(output):
             key = TapKey(path + suffix, call, point_of(module))
-            self._observe(Sighting(module, path, key, tensor, self._channel_dim(module, tensor), (), source))
+            if key in self.faults:
+                continue
+            try:
+                self._observe(Sighting(module, path, key, tensor, self._channel_dim(module, tensor), (), source))
+            except UserError:
+                raise
+            except Exception as error:  # a nested tensor, one inside torch.func's transforms, no more memory
+                self._lose(path, key, error)
 
     def resolve(self, key: TapKey) -> Covariance:
         """Return the moments of an observed tensor."""
@@ -306,6 +313,14 @@ class Observer:
                 where = f"in forward pass {self.passes} (the first is 0)"
                 self._fail(sighting.key, UserError(f"{sighting.key}: {error}, {where}."))
         return self._register(sighting)
+
+    def _lose(self, path: str, key: TapKey, error: Exception) -> None:
+        """Say of a tensor, if it was to be observed, that it could not be; it may have no channels to count."""
+        if self._wants(path, key, None):
+            if key not in self._direct and key not in self._links:
+                self._direct[key] = Covariance(0)
+            self.padding.setdefault(key, "unknown")
+            self._fail(key, UserError(f"{key}: cannot be accumulated: {type(error).__name__}: {first_line(error)}."))
 
     def _fail(self, key: TapKey, error: UserError) -> None:
         if not self._tolerant:

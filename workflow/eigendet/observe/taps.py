@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import get_args
 
 from torch import nn
 
-from eigendet.errors import UserError, some, unknown
+from eigendet.errors import UserError, kind, some, unknown
 from eigendet.observe.covariance import Covariance, Tap, merged
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.observer import Observer
@@ -72,7 +72,8 @@ def tap(
         A mapping from tap key to accumulator that fills as the model runs, in the order of execution.
 
     Raises:
-        UserError: nothing in the model matches; nothing that does has run; a feature map is not finite.
+        UserError: an argument is wrong; nothing in the model matches; nothing that does has run; a feature map is not
+            finite, or cannot be accumulated.
 
     Examples:
         >>> import torch
@@ -86,7 +87,8 @@ def tap(
         (1176, torch.Size([8, 8]))
     """
     refuse_hookless(model)
-    patterns = [modules] if isinstance(modules, str) else list(modules)
+    patterns = patterns_of(modules)
+    check_channels(channels)
     taps = Taps(model, select(model, points, patterns), channels, shortcuts, keys, measure)
     with taps.observing():
         yield taps
@@ -221,12 +223,17 @@ class Taps(Mapping[TapKey, Covariance]):
             roots.setdefault(root, (channels, []))[1].append(key)
         return roots
 
-    def _wants(self, path: str, key: TapKey, channels: int) -> bool:
+    @property
+    def unwanted_channels(self) -> list[int]:
+        """The numbers of channels that were met in selected modules and are not to be observed."""
+        return sorted(self._unwanted_channels)
+
+    def _wants(self, path: str, key: TapKey, channels: int | None) -> bool:
         """Return whether a tensor is to be observed, and note that its module has run."""
         if path not in self._selected:
             return False
         self._ran.add(path)
-        if self._channels is not None and channels not in self._channels:
+        if self._channels is not None and channels is not None and channels not in self._channels:
             self._unwanted_channels.add(channels)
             return False
         return self._keys is None or key in self._keys
@@ -246,12 +253,33 @@ class Taps(Mapping[TapKey, Covariance]):
                     f"modules: '{pattern}' chose {some(chosen)}, which never ran while the model was tapped."
                 )
         if not self and self._unwanted_channels:
-            numbers = ", ".join(map(str, sorted(self._unwanted_channels)))
+            numbers = ", ".join(map(str, self.unwanted_channels))
             raise UserError(
                 f"channels: no feature map has a number of channels in {self._channels}; there are {numbers}."
             )
         if missing:
             logger.warning("never ran while the model was tapped: %s", some(missing))
+
+
+def patterns_of(modules: str | Sequence[str]) -> list[str]:
+    """Return patterns of module paths as a list.
+
+    Raises:
+        UserError: they are something else, or there are none.
+    """
+    patterns = [modules] if isinstance(modules, str) else modules
+    if not isinstance(patterns, Iterable) or not (patterns := list(patterns)):
+        raise UserError(f"modules: got {kind(modules)}; expected a pattern of module paths, or a list of them.")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"modules: {kind(pattern)} in the list; expected patterns of module paths.")
+    return patterns
+
+
+def check_channels(channels: Container[int] | None) -> None:
+    """Raise UserError unless these are numbers of channels, or None."""
+    if channels is not None and (isinstance(channels, str) or not isinstance(channels, Container)):
+        raise UserError(f"channels: got {channels!r}; expected numbers of channels, such as range(64, 513).")
 
 
 def select(model: nn.Module, points: Point | Collection[Point], patterns: Sequence[str]) -> dict[str, Point]:
@@ -261,6 +289,8 @@ def select(model: nn.Module, points: Point | Collection[Point], patterns: Sequen
         UserError: a point is unknown; a pattern matches no module; no module that matches has such a point.
     """
     points = [points] if isinstance(points, str) else points
+    if not isinstance(points, Collection):
+        raise UserError(f"points: got {kind(points)}; expected some of {', '.join(get_args(Point))}.")
     for point in points:
         if point not in get_args(Point):
             raise UserError(f"points: {unknown('point', point, get_args(Point))}")
