@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -125,18 +125,53 @@ class Branching(nn.Module):
         (MODEL, batches(), {"macs": -0.5}, "macs: got -0.5; expected a share"),
         (MODEL, batches(), {"macs": np.inf}, "macs: got inf; expected a share"),
         (MODEL, batches(), {"macs": "1"}, "macs: got '1'; expected a share"),
-        (MODEL, batches(), {"macs": 1e-6}, "so give at least that"),
+        (MODEL, batches(), {"macs": 1e-6}, "macs: got 1e-06; the narrowest that this network can be has 0.0"),
+        (MODEL, [batches()[0], batches()[0][:0]], {}, "batches: batch 1 is empty, a tensor (0, 3, 48, 64)"),
+        (MODEL, batches(), {"build": lambda: MODEL}, "build: ResNet: the function gives the network again each time"),
+        (lambda: MODEL, batches(), {}, "ResNet: the function gives the network again each time it is called"),
+        (MODEL, batches(), {"build": lambda: None}, "build: <lambda>() gives NoneType; expected a network"),
+        (MODEL, batches(), {"build": lambda width: BUILD()}, "build: <lambda>() fails: TypeError: "),
+        (lambda: 1 / 0, batches(), {}, "model: <lambda>() fails: ZeroDivisionError: division by zero"),
+        (models.googlenet(aux_logits=True, init_weights=False), [torch.rand(2, 3, 64, 64)], {},
+         "GoogLeNet: aux1.conv.conv, aux1.fc1, aux2.conv.conv, aux2.fc1 did not run in evaluation mode"),
         (Branching(), batches(), {}, "Branching: cannot be run on an image of (48, 64)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 64, 2)), batches(), {}, "no layer has a width that can change"),
         (nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), batches(), {}, "gives a tensor (8, 8, 48, 64)"),
         (3, batches(), {}, "model: got int; expected a network"),
-        (lambda: 3, batches(), {}, "model: the function gives int"),
+        (lambda: 3, batches(), {}, "model: <lambda>() gives int"),
         (MODEL, batches(), {"build": MODEL}, "build: got a network; expected the function"),
-        (models.resnet34(), batches(), {"build": models.resnet50}, "channels, and the model has"),
-        (MODEL, batches(), {"build": models.resnet34}, "if `build` was given, it may build another one"),
+        (models.resnet34(num_classes=10), batches(), {"build": BUILD},
+         "build: in what it builds, the parameter 'layer1.2.conv1.weight' is missing; in the model it is of shape (64"),
+        (MODEL, batches(), {"build": partial(models.resnet34, num_classes=10)},
+         "the parameter 'layer1.2.conv1.weight' is of shape (64, 64, 3, 3); in the model it is missing. Expected"),
+        (MODEL, batches(), {"build": models.resnet18},
+         "the parameter 'fc.weight' is of shape (1000, 512); in the model it is of shape (10, 512)"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(model: Any, data: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         suggest_widths(model, data, **options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_build_that_gives_the_model_itself_leaves_it_whole() -> None:
+    model = trained()
+    before = dict(model.named_parameters())
+    with pytest.raises(UserError, match="again each time"):
+        suggest_widths(model, batches(), build=lambda: model)
+    assert all(before[name] is parameter and not parameter.is_meta for name, parameter in model.named_parameters())
+    assert model.training and suggest_widths(model, batches()).widths
+
+
+@pytest.mark.parametrize(("width", "multiple"), [(4, 4), (5, 4), (6, 4), (12, 8)])
+def test_widths_that_are_no_multiples_of_8_are_affordable_at_their_own_cost(width: int, multiple: int) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(36 * width, 10),
+        )  # fmt: skip
+
+    suggested = suggest_widths(build(), [torch.rand(16, 3, 10, 10)], cast(float, np.float32(1)), build=build)
+    assert suggested.macs.share <= 1 and suggested.reference == {"0": width, "2": width}
+    assert all(chosen % multiple == 0 for chosen in suggested.widths.values())
+    assert multiple == 8 or any(chosen % (2 * multiple) for chosen in suggested.widths.values())

@@ -6,17 +6,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from eigendet import channels
-from eigendet.channels.groups import Channels, Widths
+from eigendet.channels.construction import built, construct
+from eigendet.channels.groups import ChannelError, Channels, Widths
 from eigendet.config.sections import WidthSettings
-from eigendet.errors import UserError, kind, some
+from eigendet.errors import UserError, first_line, kind, some
 from eigendet.networks.widths_file import Cost
 from eigendet.observe.passes import covariances
 from eigendet.observe.points import refuse_hookless
@@ -74,22 +77,24 @@ def suggest_widths(
     """Suggest widths of a classifier's layers in proportion to the dimensions of their spectra, at a cost.
 
     They are what the workflow's stage `widths` derives with its default settings: rule `dof`, in proportion, multiples
-    of 8, at most four times as wide as before, and never more operations than `macs` allows. The model runs in
-    evaluation mode and without gradients, is left in its own mode, and should be trained: of random weights the spectra
-    say little.
+    of 8, at most four times as wide as before, and never more operations than `macs` allows. (Multiples of 4, 2 or 1
+    where those of 8 cost too much.) The model runs in evaluation mode and without gradients, is left in its own mode,
+    and should be trained: of random weights the spectra say little.
 
     Args:
         model: a network that takes a batch of images and gives a number for each class. Or the function that builds
             one, which then has random weights.
         batches: tensors of images (N, C, H, W), or tuples that begin with one, such as those of a DataLoader. They are
-            gone through once. Give some thousand images: fewer samples than channels hide what is there.
+            gone through once, and their size is that for which operations count. Give some thousand images: fewer
+            samples than channels hide what is there.
         macs: how many multiply-accumulates the network may have, as a share of those that it has now.
-        build: the function that builds such a network, such as functools.partial(resnet18, weights=None). With it
-            every group is tried with other widths first, and `channels.rebuild` can build the result.
+        build: the function that builds such a network, anew each time, such as functools.partial(resnet18,
+            weights=None). With it every group is tried with other widths first, and `channels.rebuild` can build the
+            result.
 
     Raises:
-        UserError: there are no batches, or of something else; the network cannot be run on them or followed; the budget
-            is too small for it.
+        UserError: there are no batches, or of something else; `build` fails or builds another network; the network
+            cannot be run on the batches or followed, or has layers that evaluation leaves out; the budget is too small.
 
     Examples:
         >>> class Net(nn.Sequential):
@@ -102,7 +107,7 @@ def suggest_widths(
         ({'0': 16, '2': 32}, True)
         >>> narrow = channels.rebuild(Net, suggested.channels, suggested.widths)
     """
-    if isinstance(macs, bool) or not isinstance(macs, int | float) or not 0 < macs < math.inf:
+    if isinstance(macs, bool) or not isinstance(macs, Real) or not 0 < macs < math.inf:
         raise UserError(f"macs: got {macs!r}; expected a share of the network's operations above 0, such as 0.5.")
     model, build = _built(model, build)
     refuse_hookless(model)
@@ -114,7 +119,7 @@ def suggest_widths(
     traced = channels.trace(model if build is None else build, size, first.shape[1])
     if not traced.widths:
         raise UserError(f"{type(model).__name__}: no layer has a width that can change.")
-    settings = WidthSettings(macs=macs)
+    settings = WidthSettings(macs=float(macs), round_to=_multiple(traced, float(macs)))
     spectra = _observed(model, chain([first], images), traced, settings)
     budget, dimensions, widths, target = spend(traced, traced.widths, spectra, settings)
     return SuggestedWidths(widths, traced.widths, traced, dimensions, budget.binding(widths, target))
@@ -129,12 +134,44 @@ def _built(
             raise UserError(f"{name}: got {kind(function)}; expected a network, or the function that builds it.")
     if isinstance(build, nn.Module):
         raise UserError("build: got a network; expected the function or class that builds it.")
-    if isinstance(model, nn.Module):
-        return model, build
-    network = model()
-    if not isinstance(network, nn.Module):
-        raise UserError(f"model: the function gives {kind(network)}; expected a network.")
-    return network, build or model
+    try:
+        network = model if isinstance(model, nn.Module) else construct(model)
+    except ChannelError as error:
+        raise UserError(f"model: {error}.") from error
+    if build is not None:
+        _refuse_another(network, build)
+    return network, build if isinstance(model, nn.Module) else build or model
+
+
+def _refuse_another(model: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Refuse a function that does not build networks with the model's parameters."""
+    try:
+        other, _ = built(build)
+    except ChannelError as error:
+        raise UserError(f"build: {error}.") from error
+    own, others = (
+        {name: f"of shape {tuple(tensor.shape)}" for name, tensor in network.named_parameters() if not is_lazy(tensor)}
+        for network in (model, other)
+    )
+    for name in own | others:
+        if own.get(name) != others.get(name):
+            raise UserError(
+                f"build: in what it builds, the parameter '{name}' is {others.get(name, 'missing')}; in the model it "
+                f"is {own.get(name, 'missing')}. Expected the function that builds this model."
+            )
+
+
+def _multiple(traced: Channels, macs: float) -> int:
+    """Return what widths are rounded to: 8, or less where the narrowest network would cost more than the budget."""
+    full = traced.macs(traced.widths)
+    for multiple in (8, 4, 2, 1):
+        needed = traced.macs(traced.rounded_to(multiple)) / full
+        if needed <= macs:
+            return multiple
+    raise UserError(
+        f"macs: got {macs:g}; the narrowest that this network can be has {math.ceil(1e6 * needed) / 1e6:g} of its "
+        "operations, so give at least that."
+    )
 
 
 def _images(batches: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
@@ -148,6 +185,8 @@ def _images(batches: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
                 f"batches: batch {number} is {kind(batch) if images is batch else f'a tuple with {kind(images)}'}; "
                 "expected images as a floating-point tensor (N, C, H, W), or a tuple that begins with one."
             )
+        if not images.numel():
+            raise UserError(f"batches: batch {number} is empty, {kind(images)}; expected some images.")
         yield images.to(device)
 
 
@@ -155,7 +194,7 @@ def _observed(model: nn.Module, images: Iterator[Tensor], traced: Channels, sett
     """Return the spectra of every group.
 
     Raises:
-        UserError: the model fails; a group has no feature map of its own, or one with other channels.
+        UserError: the model fails; a group has no feature map of its own.
     """
 
     def run(batch: Tensor) -> None:
@@ -164,8 +203,7 @@ def _observed(model: nn.Module, images: Iterator[Tensor], traced: Channels, sett
         except UserError:
             raise
         except Exception as error:  # whatever a network's own code raises
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{type(model).__name__}: fails on {kind(batch)}: {said}") from error
+            raise UserError(f"{type(model).__name__}: fails on {kind(batch)}: {first_line(error)}") from error
         if not isinstance(output, Tensor) or output.dim() != 2:
             raise UserError(
                 f"{type(model).__name__}: gives {kind(output)}; expected a classifier, a number for each class."
@@ -178,16 +216,15 @@ def _observed(model: nn.Module, images: Iterator[Tensor], traced: Channels, sett
         rows.append(pd.DataFrame({**own, "value": np.array(values)}))
     spectra = spectra_by_group(pd.concat(rows), traced, settings)
     bare = [group for group in traced.widths if group not in spectra.groups]
+    running = {group for layer in traced.layers if layer.positions for group, _ in layer.out.terms}
+    idle = [group for group in bare if group not in running]
+    if idle:
+        raise UserError(
+            f"{type(model).__name__}: {some(idle)} did not run in evaluation mode, so there are no spectra to read "
+            "their widths from; give a network without them."
+        )
     if bare:
         raise UserError(
-            f"{type(model).__name__}: the channel groups {some(bare)} have no feature map of their own in this "
-            "network; if `build` was given, it may build another one."
+            f"{type(model).__name__}: the channel groups {some(bare)} have no feature map of their own in this network."
         )
-    for group, seeds in spectra.groups.items():
-        for values in seeds[0]:
-            if len(values) != traced.widths[group]:
-                raise UserError(
-                    f"build: gives '{group}' {traced.widths[group]} channels, and the model has {len(values)}; "
-                    "expected the function that builds this model."
-                )
     return spectra
