@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels
 from eigendet.cli import main
 from eigendet.errors import UserError
+from eigendet.networks import by_name
 from eigendet.networks.by_name import trace_by_name
 
 MODULE = """
@@ -33,6 +36,8 @@ def detector():
 def asks(width): ...
 def gives_no_network(): return 3
 def fails(): raise RuntimeError("no data")
+def fails_at_length(): raise RuntimeError("no data\\nnor anything else")
+def gives_what_exists(): return network
 """
 
 
@@ -41,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that one works in, without a configuration."""
     (tmp_path / "lab_networks.py").write_text(MODULE)
     (tmp_path / "lab_broken.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "lab_long.py").write_text("raise ValueError('one\\\\ntwo')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "lab_networks", raising=False)
@@ -70,8 +76,8 @@ def test_a_network_of_torchvision_needs_no_configuration(folder: Path) -> None:
     ("name", "side"), [("inception_v3", 299), ("mobilenet_v3_small", 224), ("efficientnet_b1", 240)]
 )
 def test_images_are_those_that_torchvision_has_the_network_for(name: str, side: int) -> None:
-    traced, image = trace_by_name(f"torchvision:{name}")
-    assert image == (3, side, side) and traced.widths
+    traced = trace_by_name(f"torchvision:{name}")
+    assert traced.image == (3, side, side) and traced.channels.widths
 
 
 def test_a_network_of_timm_needs_no_configuration(folder: Path) -> None:
@@ -83,8 +89,8 @@ def test_a_network_of_timm_needs_no_configuration(folder: Path) -> None:
 
 
 def test_a_detector_of_torchvision_is_followed_whole() -> None:
-    traced, image = trace_by_name("torchvision:ssdlite320_mobilenet_v3_large")
-    assert image == (3, 320, 320)
+    traced, image, resized, regions = trace_by_name("torchvision:ssdlite320_mobilenet_v3_large")
+    assert image == (3, 320, 320) and resized == (320, 320) and not regions
     model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     assert traced.parameters(traced.widths) == sum(parameter.numel() for parameter in model.parameters())
     assert any(layer.module.startswith("head.") for layer in traced.layers)
@@ -100,6 +106,33 @@ def test_what_a_module_of_this_folder_builds(folder: Path, name: str) -> None:
 def test_a_detector_of_a_module_of_this_folder(folder: Path) -> None:
     printed = output("lab_networks:detector", "--size", "64x64")
     assert "\nhead.classification_head.conv.0.0 " in printed
+    assert printed.endswith("\nMACs are for one image of 64x64 pixels\n")
+    assert output("lab_networks:detector").endswith(
+        "\nMACs are for one image of 224x224 pixels, which the detector resizes to 64x64; that size is assumed, --size "
+        "says another\n"
+    )
+
+
+def test_a_detector_is_counted_with_as_many_boxes_as_it_looks_at(folder: Path) -> None:
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    detector = partial(torchvision.models.get_model, name, weights=None, weights_backbone=None)
+    traced = channels.trace_detector(detector, size=(320, 320))
+    macs = {layer.module: layer.macs(traced.widths) for layer in traced.layers}
+    named = trace_by_name(f"torchvision:{name}", (3, 320, 320))
+    assert {layer.module: layer.macs(traced.widths) for layer in named.channels.layers} == macs
+    assert macs["roi_heads.box_head.fc7"] == 150 * 1024 * 1024 and named.regions == {"roi_heads": 150}
+    assert named.counted_for(is_assumed=False) == "one image of 320x320 pixels, 150 boxes in roi_heads"
+
+
+def test_masks_and_keypoints_are_of_the_detections_and_a_detector_inside_another_module_counts_alike() -> None:
+    options = {"weights": None, "weights_backbone": None}
+    masked = torchvision.models.detection.maskrcnn_resnet50_fpn(**options, box_detections_per_img=7)
+    assert by_name._regions(nn.ModuleDict({"net": masked})) == {"net.roi_heads": 1000, "net.roi_heads.mask": 7}
+    posed = torchvision.models.detection.keypointrcnn_resnet50_fpn(**options, rpn_post_nms_top_n_test=20)
+    assert by_name._regions(posed) == {"roi_heads": 20, "roi_heads.keypoint": 100}
+    masked.regions = {"roi_heads": 5}
+    assert by_name._regions(masked) == {"roi_heads": 5} and masked.training
+    assert by_name._resized(masked, (3, 100, 200)) == (666, 1333)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +159,21 @@ def test_a_detector_of_a_module_of_this_folder(folder: Path) -> None:
         (["lab_networks:gives_no_network"], "lab_networks:gives_no_network: gives int; expected a network"),
         (["lab_networks:fails"], "lab_networks:fails() fails: RuntimeError: no data; expected a function"),
         (["lab_networks:Net"], "cannot be run on an image of (224, 224): "),
+        (
+            ["lab_networks:Net"],
+            "That image had 3 channels, assumed without --size; another --size CHANNELSxHEIGHTxWIDTH",
+        ),
+        (
+            ["lab_networks:Net", "--size", "2x64x64"],
+            "That image had 2 channels; another --size CHANNELSxHEIGHTxWIDTH may",
+        ),
+        (["torchvision:r3d_18"], "That image had 3 channels, assumed without --size; another --size"),
+        (["lab_networks:fails_at_length"], "lab_networks:fails_at_length() fails: RuntimeError: no data; expected a"),
+        (
+            ["lab_networks:gives_what_exists"],
+            "Net: the function gives the network again each time it is called; expected",
+        ),
+        (["lab_long:build"], "lab_long cannot be imported: ValueError: one"),
         (["lab_broken:build"], "lab_broken cannot be imported: No module named 'nowhere_to_be_found'"),
         (["resnet50"], "config.yaml: no such file, in whose `backbones` 'resnet50' would be looked for. Without a"),
         (["resnet50"], "torchvision:resnet50, timm:resnet50, or my_module:resnet50"),
@@ -145,5 +193,5 @@ def test_timm_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_same_groups_as_those_of_the_function() -> None:
-    traced, _ = trace_by_name("torchvision:resnet18", (3, 64, 64))
+    traced = trace_by_name("torchvision:resnet18", (3, 64, 64)).channels
     assert traced == channels.trace(torchvision.models.resnet18, (64, 64))

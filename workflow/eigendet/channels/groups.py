@@ -19,6 +19,10 @@ class ChannelError(UserError):
     """A network that cannot be traced or resized, or widths that do not fit it; the message names the place."""
 
 
+class RunError(ChannelError):
+    """A network that cannot be run on images of the size that was given."""
+
+
 @dataclass(frozen=True)
 class Size:
     """A number of channels as a linear form: a constant, and channel groups with factors.

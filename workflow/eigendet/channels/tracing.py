@@ -16,7 +16,7 @@ from torch import nn
 
 from eigendet.channels.construction import RESIZABLE, Build, built
 from eigendet.channels.follower import Sample, follow
-from eigendet.channels.groups import ChannelError, Channels
+from eigendet.channels.groups import ChannelError, Channels, RunError
 from eigendet.channels.naming import named
 from eigendet.channels.record import Record
 from eigendet.channels.sizes import Axis
@@ -119,7 +119,7 @@ def _followed(model: nn.Module, sample: Sample) -> Record:
     try:
         follow(record, sample)
     except Exception as error:  # whatever a network's own code raises
-        raise ChannelError(
+        raise RunError(
             f"{type(model).__name__}: cannot be run on an image of {sample.size}: {first_line(error)}"
         ) from None
     return record

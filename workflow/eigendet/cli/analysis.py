@@ -110,8 +110,8 @@ def channels(configs: tuple[Path, ...], detector: str | None, size: str | None, 
 
         if detector is not None or any(config != Path("config.yaml") for config in configs):
             raise UserError(f"--detector and --config go with an entry of `backbones`; '{name}' stands for itself.")
-        groups, image = trace_by_name(name, None if size is None else _image(size))
-        widths, side = groups.widths, "x".join(map(str, image[1:]))
+        traced = trace_by_name(name, None if size is None else _image(size))
+        groups, widths, image = traced.channels, traced.channels.widths, traced.counted_for(is_assumed=size is None)
     else:
         from eigendet.runs import definitions
 
@@ -121,9 +121,9 @@ def channels(configs: tuple[Path, ...], detector: str | None, size: str | None, 
         over = detector if detector is not None else next(iter(experiment.detectors))
         network = definitions.definition_for_widths(experiment, name, over, heads=detector is not None)
         groups, widths = network.reference(network.size[0])
-        side = f"{network.size[0]}x{network.size[0]}"
+        image = f"one image of {network.size[0]}x{network.size[0]} pixels"
     click.echo(table(groups, widths))
-    click.echo(f"MACs are for one image of {side} pixels")
+    click.echo(f"MACs are for {image}")
 
 
 def _image(size: str) -> tuple[int, int, int]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from eigendet import channels
-from eigendet.channels.groups import ChannelError, Channels
-from eigendet.errors import UserError, kind, lacking, unknown
+from eigendet.channels.construction import construct
+from eigendet.channels.groups import ChannelError, Channels, RunError
+from eigendet.errors import UserError, first_line, kind, lacking, unknown
+from eigendet.networks.detector import regions
 
 EXPECTED = "torchvision:NAME, timm:NAME, or MODULE:FUNCTION of your own"
 SIDE = 224  # pixels, where a library does not say which images a network is for
-# How many regions of an image the heads of torchvision's two-stage detectors look at: proposals, then detections.
-REGIONS = {"roi_heads": 1000, "roi_heads.mask": 100, "roi_heads.keypoint": 100}
 
 
 class NamedNetwork(NamedTuple):
@@ -31,8 +34,29 @@ class NamedNetwork(NamedTuple):
     is_detector: bool | None = False  # takes a list of images; None: not known
 
 
-def trace_by_name(name: str, image: tuple[int, int, int] | None = None) -> tuple[Channels, tuple[int, int, int]]:
-    """Return the channel groups of a network, and channels, height and width of the image for which costs count.
+class TracedNetwork(NamedTuple):
+    """The channel groups of a network, and for what its operations count."""
+
+    channels: Channels
+    image: tuple[int, int, int]  # channels, height, width
+    resized: tuple[int, int] | None = None  # height and width to which a detector resizes the image
+    regions: Mapping[str, int] = MappingProxyType({})  # boxes of the image, by the parts of a detector that see them
+
+    def counted_for(self, is_assumed: bool) -> str:
+        """Say for what operations count, and whether the size of the image is an assumption."""
+        height, width = self.image[1:]
+        parts = [f"one image of {height}x{width} pixels"]
+        if self.resized is not None and self.resized != (height, width):
+            parts.append(f"which the detector resizes to {self.resized[0]}x{self.resized[1]}")
+        parts += [f"{boxes} boxes in {part}" for part, boxes in self.regions.items()]
+        assumed = "; that size is assumed, --size says another" if is_assumed and self.resized is not None else ""
+        return ", ".join(parts) + assumed
+
+
+def trace_by_name(name: str, image: tuple[int, int, int] | None = None) -> TracedNetwork:
+    """Return the channel groups of a network, and for what its operations count.
+
+    A two-stage detector of torchvision, or one with `regions`, is counted with as many boxes as it looks at most.
 
     Args:
         name: `torchvision:` or `timm:` and a name there, or `my_module:build`, which is imported from the folder that
@@ -42,8 +66,8 @@ def trace_by_name(name: str, image: tuple[int, int, int] | None = None) -> tuple
     Raises:
         UserError: there is no such network, it cannot be built, or it cannot be followed.
 
-    >>> traced, image = trace_by_name("torchvision:resnet18")
-    >>> len(traced.widths), image
+    >>> traced = trace_by_name("torchvision:resnet18")
+    >>> len(traced.channels.widths), traced.image
     (12, (3, 224, 224))
     """
     library, _, inside = name.partition(":")
@@ -53,22 +77,60 @@ def trace_by_name(name: str, image: tuple[int, int, int] | None = None) -> tuple
         network = _of_torchvision(inside, image)
     else:
         network = _of_timm(inside) if library == "timm" else _of_module(library, inside)
-    image = image or network.image
+    is_assumed, image = image is None, image or network.image
     if network.is_detector:
-        return _trace_detector(network, image), image
+        return _trace_detector(network.build, image)
     try:
-        return channels.trace(network.build, image[1:], image[0]), image
+        return TracedNetwork(channels.trace(network.build, image[1:], image[0]), image)
     except ChannelError as error:
         if network.is_detector is None:
             with contextlib.suppress(ChannelError):
-                return _trace_detector(network, image), image
-        raise ChannelError(f"{error}; an image of another --size may do") from None
+                return _trace_detector(network.build, image)
+        if not isinstance(error, RunError):
+            raise
+        assumed = ", assumed without --size" if is_assumed else ""
+        raise ChannelError(
+            f"{error}. That image had {image[0]} channels{assumed}; another --size CHANNELSxHEIGHTxWIDTH may do."
+        ) from None
 
 
-def _trace_detector(network: NamedNetwork, image: tuple[int, int, int]) -> Channels:
+def _trace_detector(build: Callable[[], nn.Module] | nn.Module, image: tuple[int, int, int]) -> TracedNetwork:
     if image[0] != 3:
         raise ChannelError(f"--size: images of {image[0]} channels; a detector is tried on images of 3.")
-    return channels.trace_detector(network.build, image[1:], REGIONS)
+    with torch.random.fork_rng(devices=[]):
+        model = build if isinstance(build, nn.Module) else construct(build)
+    looked_at = _regions(model)
+    return TracedNetwork(channels.trace_detector(build, image[1:], looked_at), image, _resized(model, image), looked_at)
+
+
+def _regions(model: nn.Module) -> Mapping[str, int]:
+    """Return how many boxes of an image parts of a detector look at: as it says, or as torchvision's two-stage ones."""
+    from torchvision.models.detection.roi_heads import RoIHeads
+    from torchvision.models.detection.rpn import RegionProposalNetwork
+
+    looked_at = dict(regions(model))
+    proposals = [part._post_nms_top_n["testing"] for part in model.modules() if isinstance(part, RegionProposalNetwork)]
+    heads = [(path, part) for path, part in model.named_modules() if isinstance(part, RoIHeads)]
+    if looked_at or not proposals:
+        return looked_at
+    for path, part in heads:
+        looked_at[path] = proposals[0]
+        for branch, is_there in (("mask", part.has_mask()), ("keypoint", part.has_keypoint())):
+            if is_there:
+                looked_at[f"{path}.{branch}"] = part.detections_per_img
+    return looked_at
+
+
+def _resized(model: nn.Module, image: tuple[int, int, int]) -> tuple[int, int]:
+    """Return height and width to which a detector resizes an image, by torchvision's way of it if it has that."""
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    for part in model.modules():
+        if isinstance(part, GeneralizedRCNNTransform):
+            images, _ = copy.deepcopy(part).eval()([torch.zeros(image)])
+            height, width = images.image_sizes[0]
+            return height, width
+    return image[1:]
 
 
 def _of_torchvision(name: str, image: tuple[int, int, int] | None) -> NamedNetwork:
@@ -118,21 +180,21 @@ def _of_module(module: str, path: str) -> NamedNetwork:
         build = operator.attrgetter(path)(importlib.import_module(module))
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"{module} cannot be imported: {error}.") from None
+            raise UserError(f"{module} cannot be imported: {first_line(error)}.") from None
         hint = f" Write '{module.removesuffix('.py')}:{path}'." if module.endswith(".py") else ""
         raise UserError(f"there is no module '{module}' in {Path.cwd()} or installed.{hint}") from None
     except AttributeError as error:
-        raise UserError(f"{where}: {error}.") from None
+        raise UserError(f"{where}: {first_line(error)}.") from None
     except (Exception, SystemExit) as error:  # whatever the module's own code raises
-        raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from None
+        raise UserError(f"{module} cannot be imported: {type(error).__name__}: {first_line(error)}") from None
     if isinstance(build, nn.Module):
         return NamedNetwork(build, is_detector=None)
     try:
         network = build()
     except (Exception, SystemExit) as error:  # whatever the function's own code raises
         raise UserError(
-            f"{where}() fails: {type(error).__name__}: {error}; expected a function, or a class, that builds a network "
-            "without arguments."
+            f"{where}() fails: {type(error).__name__}: {first_line(error)}; expected a function, or a class, "
+            "that builds a network without arguments."
         ) from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{where}: gives {kind(network)}; expected a network, a torch.nn.Module.")
