@@ -431,6 +431,7 @@ def test_what_builds_no_network_is_refused_in_a_line(build: Any, message: str) -
         ({}, "no width for the channel group'?s? '?0'?"),
         ({"0": 0}, "channel group '0': width 0; expected a positive"),
         ({"0": -1}, "channel group '0': width -1; expected a positive"),
+        ({"0": None}, "channel group '0': width None; expected a positive"),
     ],
 )
 def test_costs_of_widths_that_no_network_has_are_refused(widths: dict[str, int], message: str) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.models import resnet18
@@ -505,6 +506,27 @@ def test_tap_names_the_tap_that_cannot_be_accumulated(model: nn.Module, run: Any
     with pytest.raises(UserError, match=f"^{key}: cannot be accumulated: RuntimeError: "), tap(model, point):
         run(model)
     assert hooks() == 0
+
+
+def test_a_model_that_is_traced_in_a_window_ends_no_training() -> None:
+    model, windows = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), Windows()
+    with monitor(model, every=1, writer=windows.append) as watched:
+        model(torch.rand(4, 6))
+        traced = torch.jit.trace(model, torch.rand(4, 6), check_trace=False)
+        exported = torch.export.export(model, (torch.rand(4, 6),))
+        watched.step()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model(torch.rand(4, 6))
+        watched.step()
+    assert windows.samples == [4, 0] and traced(torch.ones(2, 6)).equal(model(torch.ones(2, 6)))
+    calls = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert calls == ["aten.linear.default", "aten.relu.default"]
+    with (
+        pytest.raises(UserError, match=r"^1#0:act: cannot be accumulated: "),
+        tap(model),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        model(torch.rand(4, 6))
 
 
 def test_a_window_after_a_fault_is_measured_again() -> None:

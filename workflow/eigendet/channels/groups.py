@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from numbers import Real
 from typing import Any, Literal
 
 from eigendet.errors import UserError, some, unknown
@@ -110,7 +111,7 @@ class Channels:
         for group in self.widths:
             if group not in widths:
                 raise ChannelError(f"no width for the channel group '{group}'; every group needs one")
-            if not widths[group] > 0:
+            if not isinstance(widths[group], Real) or not widths[group] > 0:
                 raise ChannelError(f"channel group '{group}': width {widths[group]!r}; expected a positive number")
 
     def rounded_to(self, multiple: int) -> dict[str, int]:

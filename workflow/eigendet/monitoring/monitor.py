@@ -18,6 +18,7 @@ from numbers import Integral
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from torch import nn
 
 from eigendet import processes
@@ -93,7 +94,12 @@ def monitor(
         return Taps(model, selected, channels, shortcuts=False, tolerant=True)
 
     writing = measures(metrics), writer_of(writer, list(metrics), spectra, start)
-    return Monitor(taps, lambda: model.training == training, schedule, *writing)
+    return Monitor(taps, lambda: model.training == training and not _is_traced(), schedule, *writing)
+
+
+def _is_traced() -> bool:
+    """Return whether torch notes what runs, to run it later: an observation would become part of it."""
+    return bool(torch.jit._trace.is_tracing()) or torch.compiler.is_compiling()
 
 
 class Schedule(NamedTuple):

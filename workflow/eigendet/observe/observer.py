@@ -144,10 +144,9 @@ class Observer:
         source = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
         for suffix, tensor in feature_maps(output):
             key = TapKey(path + suffix, call, point_of(module))
-            if key in self.faults:
-                continue
             try:
-                self._observe(Sighting(module, path, key, tensor, self._channel_dim(module, tensor), (), source))
+                if key not in self.faults:
+                    self._observe(Sighting(module, path, key, tensor, self._channel_dim(module, tensor), (), source))
             except UserError:
                 raise
             except Exception as error:  # a nested tensor, one inside torch.func's transforms, no more memory
@@ -206,12 +205,15 @@ class Observer:
         """Check what can only be known at the end.
 
         Raises:
-            UserError: samples on a GPU were not finite, or weights were written to behind autograd's back.
+            UserError: samples were not finite, or had no values, or weights were written to behind autograd's back.
         """
         if not self._measure:
             for key, covariance in self._direct.items():
-                if covariance.first_rejected is not None:
-                    self._fail(key, _not_finite(key, covariance.first_rejected))
+                try:
+                    if (rejected := covariance.first_rejected) is not None:
+                        self._fail(key, _not_finite(key, rejected))
+                except RuntimeError as error:  # samples without values, of a model that was only traced
+                    self._fail(key, _not_accumulated(key, error))
         for key, link in self._links.items():
             if link.module is None or link.affine is None or not link.is_current:
                 continue
@@ -317,10 +319,10 @@ class Observer:
     def _lose(self, path: str, key: TapKey, error: Exception) -> None:
         """Say of a tensor, if it was to be observed, that it could not be; it may have no channels to count."""
         if self._wants(path, key, None):
-            if key not in self._direct and key not in self._links:
-                self._direct[key] = Covariance(0)
+            if key not in self._links:
+                self._direct.setdefault(key, Covariance(0))
             self.padding.setdefault(key, "unknown")
-            self._fail(key, UserError(f"{key}: cannot be accumulated: {type(error).__name__}: {first_line(error)}."))
+            self._fail(key, _not_accumulated(key, error))
 
     def _fail(self, key: TapKey, error: UserError) -> None:
         if not self._tolerant:
@@ -384,6 +386,10 @@ def _inconstant(key: TapKey, source: TapKey) -> UserError:
         f"{key}: its moments were to be computed from those of {source}, but the two do not belong together in every "
         "pass: a layer was left out or repeated, or its input was changed in place. Give shortcuts=False."
     )
+
+
+def _not_accumulated(key: TapKey, error: Exception) -> UserError:
+    return UserError(f"{key}: cannot be accumulated: {type(error).__name__}: {first_line(error)}.")
 
 
 def _not_finite(key: TapKey, index: int) -> UserError:
