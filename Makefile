@@ -18,7 +18,7 @@ demo: .venv/ready
 check: lint examples
 	$(PYTEST) tests/unit -m "not slow"
 
-# Every promise once, the workflow from end to end among them. Takes 10 minutes.
+# Every promise once, the workflow from end to end among them. Takes 12 minutes.
 test: lint examples
 	$(PYTEST) -m "not slow"
 

@@ -58,9 +58,9 @@ SECTIONS: list[tuple[str, str, type[BaseModel]]] = [  # heading, what stands bel
 
 def configuration() -> str:
     """Return every key of an experiment, a table for each section, in their order."""
-    parts = []
+    parts, whole = [], Experiment.model_json_schema()
     for heading, text, model in SECTIONS:
-        schema = model.model_json_schema()
+        schema = whole["$defs"].get(model.__name__) or model.model_json_schema()
         keys = {key: schema["properties"][key] for key in _own_keys(model)}
         rows = [(f"`{key}`", kind(entry, schema), _default(entry, key, schema), entry.get("description", ""))
                 for key, entry in keys.items()]  # fmt: skip
