@@ -3,8 +3,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -373,69 +371,3 @@ def test_constructors_are_put_back_also_after_a_failure(fails: bool) -> None:
     assert [vars(layer).get("__init__") for layer in classes] == before
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not nn.Conv2d(3, 8, 3).weight.is_meta
-
-
-def shared() -> nn.Module:
-    return SHARED
-
-
-SHARED = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3))
-
-
-@pytest.mark.parametrize("trace", [channels.trace, channels.trace_detector])
-@pytest.mark.parametrize("build", [shared, lambda: nn.Sequential(nn.Conv2d(3, 3, 1), SHARED)])
-def test_a_function_that_gives_what_exists_is_refused_and_what_exists_is_left(
-    trace: Callable[..., Any], build: Callable[[], nn.Module]
-) -> None:
-    before = dict(SHARED.named_parameters())
-    with pytest.raises(ChannelError, match=r"^Sequential: the function gives (its module '1.*'|the network) again"):
-        trace(build, size=(16, 16))
-    after = dict(SHARED.named_parameters())
-    assert all(after[name] is before[name] and not after[name].is_meta for name in before) and SHARED.training
-
-
-def test_rebuilding_needs_a_function_that_builds_anew() -> None:
-    def build() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3))
-
-    traced = channels.trace(build, (16, 16))
-    network = build()
-    with pytest.raises(ChannelError, match=r"^Sequential: the function built none of 0, 2; expected one that"):
-        channels.rebuild(lambda: network, traced, {"0": 4, "2": 16}, meta=True)
-    assert not any(parameter.is_meta for parameter in network.parameters())
-
-
-def test_a_stateless_module_may_be_shared() -> None:
-    act = nn.ReLU()
-    assert channels.trace(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), act, nn.Conv2d(8, 4, 3)), (16, 16)).widths
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (3, "got int; expected a function or class that builds a network, without arguments"),
-        (lambda: None, "gives NoneType; expected a network, a torch.nn.Module"),
-        (lambda width: None, "fails: TypeError: "),
-        (lambda: 1 / 0, "fails: ZeroDivisionError: division by zero; expected a function or class"),
-    ],
-)
-def test_what_builds_no_network_is_refused_in_a_line(build: Any, message: str) -> None:
-    with pytest.raises(ChannelError) as caught:
-        channels.trace(build)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("widths", "message"),
-    [
-        ({}, "no width for the channel group'?s? '?0'?"),
-        ({"0": 0}, "channel group '0': width 0; expected a positive"),
-        ({"0": -1}, "channel group '0': width -1; expected a positive"),
-        ({"0": None}, "channel group '0': width None; expected a positive"),
-    ],
-)
-def test_costs_of_widths_that_no_network_has_are_refused(widths: dict[str, int], message: str) -> None:
-    traced = channels.trace(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), (16, 16))
-    for cost in (traced.parameters, traced.macs, partial(channels.table, traced), partial(channels.frame, traced)):
-        with pytest.raises(ChannelError, match=message):
-            cost(widths)
