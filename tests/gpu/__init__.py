@@ -1,0 +1,1 @@
+"""What only a GPU shows: `python tests/gpu/run.py`. See README.md."""
