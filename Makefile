@@ -8,7 +8,7 @@ BIN := .venv/bin
 WORKING := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(WORKING)
 
-.PHONY: demo check test test-all coverage mutation test-lowest lint docs examples benchmark lock generated
+.PHONY: demo check test test-all coverage mutation test-lowest lint docs examples benchmark gpu lock generated
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores all
@@ -77,16 +77,22 @@ test-lowest: .venv-lowest/ready
 benchmark: .venv/ready
 	$(BIN)/python -m tests.benchmarks.$(NAME)
 
+# Whether the GPU of this machine computes what it should, and how fast: build/gpu/gpu.md. Takes 8 minutes at most, and
+# ends with an error where a check fails. Elsewhere than here `python tests/gpu/run.py` needs no environment of its own.
+gpu: .venv/ready
+	$(BIN)/python tests/gpu/run.py --minutes 8 --out build/gpu
+
 # Whether the unit tests notice mistakes in the modules that compute: tests/mutation.md, anew. Takes half an hour.
 mutation: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
 # The pinned lists, anew from the ranges in pyproject.toml, for every platform and without addresses.
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-  --upgrade --all-extras pyproject.toml
+  --upgrade
 lock: .venv/ready
-	$(LOCK) --group dev --output-file envs/requirements.txt
-	$(LOCK) --group test --resolution lowest-direct --output-file envs/lowest.txt
+	$(LOCK) --all-extras pyproject.toml --group dev --output-file envs/requirements.txt
+	$(LOCK) --all-extras pyproject.toml --group test --resolution lowest-direct --output-file envs/lowest.txt
+	$(LOCK) envs/gpu.in --output-file envs/gpu.txt
 
 # What follows from the code: the schema of experiments, and the pages on configuration and commands.
 generated: .venv/ready

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from eigendet.config.sections import (
@@ -233,6 +232,8 @@ def schema_text() -> str:
 
 def dump_yaml(experiment: Experiment) -> str:
     """Return the experiment as YAML that `load` reads, with every default written out."""
+    import yaml  # here, so that whoever builds an experiment of values need not have it
+
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 

@@ -1,0 +1,91 @@
+"""What a run is made on: `python -m tests.gpu.machine DEVICE` prints it as JSON, or why the device cannot be used.
+
+In a process of its own, since run.py imports no torch and holds no memory of the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from tests.gpu.record import one_line
+
+GIB = 2**30
+SCARCE = 0.8  # with less than this share of its memory free, a device is said to be shared
+
+
+def facts(device: str) -> dict[str, str]:
+    """Return names and values, in words.
+
+    Raises:
+        RuntimeError: torch cannot use the device.
+        ImportError, OSError: torch cannot be imported.
+    """
+    import torch
+
+    values = _cuda() if device == "cuda" else {"device": _processor()}
+    values["torch"] = str(torch.__version__)
+    for package in ("torchvision", "triton", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            values[package] = metadata.version(package)
+    return {**values, "Python": platform.python_version()}
+
+
+def _cuda() -> dict[str, str]:
+    import torch
+
+    if torch.version.cuda is None:
+        raise RuntimeError(f"this torch, {torch.__version__}, is built without CUDA")
+    torch.cuda.init()  # says why, where `is_available` only says that
+    ones = torch.ones(64, 64, device="cuda")
+    if float((ones @ ones).sum()) != 64**3:
+        raise RuntimeError("a product of ones is wrong on it")
+    free, total = torch.cuda.mem_get_info()
+    cudnn = torch.backends.cudnn.version()
+    values = {
+        "device": torch.cuda.get_device_name(),
+        "compute capability": ".".join(map(str, torch.cuda.get_device_capability())),
+        "memory": f"{total / GIB:.1f} GiB",
+        "driver": _driver(),
+        "CUDA": torch.version.cuda,
+        "cuDNN": "none" if cudnn is None else f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}",
+    }
+    if free < SCARCE * total:
+        values["memory"] += f", of which other processes leave {free / GIB:.1f}"
+    return values
+
+
+def _driver() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "unknown"
+    line = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(line, capture_output=True, text=True, timeout=30)
+    return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else "unknown"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Print the facts, or the reason why there are none."""
+    try:
+        answer: dict[str, object] = {"facts": facts(sys.argv[1])}
+    except Exception as error:  # whatever torch raises, the reason is what counts
+        answer = {"reason": one_line(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
