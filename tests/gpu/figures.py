@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,8 @@ class Figure:
 
 def error(measured: Tensor, exact: Tensor) -> float:
     """Return the relative Frobenius error of a matrix; infinite if it holds what is not finite."""
-    exact = exact.double().cpu()
-    apart = float((measured.double().cpu() - exact).norm() / exact.norm())
+    exact = exact.double()
+    apart = float((measured.double().to(exact.device) - exact).norm() / exact.norm())
     return apart if math.isfinite(apart) else math.inf
 
 
@@ -54,6 +55,15 @@ def exact_covariance(rows: Tensor) -> Tensor:
     rows = rows.detach().double().cpu()
     centered = rows - rows.mean(0)
     return centered.T @ centered / len(rows)
+
+
+def guarded(what: str, figures: Iterator[Figure]) -> Iterator[Figure]:
+    """Yield these figures; should they end in an exception, one more that says so and fails, so that others go on."""
+    try:
+        yield from figures
+    except Exception as exception:
+        traceback.print_exc()
+        yield Figure(f"{what}: did not end", 1, limit=0, note=f"{type(exception).__name__}: {exception}"[:300])
 
 
 def synchronize(device: torch.device) -> None:
