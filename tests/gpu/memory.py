@@ -69,13 +69,13 @@ def measured(title: str, model: nn.Module, images: Any, points: tuple[Point, ...
 def promised(taps: Taps, model: nn.Module, device: torch.device) -> dict[str, float]:
     """Return what the taps of a model may take, MiB by part."""
     widths = [channels for channels, _ in taps.roots().values()]
-    pointwise = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)]
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    affine = [layer for layer in layers if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)]
     sizes = {
         f"{len(widths)} accumulators": 8 * sum(channels**2 for channels in widths),
         "a chunk of samples": CHUNK_BYTES[device.type],
         f"a product of {max(widths)} channels": 4 * max(widths) ** 2,
-        "weights of layers that can have shortcuts": 4 * sum(layer.weight.numel() for layer in [*pointwise, *linear]),
+        "weights of layers that can have shortcuts": 4 * sum(layer.weight.numel() for layer in affine),
     }
     return {part: size / MIB for part, size in sizes.items()}
 

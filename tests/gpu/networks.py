@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -74,13 +75,21 @@ def freeze_norms(model: nn.Module) -> None:
             freeze_norms(child)
 
 
-@contextlib.contextmanager
-def convolving(precision: str) -> Iterator[None]:
+def convolving(precision: str) -> AbstractContextManager[None]:
     """Let cuDNN convolve float32 in this precision, "ieee" or "tf32", which is its default."""
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = precision
+    return _computing(torch.backends.cudnn.conv, precision)  # type: ignore[attr-defined]
+
+
+def float32_products(precision: str) -> AbstractContextManager[None]:
+    """Let cuBLAS take float32 products in this precision, "ieee", which is its default, or "tf32"."""
+    return _computing(torch.backends.cuda.matmul, precision)
+
+
+@contextlib.contextmanager
+def _computing(operations: Any, precision: str) -> Iterator[None]:
+    before = operations.fp32_precision
+    operations.fp32_precision = precision
     try:
         yield
     finally:
-        convolutions.fp32_precision = before
+        operations.fp32_precision = before
