@@ -28,6 +28,7 @@ from eigendet.networks.detector import learns_masks
 from eigendet.plugins.discovery import find
 from eigendet.runs import covariances, stages, training
 from eigendet.runs.folder import RunFolder
+from eigendet.runs.images import Decoded, Images
 from eigendet.spectra import spectrum
 from eigendet.testing import BackboneContract, DetectorContract
 from tests.conftest import ROOT, minimal_experiment
@@ -167,7 +168,7 @@ def test_a_mistake_is_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_maps_of_padding_are_known_and_pyramid_and_blocks_are_tapped() -> None:
-    images = covariances.Images(Rectangles(64), [0], CPU)
+    images = Images(Decoded(Rectangles(64)), [0], CPU)
     settings = CovarianceSettings(points=["conv", "block", "act", "fpn"], heads=True)
     found = {str(tap.key): tap for tap in covariances.observed_taps(definition(OWN, **BOXES).build(), settings, images)}
     assert {"stem.conv1#0:conv", "res5.1#0:block", "model.backbone[p6]#0:fpn"} <= found.keys()

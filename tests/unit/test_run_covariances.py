@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from eigendet import config, progress
+from eigendet.data.datasets import Detection, Target, open_splits
 from eigendet.errors import UserError
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
 from eigendet.runs import covariances, stages
+from eigendet.runs.images import Decoded
 
 
 @pytest.fixture
@@ -129,3 +132,99 @@ def test_a_run_that_diverged_is_named_with_tap_and_image(
     with pytest.raises(UserError, match=r"layer2.0.relu#0:act: NaN, .* in forward pass 0"):
         covariances.compute_covariance(*run, tmp_path / "c.h5")
     assert not (tmp_path / "c.h5").exists()
+
+
+def test_every_image_is_decoded_once_for_all_snapshots_parts_and_passes(
+    run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, folder = run
+    asked: list[int] = []
+    data = type(open_splits(experiment, "detection")["train"])
+    look_up = data.__getitem__
+
+    def counting(self: Detection, index: int) -> tuple[torch.Tensor, Target]:
+        asked.append(index)
+        return look_up(self, index)
+
+    monkeypatch.setattr(data, "__getitem__", counting)
+    covariances.compute_covariance(experiment, folder, tmp_path / "once.h5")
+    assert sorted(map(str, asked)) == sorted(store.images(tmp_path / "once.h5") or [])
+    asked.clear()
+    values = experiment.model_dump()
+    values["covariance"]["memory"] = 8 * 128**2 / 2**30  # of one accumulator of the widest map
+    passes = config.parse(values)
+    covariances.compute_covariance(passes, folder, tmp_path / "passes.h5")
+    assert len(asked) == 5
+    asked.clear()
+    covariances.compute_covariance(experiment, folder, tmp_path / "shard.h5", (2, 2))
+    assert len(asked) == len(set(asked)) == 1 + 3  # the first image gives the shifts
+    asked.clear()
+    monkeypatch.setattr(covariances, "Decoded", partial(Decoded, memory=0))
+    covariances.compute_covariance(experiment, folder, tmp_path / "again.h5")
+    assert len(asked) == 3 * 5 + 2  # the last snapshot has three parts
+    asked.clear()
+    covariances.compute_covariance(passes, folder, tmp_path / "passes_again.h5")
+    assert len(asked) > 2 * (3 * 5 + 2)
+    assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "once.h5").read_bytes()
+    assert (tmp_path / "passes.h5").read_bytes() == (tmp_path / "once.h5").read_bytes()
+
+
+def test_the_network_runs_in_full_float32_whatever_the_process_has_chosen(
+    run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    covariances.compute_covariance(*run, tmp_path / "plain.h5")
+    cudnn: Any = torch.backends.cudnn
+    inside = []
+
+    def noting(*arguments: Any) -> Any:
+        inside.append((cudnn.conv.fp32_precision, cudnn.allow_tf32))
+        return taps(*arguments)
+
+    taps = covariances.observed_taps
+    monkeypatch.setattr(covariances, "observed_taps", noting)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            covariances.compute_covariance(*run, tmp_path / "chosen.h5")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(inside) == {("ieee", False)}
+    assert (cudnn.conv.fp32_precision, cudnn.allow_tf32) == ("tf32", True)
+    assert (tmp_path / "chosen.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
+    assert str(store.provenance(tmp_path / "plain.h5")["precision"]).endswith("; network in float32")
+
+
+def test_a_gpu_that_is_full_is_named_with_the_setting_and_snapshots_before_it_are_kept(
+    run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is played by the CPU: what is tested is what comes of its error."""
+    covariances.compute_covariance(*run, tmp_path / "whole.h5")
+    read: list[int] = []
+
+    def reading(path: Path) -> Any:
+        step, model, definition = read_snapshot(path)
+        read.append(step)
+        if len(read) == 2:
+            model.get_submodule("backbone.body.layer2").register_forward_pre_hook(full)
+        return step, model, definition
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 3.00 MiB "
+            "is free. Including non-PyTorch memory, this process has 79.10 GiB memory in use."
+        )
+
+    monkeypatch.setattr(covariances, "read_snapshot", reading)
+    with pytest.raises(UserError) as error:
+        covariances.compute_covariance(*run, tmp_path / "c.h5")
+    assert str(error.value) == (
+        "step 1: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 3.00 "
+        "MiB is free. covariance.memory is null, no limit: give the GiB that accumulators may take beside the network, "
+        "and the images are gone over as often as it needs. Snapshots before this one are kept."
+    )
+    values = run[0].model_dump()
+    values["covariance"]["memory"] = 0.001
+    covariances.compute_covariance(config.parse(values), run[1], tmp_path / "c.h5")
+    assert read == [0, 1, 1, 4]
+    assert (tmp_path / "c.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

@@ -50,6 +50,7 @@ from eigendet.plugins.discovery import Kind, Plugin
 from eigendet.runs import covariances, training
 from eigendet.runs.evaluation import average_precision
 from eigendet.runs.folder import RunFolder
+from eigendet.runs.images import Decoded, Images
 from eigendet.spectra.metrics import intrinsic_dimension
 
 CPU = torch.device("cpu")
@@ -296,7 +297,7 @@ class DetectorContract(NetworkContract):
 
     def test_its_layers_are_tapped(self) -> None:
         """Require convolutions of the backbone that run as modules."""
-        images = covariances.Images(Rectangles(self.side), [0], CPU)
+        images = Images(Decoded(Rectangles(self.side)), [0], CPU)
         settings = CovarianceSettings(points=["conv"])
         taps = list(covariances.observed_taps(self.build(), settings, images))
         self.require(bool(taps), "no convolution of its backbone ran as a module, so nothing can be tapped.")

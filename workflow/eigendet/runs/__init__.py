@@ -6,6 +6,8 @@ training        one loop for both kinds of training
 evaluation      average precision, top-1 accuracy
 definitions     the networks that an experiment names, and what they cost
 stages          a run of each kind, from an experiment to a folder
+images          images decoded once and ahead of the device
+precision       the arithmetic that a network runs in
 covariances     the covariances of a run's feature maps, at every snapshot
 latency         how long networks take for one image
 network_check   every network built and tried before any run

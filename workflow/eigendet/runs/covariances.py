@@ -4,18 +4,21 @@ Weights are fixed and the network is in evaluation mode. Images pass one by one,
 another; the few pixels to a multiple of the network's stride are padding and left out. Backbone taps are named as in
 the backbone alone, so that they compare across detectors and with a classifier; all others as in the detector.
 
+The network runs in full float32 on every device. Images are decoded once for all snapshots, see `images`.
+
 Finished snapshots are kept beside the output until all are there, so a computation that was stopped goes on
 with the next. Several processes share the images of each snapshot (see `processes`), and the first merges their parts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +27,8 @@ from torch import Tensor, nn
 from eigendet import processes
 from eigendet.config import Experiment
 from eigendet.config.sections import IMMATERIAL, CovarianceSettings
-from eigendet.data.batches import as_float
-from eigendet.data.datasets import Detection, open_splits
-from eigendet.errors import UserError
+from eigendet.data.datasets import open_splits
+from eigendet.errors import UserError, first_line
 from eigendet.files import Plain, value_digest
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
@@ -37,6 +39,8 @@ from eigendet.observe.taps import PRECISION
 from eigendet.progress import Reporter
 from eigendet.runs import parallel
 from eigendet.runs.folder import RunFolder, RunRecord, code_versions, job_name
+from eigendet.runs.images import Decoded, Images
+from eigendet.runs.precision import full_float32
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +55,15 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
         shard: (k, n): the k-th of n parts of the probe images. `merging.merge` makes one file of all n.
 
     Raises:
-        UserError: the run is not complete or of a classifier, there are too few images, or a value is not finite.
+        UserError: the run is not complete or of a classifier, there are too few images, a value is not finite, or a
+            GPU has too little memory.
     """
     run = RunFolder(folder)
     record = run.read_detector_run()
     settings = experiment.covariance
     dataset = open_splits(experiment, "detection")[settings.split]
-    probe = _Probe(dataset, probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}"), shard)
+    indices = probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}")
+    probe = _Probe(Decoded(dataset), dataset.digest, indices, shard)
     if not probe.seen:
         raise UserError(
             f"shard {shard[0]}/{shard[1]} of {len(probe.indices)} probe images is empty; make fewer shards."
@@ -79,11 +85,8 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
             blocks = min(settings.jackknife or 1, len(probe.indices)) if step == record.last_step else 1
             pieces = _pieces(part, probe, blocks)
             own = _left_to_do(pieces, provenance)
-            _, model, _ = read_snapshot(run.snapshot(step))
-            model.to(device)
             looked = _reporting(reporter, number, sum(len(piece.seen) for piece in own), settings)
-            for piece in own:
-                _observe(piece, step, model, probe, settings, provenance, device, looked)
+            _observe(run.snapshot(step), own, probe, settings, provenance, device, looked)
             processes.wait()
             if processes.rank() == 0:
                 _merge(part, pieces, keep_blocks=blocks > 1)
@@ -114,32 +117,6 @@ def observed_taps(
         yield replace(tap, key=replace(tap.key, module=tap.key.module.removeprefix(prefix)))
 
 
-class Images(Sequence[list[Tensor]]):
-    """Some images of a data set, each as a batch of its own for a detector; `looked` is called with each.
-
-    >>> from eigendet.data.samples import Rectangles
-    >>> images = Images(Rectangles(32), [2, 0], torch.device("cpu"))
-    >>> len(images), [image.shape for image in images[0]]
-    (2, [torch.Size([3, 32, 32])])
-    """
-
-    def __init__(
-        self,
-        dataset: Detection,
-        indices: Sequence[int],
-        device: torch.device,
-        looked: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.dataset, self.indices, self.device, self.looked = dataset, indices, device, looked
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        self.looked()
-        return [as_float(self.dataset[self.indices[index]][0]).to(self.device)]
-
-
 def probe_indices(available: int, count: int, name: str) -> list[int]:
     """Return the numbers of `count` images out of those available: the same in every run, spread over the data set.
 
@@ -158,7 +135,8 @@ def probe_indices(available: int, count: int, name: str) -> list[int]:
 class _Probe:
     """The probe images, and the part of them that a shard sees."""
 
-    dataset: Detection
+    decoded: Decoded
+    digest: str
     indices: list[int]
     shard: tuple[int, int]
 
@@ -206,16 +184,17 @@ def _reporting(reporter: Reporter, number: int, images: int, settings: Covarianc
 def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe) -> Plain:
     """Return what the file says it was made from."""
     settings = experiment.covariance
-    material = experiment.model_dump(mode="json", exclude={"training": IMMATERIAL, "pretraining": IMMATERIAL})
+    immaterial = {"training": IMMATERIAL, "pretraining": IMMATERIAL, "covariance": {"memory"}}
+    material = experiment.model_dump(mode="json", exclude=immaterial)
     return {
         "run": record.run,
         "definition": record.definition.plain(),
         "experiment": experiment.name,
         "settings": value_digest(material),
-        "probe": {"split": settings.split, "images": len(probe.indices), "data": probe.dataset.digest},
+        "probe": {"split": settings.split, "images": len(probe.indices), "data": probe.digest},
         "points": list(settings.points),
         "heads": settings.heads,
-        "precision": PRECISION,
+        "precision": f"{PRECISION}; network in float32",
         store.CODE: code_versions(),
     }
 
@@ -240,21 +219,38 @@ def _left_to_do(pieces: list[_Piece], provenance: Plain) -> list[_Piece]:
 
 
 def _observe(
-    piece: _Piece,
-    step: int,
-    model: nn.Module,
+    snapshot: Path,
+    pieces: list[_Piece],
     probe: _Probe,
     settings: CovarianceSettings,
     provenance: Plain,
     device: torch.device,
     looked: Callable[[], None],
 ) -> None:
-    """Write the covariances of a piece."""
-    # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
-    starts_here = piece.seen[0] == probe.indices[0]
-    first = None if starts_here else Images(probe.dataset, probe.indices, device)[0]
-    taps = observed_taps(model, settings, Images(probe.dataset, piece.seen, device, looked), first)
-    store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
+    """Write the covariances of a snapshot, a file for each piece."""
+    step, model, _ = read_snapshot(snapshot)
+    with _lack_of_memory_named(step, settings), full_float32():
+        model.to(device)
+        for piece in pieces:
+            # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
+            starts_here = piece.seen[0] == probe.indices[0]
+            first = None if starts_here else Images(probe.decoded, probe.indices, device)[0]
+            taps = observed_taps(model, settings, Images(probe.decoded, piece.seen, device, looked), first)
+            store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
+
+
+@contextlib.contextmanager
+def _lack_of_memory_named(step: int, settings: CovarianceSettings) -> Iterator[None]:
+    """Say which setting helps where a GPU has too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        lack = first_line(error).partition(" Including")[0]
+        limit = "null, no limit" if settings.memory is None else f"{settings.memory:g}"
+        raise UserError(
+            f"step {step}: {lack} covariance.memory is {limit}: give the GiB that accumulators may take "
+            "beside the network, and the images are gone over as often as it needs. Snapshots before this one are kept."
+        ) from None
 
 
 def _merge(part: Path, pieces: list[_Piece], keep_blocks: bool) -> None:

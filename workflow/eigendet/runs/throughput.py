@@ -20,7 +20,9 @@ from eigendet.networks.backbones import reference_groups
 from eigendet.networks.definition import Definition
 from eigendet.runs import covariances, parallel, training
 from eigendet.runs.folder import RunFolder
+from eigendet.runs.images import Decoded, Images
 from eigendet.runs.latency import timed
+from eigendet.runs.precision import full_float32
 
 STEPS, WARM_UP = 6, 2  # measured, of which so many do not count
 IMAGES = 4  # looked at
@@ -58,16 +60,18 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
         labeled = open_splits(experiment, "classification")["train"]
         task = training.classification_task(labeled, _short(experiment.pretraining), 0)
         pretraining = _trained(classifier.build(), classifier, task, experiment.pretraining, device)
-    images = covariances.Images(data, [index % len(data) for index in range(IMAGES)], device)
+    # Without keeping any, as where there are more than are kept.
+    images = Images(Decoded(data, memory=0), [index % len(data) for index in range(IMAGES)], device)
     model.eval()
 
     def look() -> None:
         with torch.inference_mode():
-            for image in images:
-                model(image)
+            for number in range(IMAGES):
+                model(images[number])
 
     def observe() -> None:
-        list(covariances.observed_taps(model, experiment.covariance, images))
+        with full_float32():
+            list(covariances.observed_taps(model, experiment.covariance, images))
 
     def rate_of(call: Callable[[], None]) -> float:
         call()  # to warm up
