@@ -23,6 +23,7 @@ from eigendet.spectra import metric_table, metrics, spectrum
 from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 RULES = ("ratio", "energy", "dof", "effective_rank", "participation")
 rules = st.sampled_from(RULES)
 
@@ -295,10 +296,9 @@ def test_eigenvalues_from_the_gpu_are_checked_and_fall_back_to_the_cpu(
             raise RuntimeError("failed to converge")
         return solve(moment) * (1.001 if len(calls) == 1 and failure == "wrong" else 1)
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
     monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
-    np.testing.assert_allclose(spectrum.eigenvalues(matrix), np.arange(1100.0, 0, -1))
+    np.testing.assert_allclose(spectrum.eigenvalues(matrix, GPU), np.arange(1100.0, 0, -1))
     assert len(calls) == (1 if failure is None else 2)
     assert ("taken from the CPU" in caplog.text) == (failure is not None)
 
@@ -315,17 +315,21 @@ def test_the_gpu_gives_the_same_eigenvalues_and_directions(directions: int, monk
     """Played by the CPU, which takes other routines for it."""
     matrix, values, basis = symmetric(20)
     monkeypatch.setattr(spectrum, "GPU_CHANNELS", 20)
-    sent: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: sent.append(self) or self)  # type: ignore[func-returns-value]
-    for available in (False, True):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        found, vectors = spectrum.eigen(matrix.numpy(), directions)
-        assert bool(sent) == available
+    sent: list[torch.device] = []
+
+    def send(self: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(device)
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", send)
+    for device in (CPU, GPU):
+        found, vectors = spectrum.eigen(matrix.numpy(), directions, device)
+        assert sent == ([] if device is CPU else [device])
         np.testing.assert_allclose(found, values, atol=1e-13)
         assert vectors.shape == (20, directions)
         np.testing.assert_allclose(np.abs(np.sum(vectors * basis.numpy()[:, :directions], axis=0)), 1, atol=1e-10)
     sent.clear()
-    spectrum.eigen(matrix.numpy()[:19, :19], directions)
+    spectrum.eigen(matrix.numpy()[:19, :19], directions, GPU)
     assert not sent  # smaller ones are not worth the way
 
 

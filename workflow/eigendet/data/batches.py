@@ -58,8 +58,12 @@ def stream_seed(seed: int, stream: str, number: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
-def classification_batches(dataset: Classification, settings: Pretraining, seed: int, start: int) -> DataLoader[Batch]:
+def classification_batches(
+    dataset: Classification, settings: Pretraining, seed: int, start: int, pinned: bool = False
+) -> DataLoader[Batch]:
     """Return batches (images (N, 3, S, S) float in [0, 1], labels (N,)) for the steps from `start` to the last.
+
+    They lie in pinned memory on request, from which a GPU copies while it computes.
 
     >>> from eigendet.data.samples import Colors
     >>> settings = Pretraining(steps=3, batch_size=2, image_size=32)
@@ -74,15 +78,16 @@ def classification_batches(dataset: Classification, settings: Pretraining, seed:
         ]
     )
     samples = _TrainingSamples(dataset, range(len(dataset)), lambda image, label: (transform(image), label), seed)
-    return _loader(samples, settings, start, collate=torch.utils.data.default_collate)
+    return _loader(samples, settings, start, pinned, collate=torch.utils.data.default_collate)
 
 
 def detection_batches(
-    dataset: Detection, settings: DetectorTraining, seed: int, start: int, masks: bool
+    dataset: Detection, settings: DetectorTraining, seed: int, start: int, masks: bool, pinned: bool = False
 ) -> DataLoader[Batch]:
     """Return batches (list of images (3, H, W) float in [0, 1], list of targets) for the steps from `start` on.
 
-    Crowds are left out, and images without any object. Images come resized, with scale jitter.
+    Crowds are left out, and images without any object. Images come resized, with scale jitter. They lie in pinned
+    memory on request, from which a GPU copies while it computes.
 
     >>> from eigendet.data.samples import Rectangles
     >>> settings = DetectorTraining(steps=1, batch_size=2, min_size=48, max_size=48)
@@ -121,7 +126,7 @@ def detection_batches(
         return image.as_subclass(Tensor), {key: value.as_subclass(Tensor) for key, value in objects.items()}
 
     samples = _TrainingSamples(dataset, used, augment, seed)
-    return _loader(samples, settings, start, collate=_lists)
+    return _loader(samples, settings, start, pinned, collate=_lists)
 
 
 def evaluation_crop(settings: Pretraining) -> Callable[[Tensor], Tensor]:
@@ -160,7 +165,11 @@ def _masks(target: Target, kept: Tensor) -> Tensor:
 
 
 def _loader(
-    samples: Dataset[Sample], settings: Optimization, start: int, collate: Callable[[list[Sample]], Batch]
+    samples: Dataset[Sample],
+    settings: Optimization,
+    start: int,
+    pinned: bool,
+    collate: Callable[[list[Sample]], Batch],
 ) -> DataLoader[Batch]:
     """Return batches of the samples that this process takes at each step."""
     size, rank, count = settings.batch_size, processes.rank(), processes.size()
@@ -174,7 +183,7 @@ def _loader(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # plugins exist in this process alone
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
     )
 
 

@@ -232,7 +232,7 @@ class Monitor:
         tap = self._began, key, covariance.channels
         if key in taps.faults or not covariance.count:
             return Measurement(*tap, 0, dict.fromkeys(self._measures, np.nan), np.zeros(0))
-        values = np.clip(eigenvalues(covariance.covariance().cpu().numpy()), 0, None)
+        values = np.clip(eigenvalues(covariance.covariance().cpu().numpy(), covariance.device), 0, None)
         return Measurement(
             *tap, covariance.count, {name: self._value(name, values, key) for name in self._measures}, values
         )

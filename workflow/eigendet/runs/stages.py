@@ -54,8 +54,8 @@ def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None
         return
     training.seed_everything(stream_seed(settings.seed, "weights", 0))
     model = definition.build()
-    task = training.classification_task(data["train"], settings, settings.seed)
     device = parallel.device_of(experiment.device)
+    task = training.classification_task(data["train"], settings, settings.seed, device)
     costs = costs_of(definition, model)
     job = job_name(experiment, "pretrain", {"backbone": name})
     outcome = training.fit(folder, model, definition, task, settings, settings.seed, identity, device, job)
@@ -125,8 +125,8 @@ def train(
     model = _initial_detector(definition, seed, init)
     for note in data.notes:
         logger.info(note)
-    task = training.detection_task(model, data, settings, seed)
     device = parallel.device_of(experiment.device)
+    task = training.detection_task(model, data, settings, seed, device)
     costs = costs_of(definition, model)
     job = job_name(experiment, "train", names)
     outcome = training.fit(run, model, definition, task, settings, seed, identity, device, job)

@@ -53,12 +53,12 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
     device = parallel.device_of(experiment.device)
     data = open_splits(experiment, "detection")["train"]
     model = detector.build()
-    task = training.detection_task(model, data, _short(experiment.training), 0)
+    task = training.detection_task(model, data, _short(experiment.training), 0, device)
     rate = _trained(model, detector, task, experiment.training, device)
     pretraining = None
     if classifier is not None and experiment.pretraining is not None:
         labeled = open_splits(experiment, "classification")["train"]
-        task = training.classification_task(labeled, _short(experiment.pretraining), 0)
+        task = training.classification_task(labeled, _short(experiment.pretraining), 0, device)
         pretraining = _trained(classifier.build(), classifier, task, experiment.pretraining, device)
     # Without keeping any, as where there are more than are kept.
     images = Images(Decoded(data, memory=0), [index % len(data) for index in range(IMAGES)], device)

@@ -38,6 +38,7 @@ from eigendet.runs.folder import Identity, RunFolder, require_same
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 Losses = dict[str, Tensor]
 
 
@@ -59,14 +60,18 @@ class Outcome(TypedDict):
     device: str
 
 
-def classification_task(data: Classification, settings: Pretraining, seed: int) -> Task:
-    """Return the task of telling the classes of images apart."""
-    return Task(partial(classification_batches, data, settings, seed), classification_losses)
+def classification_task(data: Classification, settings: Pretraining, seed: int, device: torch.device = CPU) -> Task:
+    """Return the task of telling the classes of images apart, on a device."""
+    batches = partial(classification_batches, data, settings, seed, pinned=device.type == "cuda")
+    return Task(batches, classification_losses)
 
 
-def detection_task(model: nn.Module, data: Detection, settings: DetectorTraining, seed: int) -> Task:
-    """Return the task of detecting objects, with masks if the detector learns them."""
-    return Task(partial(detection_batches, data, settings, seed, masks=learns_masks(model)), detection_losses)
+def detection_task(
+    model: nn.Module, data: Detection, settings: DetectorTraining, seed: int, device: torch.device = CPU
+) -> Task:
+    """Return the task of detecting objects on a device, with masks if the detector learns them."""
+    masks, pinned = learns_masks(model), device.type == "cuda"
+    return Task(partial(detection_batches, data, settings, seed, masks=masks, pinned=pinned), detection_losses)
 
 
 def classification_losses(model: nn.Module, batch: Any, device: torch.device) -> Losses:

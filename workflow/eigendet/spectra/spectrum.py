@@ -20,25 +20,26 @@ from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS, Provenance
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 GPU_CHANNELS = 1024  # below, the CPU is faster than the transfer
 Row = dict[str, str | int | float]  # by the column
 DIRECTIONS, SHARE = 16, 8  # leading directions: at most so many, and at most one in eight
 
 
-def eigenvalues(moment: np.ndarray) -> np.ndarray:
+def eigenvalues(moment: np.ndarray, device: torch.device = CPU) -> np.ndarray:
     """Return the eigenvalues of a symmetric (C, C) matrix in float64, descending, (C,): see `eigen`.
 
     >>> eigenvalues(np.array([[2.0, 1.0], [1.0, 2.0]])).round(12).tolist()
     [3.0, 1.0]
     """
-    return eigen(moment, 0)[0]
+    return eigen(moment, 0, device)[0]
 
 
-def eigen(moment: np.ndarray, directions: int) -> tuple[np.ndarray, np.ndarray]:
+def eigen(moment: np.ndarray, directions: int, device: torch.device = CPU) -> tuple[np.ndarray, np.ndarray]:
     """Return the eigenvalues of a symmetric (C, C) matrix and its first eigenvectors, (C,) and (C, directions).
 
-    Both are in float64, descending. Large matrices are decomposed on a GPU where there is one; should that fail, or
-    miss the trace or the Frobenius norm, on the CPU. Negative eigenvalues, which are rounding noise of a positive
+    Both are in float64, descending. Where the device is a GPU it decomposes large matrices; should that fail, or miss
+    the trace or the Frobenius norm, the CPU does. Negative eigenvalues, which are rounding noise of a positive
     semi-definite matrix, are returned as they are.
 
     Raises:
@@ -51,9 +52,9 @@ def eigen(moment: np.ndarray, directions: int) -> tuple[np.ndarray, np.ndarray]:
     matrix = torch.from_numpy(np.ascontiguousarray(moment, dtype=np.float64))
     if not matrix.isfinite().all():
         raise UserError(f"a matrix of {len(matrix)} channels holds NaN or infinity, so it has no eigenvalues.")
-    if torch.cuda.is_available() and len(matrix) >= GPU_CHANNELS:
+    if device.type == "cuda" and len(matrix) >= GPU_CHANNELS:
         try:
-            values, vectors = _on_gpu(matrix.cuda(), directions)
+            values, vectors = _on_gpu(matrix.to(device), directions)
             if belong(values, vectors, matrix):
                 return values.numpy(), vectors.numpy()
             logger.warning("eigenvalues of %d channels from the GPU are wrong; taken from the CPU", len(matrix))
@@ -107,13 +108,14 @@ def leading(channels: int) -> int:
     return max(1, min(DIRECTIONS, channels // SHARE))
 
 
-def write_spectra(covariance_file: Path, folder: Path, centered: bool = True) -> None:
+def write_spectra(covariance_file: Path, folder: Path, centered: bool = True, device: torch.device = CPU) -> None:
     """Write a run's folder of spectra, see `tables`, from its covariance file.
 
     Args:
         covariance_file: what `eigendet covariance` wrote.
         folder: where the files go.
         centered: read the covariance; else the raw second moment.
+        device: decomposes matrices, see `eigen`.
 
     Raises:
         UserError: the file is not one of a run's covariances, or holds what is not finite.
@@ -126,7 +128,7 @@ def write_spectra(covariance_file: Path, folder: Path, centered: bool = True) ->
     spectra: list[pd.DataFrame] = []
     jackknife: list[pd.DataFrame] = []
     with tables.writing_similarity(folder, provenance, images) as similarity:
-        for record, values, directions, left_out in _decomposed(covariance_file, centered):
+        for record, values, directions, left_out in _decomposed(covariance_file, centered, device):
             tap = run | _tap(record, centered)
             spectra.append(_rows(tap, values))
             jackknife += [_rows(tap | {"left_out": number}, rest) for number, rest in enumerate(left_out)]
@@ -144,15 +146,15 @@ class _Decomposed(NamedTuple):
     left_out: list[np.ndarray]  # eigenvalues without each part of the images in turn
 
 
-def _decomposed(covariance_file: Path, centered: bool) -> Iterator[_Decomposed]:
+def _decomposed(covariance_file: Path, centered: bool, device: torch.device) -> Iterator[_Decomposed]:
     """Decompose every map; one tensor under several names, which follow one another, is decomposed once."""
     last: _Decomposed | None = None
     for record in store.read(covariance_file):
         if last is not None and record.equals(last.record):
             last = last._replace(record=record)
         else:
-            values, directions = eigen(record.moment(centered), leading(len(record.mean)))
-            left_out = [eigenvalues(rest.moment(centered)) for rest in record.leaving_one_out()]
+            values, directions = eigen(record.moment(centered), leading(len(record.mean)), device)
+            left_out = [eigenvalues(rest.moment(centered), device) for rest in record.leaving_one_out()]
             last = _Decomposed(record, values, directions, left_out)
         yield last
 

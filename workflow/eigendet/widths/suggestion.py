@@ -211,7 +211,7 @@ def _observed(model: nn.Module, images: Iterator[Tensor], traced: Channels, sett
 
     rows = []
     for tap in covariances(model, images, OTHER_POINTS, call=run):
-        values = eigenvalues(tap.covariance.covariance().cpu().numpy())
+        values = eigenvalues(tap.covariance.covariance().cpu().numpy(), tap.covariance.device)
         own = {"seed": 0, "step": 0, "module": tap.key.module, "call": tap.key.call, "point": tap.key.point}
         rows.append(pd.DataFrame({**own, "value": np.array(values)}))
     spectra = spectra_by_group(pd.concat(rows), traced, settings)
