@@ -38,6 +38,7 @@ def figures(device: torch.device, small: bool, out: Path) -> Iterator[Figure]:
     for batch in rounds:
         title = f"float32, batch {batch}"
         yield from guarded(title, passes(title, model, images(device, small, batch), rounds[batch], limit))
+    yield from guarded("over many passes", sustained(model, images(device, small, 1), small, limit))
     yield from guarded("host", host(model, torch.rand(1, 3, *canvas(small), device=device)))
     yield from guarded("profile", profile(model, images(device, small, 1), out))
     yield from guarded("roofline", roofline(device, small))
@@ -94,6 +95,16 @@ def passes(
     for name in others() if own > bare else ():
         ratio = (times[name] - bare) / (own - bare)
         yield Figure(f"{title}: {name}, added time over that of act", ratio)
+
+
+def sustained(model: nn.Module, batch: list[Tensor], small: bool, limit: float | None) -> Iterator[Figure]:
+    """Yield the ratio over so many passes that what is done once in a while is done, and counted in."""
+    rounds, repeats = (1, 4) if small else (3, 40)
+    contexts: Contexts = {"bare": nullcontext, "act": tapping(model)["act"]}
+    with convolving("ieee"), torch.no_grad():
+        times = in_turns(batch[0].device, contexts, lambda: [model(batch) for _ in range(repeats)], rounds)
+    title = f"float32, batch 1, {repeats} passes in one go: act, time over bare"
+    yield Figure(title, times["act"] / times["bare"], limit=limit)
 
 
 def tapping(model: nn.Module) -> Contexts:
