@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from tests.gpu.plan import ROOT
+from tests.gpu import plan
 
 GRACE = 5.0  # seconds in which processes that are asked to end may do so
 
@@ -23,9 +23,7 @@ def run(
 
     What it prints goes to a file, and whatever it has started ends with it: also where this process is interrupted.
     """
-    inherited = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
-    path = os.pathsep.join([str(ROOT), str(ROOT / "workflow"), *inherited])
-    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **(variables or {}), "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **(variables or {}), "PYTHONPATH": _path()}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
@@ -47,14 +45,23 @@ def ending(status: int) -> str:
     return f"its process was ended by signal {-status}"
 
 
+def _path() -> str:
+    """Return where modules are looked for, by those processes too that a check starts."""
+    standin = [] if plan.is_there("lazy_loader") else [str(plan.ROOT / "tests/gpu/standin")]
+    inherited = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    return os.pathsep.join([str(plan.ROOT), str(plan.ROOT / "workflow"), *standin, *inherited])
+
+
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """Ask a process and those that it started to end, and kill what is left after a while."""
     end = time.monotonic() + GRACE
     with contextlib.suppress(ProcessLookupError):  # none is left
-        os.killpg(process.pid, signal.SIGTERM)
-        while time.monotonic() < end:
-            process.poll()  # takes the process itself off the group, once it has ended
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+            while time.monotonic() < end:
+                process.poll()  # takes the process itself off the group, once it has ended
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+        finally:  # also where this process is interrupted meanwhile
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()

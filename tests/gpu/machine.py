@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -62,12 +61,10 @@ def _cuda() -> dict[str, str]:
 
 
 def _driver() -> str:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return "unknown"
-    line = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(line, capture_output=True, text=True, timeout=30)
-    return answer.stdout.split("\n")[0].strip() if answer.returncode == 0 else "unknown"
+    line = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(line, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
+    return "unknown"
 
 
 def _processor() -> str:

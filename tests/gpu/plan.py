@@ -23,7 +23,7 @@ WITHOUT = {
     "triton": "kernels that are written in it are not tried",
     "delve": "its accumulator is not compared",
 }
-EVERYWHERE = ("torchvision", "numpy", "pandas", "PIL")
+EVERYWHERE = ("torch", "torchvision", "numpy", "pandas", "PIL")
 SPECTRA = ("h5py", "scipy")
 EXPERIMENT = (*SPECTRA, "pydantic", "pycocotools")
 
@@ -70,9 +70,17 @@ CHECKS = (
 )  # fmt: skip
 
 
+def is_there(name: str) -> bool:
+    """Return whether a module can be imported, without importing it."""
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def absent() -> list[str]:
     """Return which of `PACKAGES` cannot be imported, by the names under which they are."""
-    return [name for name in PACKAGES if not _is_there(name)]
+    return [name for name in PACKAGES if not is_there(name)]
 
 
 def lacking(check: Check, absent: Sequence[str]) -> str:
@@ -102,13 +110,6 @@ def outdated() -> list[str]:
         if _numbers(version) < _numbers(oldest):
             lines.append(f"{package} {version} is older than {oldest} (pip install --upgrade {package})")
     return lines
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _numbers(version: str) -> list[int]:

@@ -136,19 +136,23 @@ def read_lines(path: Path) -> tuple[list[Line], str]:
 
 def summary(result: Result) -> str:
     """Return one line on a check, for the screen."""
-    seconds = f"{result.seconds:.0f} s" if result.seconds else ""
-    return f"{result.name:<18} {result.outcome:<9} {seconds:>6}  {result.reason or f'{len(result.figures)} figures'}"
+    seconds = f"{_seconds(result)} s" if result.seconds else ""
+    what = result.reason or f"{len(result.figures)} figures"
+    return f"{result.name:<18} {result.outcome:<9} {seconds:>6}  {what}"
 
 
 def conclusion(results: Sequence[Result]) -> Iterator[str]:
     """Yield how many checks passed, and every figure beyond its limit."""
     left_out = sum(result.outcome == "left out" for result in results)
     passed = sum(result.outcome == "passed" for result in results)
-    yield f"{passed} of {len(results)} checks passed" + (f", {left_out} left out" if left_out else "")
+    yield f"{passed} of {len(results)} checks passed in {sum(result.seconds for result in results):.0f} seconds" + (
+        f", {left_out} left out" if left_out else ""
+    )
     for result in results:
         for line in result.figures:
             if line["ok"] is False:
-                yield f"{result.name}: {line['name']}: {number(line)}, {bound(line)}"
+                note = f" ({line['note']})" if line["note"] else ""
+                yield f"{result.name}: {line['name']}: {number(line)}, {bound(line)}{note}"
 
 
 def number(line: Line) -> str:
@@ -173,13 +177,17 @@ def _page(record: Record) -> Iterable[str]:
     yield from ["", "Sizes are cut down: times mean nothing."] if record.small else []
     yield from ["", *(f"- {line}" for line in record.missing)] if record.missing else []
     yield ""
-    rows = [[check.name, check.what, check.outcome, f"{check.seconds:.0f}", check.reason] for check in record.checks]
-    yield from _table(["check", "what it shows", "outcome", "seconds", ""], rows)
+    rows = [[check.name, check.what, check.outcome, _seconds(check), check.reason] for check in record.checks]
+    yield from _table(["check", "what it shows", "outcome", "seconds", "why"], rows)
     for check in record.checks:
         if check.figures:
             yield from ["", f"## {check.name}", ""]
-            yield from _table(["", "", "limit", "kept", ""], [_row(line) for line in check.figures])
+            yield from _table(["figure", "value", "limit", "kept", "note"], [_row(line) for line in check.figures])
     yield ""
+
+
+def _seconds(result: Result) -> str:
+    return f"{result.seconds:.0f}" if result.seconds else ""
 
 
 def _row(line: Line) -> list[str]:

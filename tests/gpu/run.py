@@ -14,11 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 11):  # noqa: UP036  # this file is what older ones can read
+        sys.exit(f"Python 3.11 or newer is needed, not {sys.version.split()[0]}")
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # what is beside this file belongs to a package
 
 from tests.gpu import child, plan, record
@@ -26,9 +27,11 @@ from tests.gpu.plan import CHECKS, Check
 from tests.gpu.record import Record, Result
 
 ENOUGH = 0.5  # a check is begun if this share of its seconds is left
+ON_CPU = 4  # times as long a check may take there
 HELP = """
 Each check runs in a process of its own under a time limit of its own. DIR/gpu.json and DIR/gpu.md are written anew
-after every one; what a check prints is in DIR/NAME.log. Which GPU: set CUDA_VISIBLE_DEVICES.
+after every one; what a check prints is in DIR/NAME.log. A check is begun if half of the time that it may take is left,
+and may take four times as long on a CPU. The GPU is the first that CUDA_VISIBLE_DEVICES leaves.
 
 Packages that are missing are named, and the checks that need them left out.
 
@@ -66,7 +69,7 @@ def _run(options: argparse.Namespace, checks: Sequence[Check]) -> int:
         print(f"{options.device} cannot be used: {reason}")
         return 2
     print("; ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     commit, changed = record.commit()
     results = [Result(check.name, check.what) for check in checks]
     run = Record(date, commit, changed, options.small, options.minutes, machine, shortcomings, results)
@@ -80,21 +83,21 @@ def _run(options: argparse.Namespace, checks: Sequence[Check]) -> int:
     except KeyboardInterrupt:
         status = 130
     run.write(options.out)
-    print(*record.conclusion(results), f"{options.out / 'gpu.md'}", sep="\n")
+    print(*record.conclusion(results), options.out / "gpu.md", sep="\n")
     return _status(results, strict=bool(options.only)) if status is None else status
 
 
 def _settle(check: Check, result: Result, options: argparse.Namespace, absent: Sequence[str], left: float) -> None:
     """Run a check, or say why not; `left` is how many seconds of the run are."""
+    longest = check.seconds * (ON_CPU if options.device == "cpu" else 1)
     if packages := plan.lacking(check, absent):
         result.outcome, result.reason = "left out", f"needs {packages}"
     elif check.cuda and options.device != "cuda":
         result.outcome, result.reason = "left out", "shows nothing without a CUDA device"
-    elif left < ENOUGH * check.seconds:
-        needed, there = check.seconds / 60, max(left, 0) / 60
-        result.reason = f"takes up to {needed:.1f} minutes, and {there:.1f} of {options.minutes:g} are left"
+    elif left < ENOUGH * longest:
+        result.reason = f"takes up to {longest / 60:.1f} minutes, and {max(left, 0) / 60:.1f} are left"
     else:
-        _execute(check, result, options, min(check.seconds, left))
+        _execute(check, result, options, min(longest, left))
 
 
 def _execute(check: Check, result: Result, options: argparse.Namespace, seconds: float) -> None:
@@ -111,7 +114,7 @@ def _execute(check: Check, result: Result, options: argparse.Namespace, seconds:
             with log.open("w") as output:
                 variables = {**check.environment, "TMPDIR": temporary}
                 status = child.run("tests.gpu.check", arguments, output, seconds, variables)
-            stop = f"after {seconds:.0f} seconds, of {check.seconds:.0f} that it may take" if status is None else ""
+            stop = f"after {seconds:.0f} seconds" if status is None else ""
         finally:
             result.seconds = time.monotonic() - start
             result.figures, raised = record.read_lines(lines)

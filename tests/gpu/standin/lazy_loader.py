@@ -1,14 +1,12 @@
-"""A stand-in for the package lazy-loader, with which the library can be imported where only that one is missing."""
+"""A stand-in for the package lazy-loader. child.py puts this folder on the path where that one is missing."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 
@@ -28,11 +26,3 @@ def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable
         return value
 
     return attribute, lambda: sorted(homes), sorted(homes)
-
-
-def install() -> None:
-    """Let `import lazy_loader` give the stand-in, unless the package is there."""
-    if importlib.util.find_spec("lazy_loader") is None:
-        module = ModuleType("lazy_loader", __doc__)
-        module.__dict__["attach_stub"] = attach_stub
-        sys.modules["lazy_loader"] = module

@@ -1,0 +1,341 @@
+"""`tests/gpu/run.py` keeps what it shows however a check ends, says in a line what it lacks, and needs no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import eigendet
+from tests.conftest import ROOT
+from tests.gpu.plan import CHECKS
+from tests.gpu.standin import lazy_loader as standin
+
+RUN = [str(ROOT / "tests/gpu/run.py")]
+
+# Stands where the run itself is tried: it starts at once, and has a GPU, most of whose memory others hold.
+TORCH = """
+__version__ = "2.11.0+cu130"
+
+class Tensor: pass
+
+class OutOfMemoryError(RuntimeError): pass
+
+class device:
+    def __init__(self, kind): self.type = kind
+
+class version: cuda = "13.0"
+
+class ones:
+    def __init__(self, rows, columns, device): assert device == "cuda"
+    def __matmul__(self, other): return self
+    def sum(self): return 64.0**3
+
+class cuda:
+    def init(): pass
+    def mem_get_info(): return 3 * 2**30, 80 * 2**30
+    def memory_reserved(): return 2**29
+    def get_device_name(): return "NVIDIA H100 80GB HBM3"
+    def get_device_capability(): return (9, 0)
+    class get_device_properties:
+        def __init__(self, device): self.total_memory = 80 * 2**30
+    def set_per_process_memory_fraction(fraction, device): print("fraction", fraction)
+
+class backends:
+    class cudnn:
+        def version(): return 91900
+"""
+# A module of a check, with what its `figures` does.
+MODULE = """
+import os, signal, subprocess, sys, time
+import torch
+from tests.gpu.figures import Figure
+
+def figures(device, small, out):
+    assert isinstance(device, torch.device) and out.is_dir()
+    {body}
+"""
+RIGHT = "yield Figure('right', 1e-9, limit=1e-6, note='of 3')"
+BODIES = {
+    "right": f"{RIGHT}; (out / 'profile.txt').write_text('x')",
+    "wrong": f"{RIGHT}; yield Figure('too far', 2e-3, limit=1e-6); yield Figure('nowhere', float('nan'), limit=1.0)",
+    "slower": "yield Figure('throughput', 0.5, limit=0.98, at_least=True); yield Figure('told', 12345.6, 'ms')",
+    "raising": f"{RIGHT}; print('said'); raise ValueError('cannot be, /a/folder/of/this.h5: why. And more.')",
+    "dying": f"{RIGHT}; os.kill(os.getpid(), signal.SIGSEGV)",
+    "leaving": "sys.exit(3); yield",
+    "silent": "yield from ()",
+    "full": f"{RIGHT}; raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')",
+    "endless": f"{RIGHT}; subprocess.Popen(['sleep', '600']); (out / 'begun').touch(); time.sleep(600)",
+    "unwilling": f"signal.signal(signal.SIGTERM, signal.SIG_IGN); {RIGHT}; time.sleep(600)",
+}
+# The same checks, run as run.py runs its own.
+START = """
+import sys
+from tests.gpu import child, run
+from tests.gpu.plan import Check
+
+child.GRACE = 0.5
+CHECKS = {checks}
+sys.exit(run.main(sys.argv[1:], [Check(name, f"{{name}}_check", "It.", *more) for name, *more in CHECKS]))
+"""
+HIDING = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+NVIDIA_SMI = "#!/bin/sh\necho 580.65.06\n"
+Checks = Sequence[tuple[Any, ...]]
+
+
+def started(
+    folder: Path, checks: Checks, *arguments: object, hidden: Sequence[str] = (), device: str = "cpu"
+) -> subprocess.Popen[str]:
+    """Start a run of checks, each a name, seconds, and further fields of `plan.Check`; `hidden` cannot be imported."""
+    files = {f"{name}_check.py": MODULE.format(body=body) for name, body in BODIES.items()}
+    files |= {"torch.py": TORCH, "start.py": START.format(checks=list(checks)), "nvidia-smi": NVIDIA_SMI}
+    files["sitecustomize.py"] = HIDING.format(names=list(hidden))
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "nvidia-smi").chmod(0o755)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, [folder, ROOT, ROOT / "workflow"])),
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+    }
+    line = [sys.executable, "start.py", "--out", "out", "--device", device, *map(str, arguments)]
+    return subprocess.Popen(
+        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(
+    folder: Path, checks: Checks, *arguments: object, hidden: Sequence[str] = (), device: str = "cpu"
+) -> tuple[int, list[str]]:
+    """Run checks; return the exit status and the lines on the screen."""
+    process = started(folder, checks, *arguments, hidden=hidden, device=device)
+    said, _ = process.communicate()
+    return process.returncode, said.splitlines()
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    content = json.loads((folder / "out/gpu.json").read_text())
+    assert (content["format"], content["version"]) == ("eigendet-gpu", 1)
+    return {check["name"]: check for check in content["checks"]}
+
+
+def names(check: dict[str, Any]) -> list[str]:
+    return [figure["name"] for figure in check["figures"]]
+
+
+def without_cuda(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | ({"PYTHONPATH": str(path)} if path else {})
+    line = [sys.executable, *RUN, *map(str, arguments)]
+    return subprocess.run(line, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[str]]:
+    """A run whose checks end in every way there is: its folder, exit status and lines."""
+    folder = tmp_path_factory.mktemp("ended")
+    checks: list[tuple[Any, ...]] = [(name, 3 if name in ("endless", "unwilling") else 60) for name in BODIES]
+    checks += [("absent", 60), ("lacking", 60, ["scipy"])]
+    return (folder, *finished(folder, checks, "--small", hidden=["scipy"], device="cuda"))
+
+
+def test_whatever_a_check_comes_to_the_next_is_run_and_the_status_tells(ended: tuple[Path, int, list[str]]) -> None:
+    folder, status, lines = ended
+    assert status == 1
+    assert {name: (check["outcome"], check["reason"]) for name, check in results(folder).items()} == {
+        "right": ("passed", ""),
+        "wrong": ("failed", "2 of 3 figures are beyond their limits"),
+        "slower": ("failed", "1 of 2 figures are beyond their limits"),
+        "raising": ("failed", "ValueError: cannot be, this.h5: why."),
+        "dying": ("failed", "its process was ended by SIGSEGV"),
+        "leaving": ("failed", "its process ended with status 3"),
+        "silent": ("failed", "it has shown nothing"),
+        "full": ("failed", "out of memory: 0.5 of 80.0 GiB are this process's, 76.5 others'"),
+        "endless": ("stopped", "after 3 seconds"),
+        "unwilling": ("stopped", "after 3 seconds"),
+        "absent": ("failed", "ModuleNotFoundError: No module named 'absent_check'"),
+        "lacking": ("left out", "needs scipy"),
+    }
+    for check in results(folder).values():
+        assert any(line.startswith(check["name"]) and line.endswith(check["reason"]) for line in lines)
+    assert "scipy is not installed (pip install scipy); left out: lacking" in lines
+    assert lines[-5].startswith("1 of 12 checks passed in ") and lines[-5].endswith(" seconds, 1 left out")
+
+
+def test_figures_are_kept_up_to_where_a_check_ended(ended: tuple[Path, int, list[str]]) -> None:
+    checks = results(ended[0])
+    for name in ("right", "raising", "dying", "full", "endless", "unwilling"):
+        assert names(checks[name]) == ["right"], name
+    assert [figure["ok"] for figure in checks["wrong"]["figures"]] == [True, False, False]
+    assert checks["wrong"]["figures"][2]["value"] == "nan"
+    assert checks["endless"]["seconds"] >= 3 > checks["right"]["seconds"]
+
+
+def test_a_traceback_is_in_a_file_and_not_on_the_screen(ended: tuple[Path, int, list[str]]) -> None:
+    folder, _, lines = ended
+    assert not any("Traceback" in line for line in lines)
+    log = (folder / "out/raising.log").read_text()
+    assert log.startswith("said\n") and "Traceback" in log and log.endswith("And more.\n")
+    assert "Segmentation fault" in (folder / "out/dying.log").read_text()
+    left = {path.name for path in (folder / "out").iterdir() if path.suffix != ".log"}
+    assert left == {"gpu.json", "gpu.md", "right", "endless"} and (folder / "out/right/profile.txt").exists()
+
+
+def test_the_page_tells_a_reader_what_was_measured_and_nothing_of_the_machine_s_folders(
+    ended: tuple[Path, int, list[str]],
+) -> None:
+    folder, _, lines = ended
+    page = (folder / "out/gpu.md").read_text()
+    assert "| right | 1e-09 | at most 1e-06 | yes | of 3 |" in page
+    assert "| too far | 0.002 | at most 1e-06 | **no** |  |" in page
+    assert "| throughput | 0.5 | at least 0.98 | **no** |  |" in page
+    assert "| told | 12,346 ms |  |  |  |" in page
+    assert "scipy is not installed" in page and "times mean nothing" in page
+    assert str(ROOT) not in page and str(folder) not in page and "/a/folder" not in page
+    assert "wrong: too far: 0.002, at most 1e-06" in lines and "wrong: nowhere: nan, at most 1" in lines
+
+
+def test_a_check_that_is_left_out_fails_a_run_that_asks_for_it_alone(tmp_path: Path) -> None:
+    checks: Checks = [("right", 60), ("on_cuda", 60, [], {}, True)]
+    assert finished(tmp_path, checks)[0] == 0
+    assert finished(tmp_path, checks, "--only", "right")[0] == 0
+    assert list(results(tmp_path)) == ["right"]
+    assert finished(tmp_path, checks, "--only", "right", "on_cuda")[0] == 1
+    assert finished(tmp_path, checks[1:])[0] == 2  # nothing could run
+    assert results(tmp_path)["on_cuda"]["reason"] == "shows nothing without a CUDA device"
+
+
+def test_a_check_for_which_too_little_time_is_left_says_how_much_it_takes(tmp_path: Path) -> None:
+    status, _ = finished(tmp_path, [("endless", 600), ("right", 20)], "--minutes", 1, device="cuda")
+    assert status == 1
+    checks = results(tmp_path)
+    assert checks["endless"]["reason"].startswith("takes up to 10.0 minutes, and ")
+    assert checks["endless"]["outcome"] == "not run" and checks["right"]["outcome"] == "passed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_keeps_what_has_run_and_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    process = started(tmp_path, [("right", 60), ("endless", 60), ("wrong", 60)])
+    while not (tmp_path / "out/endless/begun").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    assert [check["outcome"] for check in results(tmp_path).values()] == ["passed", "not run", "not run"]
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    said, _ = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in said
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    checks = results(tmp_path)
+    assert [(check["outcome"], names(check)) for check in checks.values()] == [
+        ("passed", ["right"]), ("stopped", ["right"]), ("not run", []),
+    ]  # fmt: skip
+    assert [check["reason"] for check in checks.values()] == ["", "the run was interrupted", "the run ended before it"]
+
+
+def test_a_gpu_is_described_and_a_check_may_be_given_less_of_its_memory(tmp_path: Path) -> None:
+    checks: Checks = [("right", 60, [], {"EIGENDET_GPU_MEMORY_GIB": "4"}, True)]
+    status, lines = finished(tmp_path, checks, device="cuda")
+    assert status == 0
+    machine = json.loads((tmp_path / "out/gpu.json").read_text())["machine"]
+    assert machine.items() >= {
+        "device": "NVIDIA H100 80GB HBM3", "compute capability": "9.0", "driver": "580.65.06", "CUDA": "13.0",
+        "cuDNN": "9.19.0", "torch": "2.11.0+cu130", "memory": "80.0 GiB, of which other processes leave 3.0",
+    }.items()  # fmt: skip
+    assert all(f"{name} {value}" in lines[0] for name, value in machine.items())
+    assert (tmp_path / "out/right.log").read_text() == "fraction 0.05\n"
+    page = (tmp_path / "out/gpu.md").read_text()
+    assert page.startswith("# Checks on NVIDIA H100 80GB HBM3\n") and "times mean nothing" not in page
+
+
+def test_without_torch_it_says_so_and_ends(tmp_path: Path) -> None:
+    status, lines = finished(tmp_path, [("right", 60)], hidden=["torch"])
+    assert (status, lines) == (2, ["torch is not installed (pip install torch); left out: right"])
+
+
+def test_with_the_standard_library_alone_it_says_all_that_is_missing(tmp_path: Path) -> None:
+    line = [sys.executable, "-S", *RUN, "--out", str(tmp_path / "out")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr == ""
+    assert {line.split()[0] for line in run.stdout.splitlines()} >= {"torch", "torchvision", "numpy", "pycocotools"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_without_a_cuda_device_is_one_line(tmp_path: Path) -> None:
+    run = without_cuda("--out", tmp_path)
+    assert run.returncode == 2 and run.stderr == ""
+    (line,) = run.stdout.splitlines()
+    assert line.startswith("cuda cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise OSError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13: cannot open"),
+        ("class version: cuda = None\n__version__ = '2.11.0+cpu'", "this torch, 2.11.0+cpu, is built without CUDA"),
+        (
+            "class version: cuda = '13.0'\nclass cuda:\n  def init():\n    raise RuntimeError("
+            "'The NVIDIA driver on your system is too old (found version 11040). Please update your driver.')",
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
+        ),
+        ("import os; os.abort()", "its process was ended by SIGABRT"),
+        ("import warnings; warnings.warn('x')\nversion = None", "'NoneType' object has no attribute 'cuda'"),
+    ],
+)  # fmt: skip
+def test_a_torch_that_cannot_use_the_device_says_why_in_one_line(tmp_path: Path, source: str, reason: str) -> None:
+    """With a module called torch that does what torch does there, as far as it is asked."""
+    (tmp_path / "torch.py").write_text(source)
+    run = without_cuda("--out", tmp_path / "out", path=tmp_path)
+    assert run.returncode == 2 and run.stderr == ""
+    (line,) = run.stdout.splitlines()
+    assert line.startswith("cuda cannot be used: ") and reason in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--minutes", "0"], "0 is not a positive number of minutes"),
+        (["--minutes", "nan"], "nan is not a positive number of minutes"),
+        (["--minutes", "soon"], "invalid _minutes value: 'soon'"),
+        (["--only", "acuracy"], "invalid choice: 'acuracy'"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    run = without_cuda("--out", tmp_path, *arguments)
+    assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = without_cuda("--out", tmp_path / "file", "--device", "cpu")
+    assert (run.returncode, run.stderr) == (2, f"{tmp_path / 'file'}: File exists\n")
+
+
+def test_the_stand_in_gives_what_lazy_loader_gives() -> None:
+    attribute, names, public = standin.attach_stub("eigendet", eigendet.__file__)
+    assert names() == dir(eigendet) and public == vars(eigendet)["__all__"]
+    assert all(attribute(name) is getattr(eigendet, name) for name in public)
+    with pytest.raises(AttributeError, match="module 'eigendet' has no attribute 'covariance'"):
+        attribute("covariance")
+
+
+def test_the_plan_fits_the_time_that_it_is_given() -> None:
+    assert sum(check.seconds for check in CHECKS) <= 480
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
