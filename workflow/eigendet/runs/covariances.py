@@ -44,6 +44,8 @@ from eigendet.runs.precision import full_float32
 
 logger = logging.getLogger(__name__)
 
+LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of torch; of CUDA's libraries; of a CPU
+
 
 def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, int] = (1, 1)) -> None:
     """Write the covariance of every tap at every snapshot of the run in `folder` to `output`.
@@ -56,7 +58,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
 
     Raises:
         UserError: the run is not complete or of a classifier, there are too few images, a value is not finite, or a
-            GPU has too little memory.
+            device has too little memory.
     """
     run = RunFolder(folder)
     record = run.read_detector_run()
@@ -241,14 +243,16 @@ def _observe(
 
 @contextlib.contextmanager
 def _lack_of_memory_named(step: int, settings: CovarianceSettings) -> Iterator[None]:
-    """Say which setting helps where a GPU has too little memory."""
+    """Say which setting helps where a device has too little memory."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
         lack = first_line(error).partition(" Including")[0]
+        if not any(sign in lack for sign in LACK_OF_MEMORY):
+            raise
         limit = "null, no limit" if settings.memory is None else f"{settings.memory:g}"
         raise UserError(
-            f"step {step}: {lack} covariance.memory is {limit}: give the GiB that accumulators may take "
+            f"step {step}: {lack.rstrip('.')}. covariance.memory is {limit}: give the GiB that accumulators may take "
             "beside the network, and the images are gone over as often as it needs. Snapshots before this one are kept."
         ) from None
 
