@@ -36,7 +36,6 @@ def real_data(name: str) -> pytest.MarkDecorator:
 NEEDS: dict[str, Callable[[], str]] = {
     "browser": chromium.unavailable,
     "detectron2": detectron2.unavailable,
-    "gpu": lambda: "" if torch.cuda.is_available() else "no GPU on this machine",
     "slurm": slurm.unavailable,
 }
 

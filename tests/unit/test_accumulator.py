@@ -1,4 +1,4 @@
-"""The parts of the accumulator: its shift, its packs of samples, what it forgets, and what was not finite."""
+"""The parts of the accumulator: its shifts, its packs of samples, what it forgets, and what was not finite."""
 
 from __future__ import annotations
 
@@ -10,33 +10,75 @@ from torch import nn
 
 from eigendet.observe import covariance as accumulator
 from eigendet.observe.covariance import Covariance, NonFiniteError
-from eigendet.observe.packs import packs
+from eigendet.observe.packs import _thinned, packs, shift_of
 from eigendet.observe.products import Workspace
 from tests.tapping import error, exact
 
 
 def test_the_shift_is_the_mean_to_few_bits_of_the_spread() -> None:
-    """The nearest multiple of a power of two, that is a quarter to an eighth of the standard deviation."""
+    """The nearest multiple of a power of two, that is a quarter to a sixteenth of the mean deviation."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.logspace(-6, 6, 40)[:, None]
-    samples = torch.randn(40, 500, generator=generator) * scale + torch.randn(40, 1, generator=generator) * 5 * scale
-    shift = accumulator._shift(samples).double()
-    mean, spread = samples.double().mean(1), samples.double().std(1, correction=0)
-    unit = 2.0 ** torch.floor(torch.log2(spread) - 2)
-    assert bool(((unit > spread / 8) & (unit <= spread / 4)).all())
-    assert torch.equal(shift / unit, (shift / unit).round())
-    assert bool(((shift - mean).abs() <= unit * 0.501).all())
+    samples = torch.randn(40, 100, generator=generator) * scale + torch.randn(40, 1, generator=generator) * 5 * scale
+    shift = shift_of([samples]).double()
+    mean = samples.double().mean(1)
+    deviation = (samples.double() - mean[:, None]).abs().mean(1)
+    finest, coarsest = (2.0 ** torch.floor(torch.log2(deviation) - bits) for bits in (4, 2))
+    assert torch.equal(shift / finest, (shift / finest).round())
+    assert bool(((shift - mean).abs() <= coarsest * 0.501).all())
 
 
-def test_what_is_not_finite_is_not_shifted_and_what_never_varies_has_no_covariance() -> None:
-    values = torch.tensor([1 / 3, 0, torch.inf, torch.nan])
-    shift = accumulator._shift(values[:, None].expand(4, 8))
-    assert shift[0] == pytest.approx(1 / 3) and shift[1:].tolist() == [0, 0, 0]
-    for count in (8, 50, 1000):
+def test_a_mean_of_millions_of_standard_deviations_is_shifted_away_as_far_as_samples_tell() -> None:
+    samples = torch.randn(3, 500) + torch.tensor([[1e3], [1e7], [-1e7]])
+    shift = shift_of([samples])
+    assert bool(((shift.double() - samples.double().mean(1)).abs() <= 2).all())
+
+
+def test_what_never_varies_has_no_covariance() -> None:
+    values = torch.tensor([1 / 3, 0, 1e30, -7e-30])
+    assert torch.equal(shift_of([values[:, None].expand(4, 8)]), values)
+    for count in (8, 50, 1000, 70_000):
         covariance = Covariance(2)
         for _ in range(3):
             covariance.update(torch.stack([torch.full((count,), 1 / 3), torch.arange(float(count))], 1))
         assert covariance.covariance()[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (3, 250), (3, 700), (3, 1, 9000), (3, 2, 300, 200), (3, 1, 20, 4000), (3, 8, 1, 2000)]
+)
+def test_the_shift_is_taken_from_few_rows_of_a_large_map_and_all_of_a_small_one(shape: tuple[int, ...]) -> None:
+    part = torch.arange(float(torch.Size(shape[1:]).numel())).view(shape[1:]).expand(shape)
+    some, positions = _thinned(part), part[0].numel()
+    assert some[0].numel() == positions if positions < 256 else 128 <= some[0].numel() <= max(positions // 2, 5000)
+    assert float(some.mean()) == pytest.approx(float(part.mean()), rel=0.2)
+
+
+def test_a_first_batch_unlike_the_rest_costs_nothing() -> None:
+    """A black image, then one whose mean is a thousand standard deviations: shifted by the first, it would lose 0.1."""
+    generator = torch.Generator().manual_seed(0)
+    bright = 1000 + torch.randn(400, 24, generator=generator) * torch.logspace(0, -2, 24)
+    covariance, rest = Covariance(24), Covariance(24)
+    covariance.update(torch.zeros(400, 24))
+    for accumulated in (covariance, rest):
+        accumulated.update(bright)
+    assert error(rest.covariance(), exact(bright)) < 5e-7
+    both = torch.cat([torch.zeros(400, 24), bright])
+    assert error(covariance.covariance(), exact(both)) < 1e-9
+    # What lies across the direction of the two means is the bright image's alone.
+    basis = torch.linalg.qr(torch.cat([torch.ones(24, 1), torch.eye(24)[:, 1:]], 1).double())[0][:, 1:]
+    across = basis.T @ covariance.covariance() @ basis
+    assert error(across, exact(both.double() @ basis)) < 5e-7
+
+
+def test_more_chunks_than_are_pending_at_once_are_all_counted() -> None:
+    parts = [torch.randn(7, 3) + number for number in range(2 * accumulator.PENDING + 5)]
+    covariance = Covariance(3)
+    for number, part in enumerate(parts, start=1):
+        covariance.update(part)
+        assert covariance.count == 7 * number
+    assert error(covariance.covariance(), exact(torch.cat(parts))) < 1e-7
+    assert len(covariance._pending) == 0
 
 
 @pytest.mark.parametrize("fits", [1, 7, 10, 64, 10_000])
@@ -59,44 +101,76 @@ def test_packs_hold_what_fits_in_order_and_nothing_twice(fits: int) -> None:
 def test_sums_are_those_of_the_samples_whatever_the_shift() -> None:
     first, second = torch.randn(60, 3) + 7, torch.randn(40, 3) - 2
     covariance, other = Covariance(3), Covariance(3)
-    assert [part.tolist() for part in covariance.count_and_sum()] == [0, [0, 0, 0]]
+    count, total = covariance.count_and_sum()
+    assert (count, total.tolist()) == (0, [0, 0, 0])
     covariance.update(first)
     other.update(second)
     covariance.merge(other)
     count, total = covariance.count_and_sum()
-    assert int(count) == 100
+    assert count == 100
     torch.testing.assert_close(total, torch.cat([first, second]).double().sum(0), rtol=1e-6, atol=1e-4)
     covariance.update(first)
-    assert int(count) == 100  # a copy
+    torch.testing.assert_close(total, torch.cat([first, second]).double().sum(0), rtol=1e-6, atol=1e-4)  # a copy
 
 
-def test_what_forgets_its_samples_keeps_its_shift_and_counts_anew() -> None:
+def test_what_forgets_its_samples_counts_anew() -> None:
     covariance = Covariance(3)
-    covariance.update(torch.randn(60, 3).double() + 7)
-    shift = covariance.state_dict()["shift"].clone()
-    covariance.forget()
-    assert covariance.count == 0 and not covariance.scatter.any()
-    with pytest.raises(ValueError, match="no samples yet"):
-        covariance.covariance()
+    for _ in range(2):
+        covariance.update(torch.randn(60, 3).double() + 7)
+        covariance.forget()
+        assert covariance.count == 0 and not covariance.scatter.any()
+        with pytest.raises(ValueError, match="no samples yet"):
+            covariance.covariance()
     samples = torch.randn(60, 3).double()
     covariance.update(samples)
-    assert torch.equal(covariance.state_dict()["shift"], shift)
     assert covariance.count == 60 and error(covariance.covariance(), exact(samples)) < 1e-12
     assert not Covariance(3).scatter.any()
 
 
-@pytest.mark.parametrize("update", [0, 3])
-def test_the_first_update_that_was_not_finite_is_told_and_kept_in_merges(update: int) -> None:
-    """As a GPU notes it; on a CPU the update itself raises."""
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the device for a value before a result is read."""
+    monkeypatch.setattr(accumulator, "_answers_at_once", lambda device: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize("update", [0, 3, accumulator.PENDING + 1])
+@pytest.mark.parametrize("shape", [(9, 2), (1, 2, 1500, 1500)])
+def test_the_first_update_that_was_not_finite_is_told_when_a_result_is_read(
+    update: int, bad: float, shape: tuple[int, ...]
+) -> None:
     covariance = Covariance(2)
-    covariance.update(torch.randn(9, 2))
-    assert covariance.first_rejected is None and int(covariance.state_dict()["rejected"]) < 0
-    spoilt = Covariance.from_state_dict(covariance.state_dict() | {"rejected": torch.tensor(update)})
-    for one, other in ((spoilt, covariance), (covariance, spoilt)):
-        one.merge(other)
-        assert one.first_rejected == update
+    for number in range(accumulator.PENDING + 3):
+        samples = torch.randn(shape if number == update else (9, 2))
+        if number >= update:
+            samples.view(-1)[-1] = bad
+        covariance.update(samples)
+    assert covariance.first_rejected == update
+    mapped = covariance.affine(torch.eye(2), torch.ones(2))
+    total, clean = Covariance(2), Covariance(2)
+    clean.update(torch.randn(9, 2))
+    total.merge(clean)
+    total.merge(mapped)
+    again = Covariance.from_state_dict(covariance.state_dict())
+    for spoilt in (covariance, mapped, total, again):
         with pytest.raises(NonFiniteError, match=f"update {update}: NaN, infinity"):
-            one.covariance()
+            spoilt.covariance()
+    assert clean.first_rejected is None and int(clean.state_dict()["rejected"]) < 0
+    covariance.forget()
+    covariance.update(torch.randn(9, 2))
+    assert covariance.count == 9 and covariance.covariance().isfinite().all()
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_what_is_finite_is_the_same_where_nobody_waits() -> None:
+    parts = [torch.randn(2, 5, 1500, 500) * 3 + 1, torch.randn(2, 5, 6, 7)]
+    covariance = Covariance(5)
+    for part in parts:
+        covariance.update(part)
+    rows = torch.cat([part.movedim(1, -1).flatten(0, 2) for part in parts])
+    assert covariance.count == len(rows) and covariance.first_rejected is None
+    assert error(covariance.covariance(), exact(rows)) < 1e-7
 
 
 def test_channels_are_where_they_are_said_to_be() -> None:
@@ -117,7 +191,7 @@ def test_channels_are_where_they_are_said_to_be() -> None:
 
 
 def test_memory_may_be_shared_and_a_failed_first_update_leaves_no_shift() -> None:
-    workspace = Workspace(torch.device("cpu"))
+    workspace = Workspace()
     one, other, samples = Covariance(3), Covariance(5), torch.randn(40, 5).double() + 2
     with pytest.raises(NonFiniteError):
         one.update(torch.full((4, 3), torch.nan), workspace=workspace)

@@ -16,7 +16,7 @@ from sklearn.decomposition import IncrementalPCA
 from torch import Tensor
 
 from eigendet.observe.covariance import Covariance, NonFiniteError
-from eigendet.observe.products import CHUNK_BYTES, gram, split_error
+from eigendet.observe.products import CHUNK_BYTES
 
 
 def correlated(mean: float, samples: int = 6000, channels: int = 24, seed: int = 0) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_agrees_on_wide_maps_over_many_batches(mean: float) -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "silu"])
-@pytest.mark.parametrize("channels", [64, 512])
+@pytest.mark.parametrize("channels", [1, 4, 64, 512])
 def test_one_value_held_again_and_again_does_not_bias_the_products(activation: str, channels: int) -> None:
     """A ReLU's zeros, shifted by a mean with all its bits, would make the error of a float32 product 1.2e-6."""
     torch.manual_seed(0)
@@ -75,7 +75,18 @@ def test_one_value_held_again_and_again_does_not_bias_the_products(activation: s
     samples = getattr(torch.nn.functional, activation)(3 * mixed)
     covariance = Covariance(channels)
     covariance.update(samples)
-    assert error(covariance.covariance(), exact(samples)) < 2e-7
+    assert error(covariance.covariance(), exact(samples).view(channels, channels)) < 2e-7
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 8, 12, 13, 16, 64, 256])
+def test_a_long_chunk_is_as_exact_as_a_short_one(channels: int) -> None:
+    """One float32 product over all positions of few channels is 1e-5 to 1e-3 off: it adds one after another."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(1, channels, 2**22 // channels, generator=generator)
+    for maps in (samples, samples.relu(), samples.mT.contiguous().mT):
+        covariance = Covariance(channels)
+        covariance.update(maps)
+        assert error(covariance.covariance(), exact(maps[0].T).view(channels, channels)) < 1e-7
 
 
 def test_agrees_with_torch_cov_scikit_learn_and_delve() -> None:
@@ -167,34 +178,14 @@ def test_settings_of_the_process_do_not_reach_the_product() -> None:
     changed.update(samples)  # outside of inference mode again
 
 
-def test_split_tf32_products_are_as_good_as_float32_ones() -> None:
-    """The arithmetic of the GPU path, with operands rounded to TF32 by hand."""
-
-    def tf32(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-        def rounded(values: Tensor) -> Tensor:
-            return (values.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
-
-        product = torch.mm(rounded(left), rounded(right))
-        return product if out is None else out.copy_(product)
-
-    torch.manual_seed(0)
-    samples = torch.linalg.qr(torch.randn(256, 256))[0] @ (torch.randn(256, 8192) * torch.logspace(0, -4, 256)[:, None])
-    assert split_error(samples, tf32) < 1.5e-7
-    plain = torch.zeros(256, 256)
-    rounded = (samples.view(torch.int32) & ~0x1FFF).view(torch.float32)
-    expected = (samples.double() @ samples.double().T).triu()
-    assert error(gram(rounded, plain).double().triu(), expected) > 1e-5  # what one product alone would give
-
-
-def test_eight_shards_with_one_shift_merge_to_the_whole() -> None:
+def test_eight_shards_merge_to_the_whole() -> None:
+    """Every image is shifted by its own mean, so its products are the same wherever it is seen."""
     maps = list(torch.from_numpy(correlated(30.0, 8 * 20 * 30, 64)).view(16, 300, 64).mT.unsqueeze(-1).split(1))
     whole, merged = Covariance(64), Covariance(64)
     for image in maps:
         whole.update(image)
     for number in range(8):
         shard = Covariance(64)
-        shard.update(maps[0])
-        shard.forget()
         for image in maps[number::8]:
             shard.update(image)
         merged.merge(shard)
@@ -276,7 +267,6 @@ def test_affine_maps_of_the_samples() -> None:
 
 
 def test_going_on_from_moments_that_were_computed() -> None:
-    """Their mean is not a float32 number, and samples subtract one."""
     first, second = torch.from_numpy(correlated(1e6)).split(3000)
     seen = Covariance(24)
     seen.update(first)
@@ -293,16 +283,18 @@ def test_going_on_from_moments_that_were_computed() -> None:
 
 def test_going_on_from_a_saved_state_equals_never_having_stopped() -> None:
     first, second = torch.from_numpy(correlated(3.0)).split(3000)
-    whole, stopped = Covariance(24), Covariance(24)
-    for covariance in (whole, stopped):
+    whole, stopped, unread = Covariance(24), Covariance(24), Covariance(24)
+    for covariance in (whole, stopped, unread):
         covariance.update(first)
+    assert whole.scatter.any()  # what is read adds up what is pending, as saving does
     file = io.BytesIO()
     torch.save(stopped.state_dict(), file)
     file.seek(0)
     resumed = Covariance.from_state_dict(torch.load(file, weights_only=True))
-    for covariance in (whole, resumed):
+    for covariance in (whole, resumed, unread):
         covariance.update(second)
     assert torch.equal(whole.scatter, resumed.scatter)
+    assert error(resumed.scatter, unread.scatter) < 1e-15
     assert torch.equal(whole.mean, resumed.mean)
     assert Covariance.from_state_dict(Covariance(3).state_dict()).count == 0
     moments = Covariance.from_moments(whole.count, whole.mean, whole.scatter)
@@ -320,8 +312,6 @@ def test_what_is_not_finite_is_refused_and_leaves_what_was_there(bad: float, sha
         covariance.update(start)
         before = covariance.state_dict() | {"count": torch.tensor(covariance.count)}
         before = {name: value.clone() for name, value in before.items()}
-        if bad == 1e25 and len(shape) == 4 and shape[-1] == 1000:
-            continue  # an overflow is seen chunk by chunk, so earlier chunks of that batch stay
         with pytest.raises(NonFiniteError, match="NaN, infinity, or numbers whose squares overflow float32"):
             covariance.update(spoilt)
         assert all(torch.equal(value, covariance.state_dict()[name]) for name, value in before.items())
@@ -337,16 +327,3 @@ def test_wrong_shapes_and_no_samples_are_refused() -> None:
         covariance.merge(Covariance(5))
     with pytest.raises(ValueError, match="no samples yet"):
         covariance.covariance()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("mean", [0, 1, 10, 100])
-def test_a_gpu_agrees_with_float64(mean: float) -> None:
-    samples = torch.from_numpy(correlated(mean, 40_000, 256)).cuda()
-    covariance = Covariance(256, "cuda")
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    for batch in samples.split(4000):
-        covariance.update(batch)
-    assert error(covariance.covariance(), exact(samples)) < 1e-6
-    covariance.update(torch.full((3, 256), torch.nan, device="cuda"))
-    assert (covariance.count, covariance.first_rejected) == (40_000, 10)

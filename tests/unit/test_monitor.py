@@ -196,7 +196,7 @@ def test_what_is_not_finite_ends_no_training_and_is_said_once(value: float, capl
         for step in range(3):
             batch = images(step)
             if step:
-                batch[:] = value
+                batch *= value
             model[3:](model[2](model[0](batch)))
             watched.step()
     assert [window[0].samples for window in windows] == [256, 0, 0]

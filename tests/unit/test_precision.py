@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 from eigendet.runs.precision import full_float32
 
+ROOT = Path(__file__).resolve().parents[2]
 BACKENDS: Any = torch.backends
 OPERATIONS = {
     "mkldnn.conv": BACKENDS.mkldnn.conv,
@@ -70,10 +74,12 @@ def seen() -> dict[str, object]:
 
 
 def test_a_new_process_is_as_the_test_takes_it() -> None:
-    before = seen()
-    reset()
-    assert seen() == before
-    assert (before["cudnn.conv"], before["cudnn.allow_tf32"], before["mkldnn.conv"]) == ("tf32", True, "none")
+    check = (
+        "from tests.unit.test_precision import reset, seen; before = seen(); reset(); assert seen() == before; "
+        "print(before['cudnn.conv'], before['cudnn.allow_tf32'], before['mkldnn.conv'])"
+    )
+    result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.split() == ["tf32", "True", "none"], result.stderr
 
 
 @pytest.mark.parametrize("first", CHOICES)

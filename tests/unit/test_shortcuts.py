@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from eigendet.errors import UserError
 from eigendet.observe.covariance import Covariance
 from eigendet.observe.keys import Point
-from eigendet.observe.shortcuts import Affine, affine_of, amplification, state_of, strided
+from eigendet.observe.shortcuts import Affine, affine_of, amplification, is_exact, state_of, strided
 from eigendet.observe.taps import tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 
@@ -75,6 +77,64 @@ def test_weights_that_change_between_passes_turn_shortcuts_into_accumulators() -
             optimizer.step()
     for key in taps:
         assert error(taps[key].covariance(), direct[key].covariance()) < 1e-6, key
+
+
+def test_links_that_lead_to_no_observed_tensor_are_dropped_with_their_weights() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    with torch.no_grad(), tap(model, ("act", "linear"), modules=["0", "2", "3"]) as taps:
+        for _ in range(3):
+            model(torch.randn(50, 8))
+    observer = taps._observer
+    assert [str(key) for key in taps] == ["0#0:act", "2#0:linear", "3#0:act"]
+    assert {str(key) for key in observer._links} == {"1#0:linear", "2#0:linear"}  # the second follows from the first
+    assert set(observer._affine) == {model[1], model[2]}
+    assert {str(key) for key in observer._ignored} == {"4#0:linear", "#0:output"}
+
+
+@pytest.fixture
+def matmul_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("matmul_precision")
+def test_products_of_the_network_that_are_not_float32s_are_not_computed_from_its_inputs() -> None:
+    """With bfloat16 units `medium` is 3e-3 away from the layer's map; cuDNN's TF32, its default, 3e-4."""
+    model = nn.Sequential(nn.Linear(16, 24), nn.BatchNorm1d(24)).eval()
+    batches = [torch.randn(50, 16) for _ in range(3)]
+    torch.set_float32_matmul_precision("medium")
+    with torch.no_grad():
+        outputs = [model[0](batch) for batch in batches]
+        with tap(model, ("linear", "norm")) as taps:
+            for batch in batches:
+                model(batch)
+    assert [str(root) for root in taps.roots()] == ["0#0:linear"]  # the norm is elementwise
+    assert error(taps["0#0:linear"].covariance(), exact(torch.cat(outputs))) < 1e-6
+    torch.set_float32_matmul_precision("highest")
+    with torch.no_grad(), tap(model, ("linear", "norm")) as taps:
+        model(batches[0])
+        torch.set_float32_matmul_precision("medium")
+        model(batches[1])
+    assert [str(root) for root in taps.roots()] == ["0#0:linear", "1#0:norm"]
+
+
+@pytest.mark.parametrize(("allowed", "exact"), [(True, False), (False, True)])
+def test_on_a_gpu_convolutions_are_in_tf32_unless_told_otherwise(
+    allowed: bool, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is only named: what is asked for is the process's setting."""
+    before = torch.backends.cudnn.allow_tf32
+    convolution, linear = nn.Conv2d(3, 4, 1), nn.Linear(3, 4)
+    weight = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    for layer in (convolution, linear):
+        monkeypatch.setitem(layer.__dict__, "weight", weight)
+        monkeypatch.setattr(layer, "_parameters", {})
+    try:
+        torch.backends.cudnn.allow_tf32 = allowed
+        assert is_exact(convolution) == exact and is_exact(linear)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def test_weights_changed_behind_autograds_back_are_refused() -> None:

@@ -290,7 +290,7 @@ def test_a_tapped_module_that_never_ran_is_named(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_what_is_not_finite_is_named_with_its_pass_and_what_came_before_is_kept(bad: float) -> None:
     model = nn.Sequential(nn.Hardtanh(-torch.inf, torch.inf), nn.ReLU())
-    good, spoilt = torch.randn(2, 3, 4, 4), torch.full((2, 3, 4, 4), bad)
+    good, spoilt = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4) * bad
     message = r"0#0:act: NaN, infinity, .* in forward pass 2 \(the first is 0\); the taps keep"
     with pytest.raises(UserError, match=message), tap(model, "act", shortcuts=False) as taps:
         for batch in (good, good, spoilt):

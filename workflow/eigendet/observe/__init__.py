@@ -3,10 +3,11 @@
 keys            what taps and their points are called
 points          what a module's output stands for; every call of every module
 padding         which positions of a map are padding
-products        samples times their transpose, in float32 whatever the process has set
-packs           samples gathered in packs that fit a chunk of memory
+products        samples times their transpose, exact to float32 whatever the process has set
+packs           samples gathered in packs that fit a chunk of memory, and shifted
 covariance      the streaming accumulator
 shortcuts       layers whose output's moments follow from the input's
+sightings       what is noted of a tensor that was seen
 observer        every tensor of interest accumulated once
 taps            which tensors of a model are observed
 passes          the same under a memory limit

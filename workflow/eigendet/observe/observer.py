@@ -13,7 +13,6 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,56 +25,9 @@ from eigendet.observe.padding import Canvas, canvas_in, region_paths
 from eigendet.observe.points import default_channel_dim, feature_maps, own_channel_dim, point_of
 from eigendet.observe.products import Workspace
 from eigendet.observe.shortcuts import AMPLIFICATION_LIMIT, Affine, affine_of, amplification, state_of, strided
+from eigendet.observe.sightings import Link, Registered, Sighting
 
 LINKABLE = (torch.float32, torch.float64)  # types of input and output that are precise enough for a link
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """A tensor at one call of a module: in its output, or its input."""
-
-    module: nn.Module
-    path: str  # of the module
-    key: TapKey
-    tensor: Tensor
-    channel_dim: int  # from 0 on
-    stride: tuple[int, ...] = ()  # of the positions that are accumulated; (): all
-    source: Tensor | None = None  # what an output was computed from: the module's first input, if that is a tensor
-
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return self.tensor.shape[self.channel_dim]
-
-    def of_source(self, source: Tensor, stride: tuple[int, ...]) -> Sighting:
-        """Return the sighting of the module's input, at the positions of a stride."""
-        key = TapKey(self.key.module, self.key.call, "input")
-        channel_dim = (own_channel_dim(self.module, source) or 0) % source.dim()
-        return Sighting(self.module, self.path, key, source, channel_dim, stride)
-
-
-@dataclass(frozen=True)
-class _Link:
-    """A tensor whose moments follow from another's; `affine` is None where both are the same tensor."""
-
-    source: TapKey
-    affine: Affine | None = None
-    module: nn.Module | None = None
-    state: tuple[object, ...] = ()  # of the module when the link was made
-
-    @property
-    def is_current(self) -> bool:
-        return self.module is None or state_of(self.module) == self.state
-
-
-@dataclass(frozen=True)
-class _Registered:
-    """A tensor of the present pass whose moments are kept under `key`."""
-
-    tensor: weakref.ref[Tensor]
-    version: int
-    key: TapKey
-    channel_dim: int
 
 
 class Observer:
@@ -104,15 +56,16 @@ class Observer:
         self._wants, self._shortcuts, self._measure, self._tolerant = wants, shortcuts, measure, tolerant
         self._regions = region_paths(model)
         self._direct: dict[TapKey, Covariance] = {}
-        self._links: dict[TapKey, _Link] = {}
+        self._links: dict[TapKey, Link] = {}
+        self._ignored: set[TapKey] = set()  # what is not to be observed, and no observed tensor follows from
         self._calls: Counter[TapKey] = Counter()  # how often every key in _direct and _links was seen
         self._images = 0  # number of images that have ended, see `end_image`
-        self._sums: dict[TapKey, list[tuple[Tensor, Tensor]]] = {}  # of every key in _direct, as each image ended
+        self._sums: dict[TapKey, list[tuple[int, Tensor]]] = {}  # of every key in _direct, as each image ended
         self._affine: dict[nn.Module, Affine | None] = {}
-        self._workspaces: dict[torch.device, Workspace] = {}
+        self._workspace = Workspace()
         # What belongs to the present pass alone:
         self._canvas: Canvas | None = None
-        self._registered: dict[tuple[int, tuple[int, ...]], _Registered] = {}  # by identity of the tensor, and stride
+        self._registered: dict[tuple[int, tuple[int, ...]], Registered] = {}  # by identity of the tensor, and stride
         self._channel_dims: dict[torch.Size, int] = {}
 
     def begin(self) -> None:
@@ -132,6 +85,8 @@ class Observer:
         for key, link in self._links.items():
             if self._calls[key] != self._calls[link.source]:
                 raise _inconstant(key, link.source)
+        if self.passes == 0:
+            self._drop_needless_links()
         self.passes += 1
 
     def see(self, path: str, call: int, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -165,7 +120,7 @@ class Observer:
         for key, covariance in self._direct.items():
             count, total = covariance.count_and_sum()
             # A tensor that is new had no samples in the images before.
-            sums = self._sums.setdefault(key, [(torch.zeros_like(count), torch.zeros_like(total))] * self._images)
+            sums = self._sums.setdefault(key, [(0, torch.zeros_like(total))] * self._images)
             sums.append((count, total))
         self._images += 1
 
@@ -178,10 +133,9 @@ class Observer:
         sums = self._sums.get(key, [])
         if not self._images or len(sums) != self._images:
             return None
-        counts = torch.stack([count for count, _ in sums])
         totals = torch.stack([total for _, total in sums])
-        counts = torch.diff(counts, prepend=counts.new_zeros(1))
-        return torch.diff(totals, dim=0, prepend=torch.zeros_like(totals[:1])) / counts[:, None]
+        counts = totals.new_tensor([count for count, _ in sums]).diff(prepend=totals.new_zeros(1))
+        return totals.diff(dim=0, prepend=torch.zeros_like(totals[:1])) / counts[:, None]
 
     def root(self, key: TapKey) -> tuple[TapKey, int]:
         """Return the accumulator that a tensor's moments come from, and its number of channels."""
@@ -195,11 +149,6 @@ class Observer:
             covariance.forget()
         self._images = 0
         self._sums.clear()
-
-    def join(self) -> None:
-        """Make the current stream wait for updates under way."""
-        for workspace in self._workspaces.values():
-            workspace.join()
 
     def check(self) -> None:
         """Check what can only be known at the end.
@@ -227,6 +176,8 @@ class Observer:
     def _observe(self, sighting: Sighting) -> None:
         """Accumulate one tensor, or make sure that its moments follow from another's."""
         key = sighting.key
+        if key in self._ignored:
+            return
         is_wanted = self._wants(sighting.path, key, sighting.channels)
         if key not in self._direct and key not in self._links:
             link = self._find_link(sighting, is_wanted) if self._shortcuts else None
@@ -235,6 +186,8 @@ class Observer:
             elif is_wanted:
                 self._direct[key] = self._new_accumulator(sighting)
             else:
+                if not self._wants(sighting.path, key, None):  # whatever its channels
+                    self._ignored.add(key)
                 return
         if is_wanted and key not in self.padding:
             self.padding[key] = self._padding_of(sighting)
@@ -252,11 +205,11 @@ class Observer:
         self._channel_dims[feature_map.shape] = dim % feature_map.dim()
         return dim % feature_map.dim()
 
-    def _find_link(self, output: Sighting, is_wanted: bool) -> _Link | None:
+    def _find_link(self, output: Sighting, is_wanted: bool) -> Link | None:
         """Return what the moments of a tensor that is new can be computed from, if there is anything."""
         same = self._find(output)
         if same is not None:
-            return _Link(same.key) if is_wanted else None
+            return Link(same.key) if is_wanted else None
         if output.source is None or output.source.dtype != output.tensor.dtype or output.tensor.dtype not in LINKABLE:
             return None
         affine = self._affine_of(output.module)
@@ -270,7 +223,7 @@ class Observer:
             key = registered.key
             is_alike = registered.channel_dim == source.channel_dim and self._calls[key] == 1
             follows = is_alike and not self._cancels(affine, key)
-        return _Link(key, affine, output.module, state_of(output.module)) if follows else None
+        return Link(key, affine, output.module, state_of(output.module)) if follows else None
 
     def _accumulate_instead(self, source: Sighting, affine: Affine) -> bool:
         """Accumulate an input in place of its affine map, if it is no wider; return whether the moments follow."""
@@ -289,7 +242,7 @@ class Observer:
             return False
         return amplification(self.resolve(key), affine) > AMPLIFICATION_LIMIT
 
-    def _follow(self, output: Sighting, link: _Link) -> None:
+    def _follow(self, output: Sighting, link: Link) -> None:
         """Make sure that a linked tensor was made in this pass from what it was made from in the first."""
         registered = None
         if link.affine is None:
@@ -302,13 +255,13 @@ class Observer:
         if registered is None or registered.key != link.source:
             raise _inconstant(output.key, link.source)
 
-    def _accumulate(self, sighting: Sighting) -> _Registered:
+    def _accumulate(self, sighting: Sighting) -> Registered:
         """Add the samples of one tensor to its accumulator."""
         if not self._measure:
             tensor, channel_dim = strided(sighting.tensor, sighting.stride), sighting.channel_dim
             sizes = self._sizes(sighting.path, tensor, channel_dim)
             try:
-                self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace(tensor.device))
+                self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace)
             except NonFiniteError:
                 self._fail(sighting.key, _not_finite(sighting.key, self.passes))
             except ValueError as error:  # another number of channels than in earlier passes
@@ -329,11 +282,6 @@ class Observer:
             raise error from None
         self.faults.setdefault(key, error)
 
-    def _workspace(self, device: torch.device) -> Workspace:
-        if device not in self._workspaces:
-            self._workspaces[device] = Workspace(device)
-        return self._workspaces[device]
-
     def _new_accumulator(self, sighting: Sighting) -> Covariance:
         return Covariance(sighting.channels, "meta" if self._measure else sighting.tensor.device)
 
@@ -349,16 +297,16 @@ class Observer:
         sizes = self._sizes(sighting.path, sighting.tensor, sighting.channel_dim)
         return "none" if sizes is None else "excluded"
 
-    def _register(self, sighting: Sighting) -> _Registered:
+    def _register(self, sighting: Sighting) -> Registered:
         """Note that the moments of this tensor are kept, so that other keys can be linked to it."""
         tensor = sighting.tensor
         version = -1 if tensor.is_inference() else tensor._version  # inference tensors count no changes
-        registered = _Registered(weakref.ref(tensor), version, sighting.key, sighting.channel_dim)
+        registered = Registered(weakref.ref(tensor), version, sighting.key, sighting.channel_dim)
         self._registered[id(tensor), sighting.stride] = registered
         self._calls[sighting.key] += 1
         return registered
 
-    def _find(self, sighting: Sighting) -> _Registered | None:
+    def _find(self, sighting: Sighting) -> Registered | None:
         """Return what was registered for this very tensor, if it has not been written to since."""
         tensor = sighting.tensor
         registered = self._registered.get((id(tensor), sighting.stride))
@@ -371,6 +319,17 @@ class Observer:
         if module not in self._affine:
             self._affine[module] = affine_of(module)
         return self._affine[module]
+
+    def _drop_needless_links(self) -> None:
+        """Forget links that lead to no observed tensor, and the weights that they hold."""
+        needed = set(self.padding)
+        for key, link in reversed(self._links.items()):
+            if key in needed:
+                needed.add(link.source)
+        for key in [key for key in self._links if key not in needed]:
+            del self._links[key]
+            self._ignored.add(key)
+        self._affine = {link.module: link.affine for link in self._links.values() if link.module is not None}
 
     def _unlink(self) -> None:
         """Go on without links, because weights have changed: what they gave so far becomes accumulators."""

@@ -56,7 +56,8 @@ class Affine:
 def affine_of(module: nn.Module) -> Affine | None:
     """Return the affine map that a module is, in copies of its weights, or None if it is another function.
 
-    Subclasses, hooks and parametrizations may change what a layer computes, so only plain layers count.
+    Subclasses, hooks and parametrizations may change what a layer computes, so only plain layers count, and of these
+    only what is computed in full float32: see `is_exact`.
 
     >>> affine_of(nn.Conv2d(3, 4, kernel_size=1, stride=2)).stride
     (2, 2)
@@ -65,7 +66,7 @@ def affine_of(module: nn.Module) -> Affine | None:
     """
     if module._forward_hooks or module._forward_pre_hooks or is_parametrized(module):
         return None
-    if any(tensor.is_inference() for tensor in _tensors(module)):
+    if any(tensor.is_inference() for tensor in _tensors(module)) or not is_exact(module):
         return None  # changes of these cannot be seen
     kind = type(module)
     if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
@@ -94,7 +95,33 @@ def state_of(module: nn.Module) -> tuple[object, ...]:
     >>> state_of(layer) == before
     False
     """
-    return (module.training, *((id(tensor), tensor._version) for tensor in _tensors(module)))
+    return (module.training, is_exact(module), *((id(tensor), tensor._version) for tensor in _tensors(module)))
+
+
+def is_exact(module: nn.Module) -> bool:
+    """Return whether a layer's products are float32's, as the process is set, and not those of TF32 or bfloat16.
+
+    cuDNN convolves in TF32 unless told otherwise; moments that were computed from the input's would be 3e-4 away from
+    those of what the layer gave.
+
+    >>> before = torch.get_float32_matmul_precision()
+    >>> is_exact(nn.Linear(3, 4))
+    True
+    >>> torch.set_float32_matmul_precision("medium")
+    >>> is_exact(nn.Linear(3, 4)), is_exact(nn.BatchNorm2d(3))
+    (False, True)
+    >>> torch.set_float32_matmul_precision(before)
+    """
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or module.weight.dtype == torch.float64:
+        return True
+    device, is_linear = module.weight.device.type, isinstance(module, nn.Linear)
+    if device == "cuda":
+        backend: Any = torch.backends.cuda.matmul if is_linear else torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    elif device == "cpu":
+        backend = torch.backends.mkldnn.matmul if is_linear else torch.backends.mkldnn.conv  # type: ignore[attr-defined]
+    else:
+        return device == "meta"
+    return backend.fp32_precision in ("none", "ieee")
 
 
 def strided(feature_map: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -33,7 +33,7 @@ from eigendet.observe.points import each_call, point_of, refuse_hookless
 
 logger = logging.getLogger(__name__)
 
-PRECISION = "float32 products of samples shifted by the mean of the first; float64 sums"
+PRECISION = "float32 products of samples shifted by about the mean of their chunk; float64 sums"
 
 
 @contextlib.contextmanager
@@ -157,11 +157,8 @@ class Taps(Mapping[TapKey, Covariance]):
             UserError: as `tap`, but not for what has never run.
         """
         observer = self._observer
-        try:
-            with each_call(self._network, observer.see, observer.begin, observer.end, counts):
-                yield
-        finally:
-            observer.join()
+        with each_call(self._network, observer.see, observer.begin, observer.end, counts):
+            yield
         observer.check()
 
     def pooled(self, module: str) -> Covariance:
