@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import math
@@ -13,15 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from tests.gpu.machine import GIB, reason
 from tests.gpu.plan import MEMORY
-from tests.gpu.record import one_line
 
 if TYPE_CHECKING:
     import torch
 
     from tests.gpu.figures import Figure
-
-GIB = 2**30
 
 
 def run(module: str, device: torch.device, small: bool, lines: TextIO, folder: Path) -> None:
@@ -33,9 +30,13 @@ def run(module: str, device: torch.device, small: bool, lines: TextIO, folder: P
 
 
 def plain(figure: Figure) -> dict[str, object]:
-    """Return a figure as JSON takes it, which has no NaN and no infinity."""
+    """Return a figure as JSON takes it, which knows neither NaN and infinity nor numpy's numbers."""
     value = float(figure.value)
-    return asdict(figure) | {"ok": figure.ok, "value": value if math.isfinite(value) else str(value)}
+    return asdict(figure) | {
+        "value": value if math.isfinite(value) else str(value),
+        "limit": None if figure.limit is None else float(figure.limit),
+        "ok": None if figure.ok is None else bool(figure.ok),
+    }
 
 
 def limit_memory(device: torch.device) -> None:
@@ -59,23 +60,9 @@ def main() -> int:
             run(module, device, small == "small", file, Path(folder))
         except Exception as error:  # of whatever kind: the next check is tried all the same
             traceback.print_exc()
-            file.write(json.dumps({"raised": _reason(error)}) + "\n")
+            file.write(json.dumps({"raised": reason(error)}) + "\n")
             return 1
     return 0
-
-
-def _reason(error: Exception) -> str:
-    """Say in one line why a check ended; of a device without memory also what is left for others, and for this."""
-    import torch
-
-    full = isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)
-    with contextlib.suppress(RuntimeError):  # the device may answer nothing any more
-        if full:
-            free, total = torch.cuda.mem_get_info()
-            taken = torch.cuda.memory_reserved()
-            others = (total - free - taken) / GIB
-            return f"out of memory: {taken / GIB:.1f} of {total / GIB:.1f} GiB are this process's, {others:.1f} others'"
-    return one_line(error)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,20 @@ def facts(device: str) -> dict[str, str]:
     return {**values, "Python": platform.python_version()}
 
 
+def reason(error: Exception) -> str:
+    """Say in one line why the device cannot be used, or no longer; where its memory is full, also by whom."""
+    full = type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error)
+    with contextlib.suppress(Exception):  # a device in such a state may answer nothing
+        if full:
+            import torch
+
+            free, total = torch.cuda.mem_get_info()
+            own = torch.cuda.memory_reserved()
+            others = (total - free - own) / GIB
+            return f"out of memory: {own / GIB:.1f} of {total / GIB:.1f} GiB are this process's, {others:.1f} others'"
+    return one_line(error)
+
+
 def _cuda() -> dict[str, str]:
     import torch
 
@@ -80,7 +94,7 @@ def main() -> None:
     try:
         answer: dict[str, object] = {"facts": facts(sys.argv[1])}
     except Exception as error:  # whatever torch raises, the reason is what counts
-        answer = {"reason": one_line(error)}
+        answer = {"reason": reason(error)}
     print(json.dumps(answer))
 
 

@@ -16,11 +16,14 @@ MEMORY = "EIGENDET_GPU_MEMORY_GIB"  # a check's process takes no more of the dev
 PACKAGES = {
     "torch": "torch", "torchvision": "torchvision", "numpy": "numpy", "h5py": "h5py", "pandas": "pandas",
     "scipy": "scipy", "pydantic": "pydantic", "click": "click", "pycocotools": "pycocotools", "PIL": "pillow",
-    "yaml": "pyyaml", "pyarrow": "pyarrow", "lazy_loader": "lazy-loader", "triton": "triton", "delve": "delve",
+    "yaml": "pyyaml", "pyarrow": "pyarrow", "lazy_loader": "lazy-loader", "sklearn": "scikit-learn",
+    "triton": "triton", "delve": "delve",
 }  # fmt: skip
 WITHOUT = {
     "lazy_loader": "a stand-in takes its place",
-    "triton": "kernels that are written in it are not tried",
+    "pyarrow": "experiment ends with the covariances",
+    "sklearn": "experiment has rectangles instead of digits",
+    "triton": "torch.compile may not work",
     "delve": "its accumulator is not compared",
 }
 EVERYWHERE = ("torch", "torchvision", "numpy", "pandas", "PIL")

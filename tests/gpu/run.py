@@ -130,13 +130,12 @@ def _machine(device: str, seconds: float) -> tuple[dict[str, str], str]:
     with tempfile.TemporaryFile("w+") as output:
         status = child.run("tests.gpu.machine", [device], output, seconds)
         output.seek(0)
-        lines = output.read().split("\n")
+        answers = [line for line in output.read().splitlines() if line.startswith("{")]  # among torch's warnings
     if status is None:
         return {}, f"torch had not started after {seconds:.0f} seconds"
-    try:
-        answer = json.loads(lines[-2])  # below torch's warnings
-    except (IndexError, ValueError):
-        return {}, child.ending(status)
+    if status or not answers:
+        return {}, child.ending(status) or "its process said nothing"
+    answer = json.loads(answers[-1])
     return answer.get("facts", {}), answer.get("reason", "")
 
 

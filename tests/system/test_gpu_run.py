@@ -294,6 +294,8 @@ def test_a_machine_without_a_cuda_device_is_one_line(tmp_path: Path) -> None:
             "'The NVIDIA driver on your system is too old (found version 11040). Please update your driver.')",
             "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
         ),
+        (f"{TORCH}\ndef ones(*_, device): raise OutOfMemoryError('CUDA out of memory.')", "76.5 others'"),
+        (f"{TORCH}\ndef ones(*_, device): raise RuntimeError('CUDA error: no kernel image')", "no kernel image"),
         ("import os; os.abort()", "its process was ended by SIGABRT"),
         ("import warnings; warnings.warn('x')\nversion = None", "'NoneType' object has no attribute 'cuda'"),
     ],
