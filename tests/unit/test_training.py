@@ -23,6 +23,7 @@ from eigendet.config.sections import DetectorTraining
 from eigendet.errors import UserError
 from eigendet.runs import stages, training
 from eigendet.runs.folder import RunFolder
+from eigendet.runs.losses import Losses
 
 
 class InterruptionError(Exception):
@@ -47,7 +48,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the loop die after some more steps, wherever that is."""
     calls = iter(range(10**6))
 
-    def failing(model: nn.Module, batch: Any, device: torch.device) -> training.Losses:
+    def failing(model: nn.Module, batch: Any, device: torch.device) -> Losses:
         if next(calls) == steps:
             raise InterruptionError
         return original(model, batch, device)
@@ -167,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_naming_step_and_term(
     original = training.detection_losses
     calls = iter(range(10))
 
-    def diverging(model: nn.Module, batch: Any, device: torch.device) -> training.Losses:
+    def diverging(model: nn.Module, batch: Any, device: torch.device) -> Losses:
         losses = original(model, batch, device)
         return losses | {"loss_box_reg": losses["loss_box_reg"] * (float("nan") if next(calls) == 2 else 1.0)}
 

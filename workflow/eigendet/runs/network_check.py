@@ -20,7 +20,7 @@ from eigendet.networks import checks
 from eigendet.networks.backbones import backbone_of
 from eigendet.plugins.discovery import Plugin
 from eigendet.runs import definitions, training
-from eigendet.runs.training import Losses
+from eigendet.runs.losses import Losses
 
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
 

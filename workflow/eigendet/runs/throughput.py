@@ -81,8 +81,8 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
 
 
 def _short(settings: Settings) -> Settings:
-    """Return the settings of a run of a few steps, each with a row in the log."""
-    few = {"steps": STEPS, "snapshots": [], "log_every": 1, "checkpoint_every": STEPS + 1, "tensorboard": False}
+    """Return the settings of a run of a few steps, whose first row in the log is of the warm-up."""
+    few = {"steps": STEPS, "snapshots": [], "log_every": WARM_UP, "checkpoint_every": STEPS + 1, "tensorboard": False}
     return settings.model_copy(update=few)
 
 
@@ -93,7 +93,7 @@ def _trained(
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder(Path(name))
         training.fit(folder, model, definition, task, _short(settings), 0, {}, device, "measure")
-        rates = pd.read_csv(folder.log)["images_per_second"][WARM_UP:]
+        rates = pd.read_csv(folder.log)["images_per_second"][1:]
     return float(len(rates) / (1 / rates).sum())
 
 

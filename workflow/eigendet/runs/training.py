@@ -1,7 +1,8 @@
 """One loop for classifiers and detectors, which can stop at any moment and goes on to the same weights.
 
 Every random choice is drawn from a stream fixed by the seed and the step, so a resumed run draws the same ones. Several
-processes share each batch (see `parallel`); the first writes the files, which `folder` lists.
+processes share each batch (see `parallel`); the first writes the files, which `folder` lists. Losses are read one step
+late, so that a GPU always has work (see `losses`), but before a file is written: none holds what diverged.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,11 +37,11 @@ from eigendet.progress import Reporter
 from eigendet.report import events
 from eigendet.runs import parallel
 from eigendet.runs.folder import Identity, RunFolder, require_same
+from eigendet.runs.losses import Losses, Sent, receive, send
 
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,30 +120,31 @@ def fit(
     if together > 1:
         learner.share_gradients()
 
-    clock = time.perf_counter()
     reporter = Reporter(job, "step", settings.steps, progress.step)
     with parallel.stopping() as asked_to_stop, _scalars(folder, settings, progress.step) as scalars, reporter:
-        for batch in task.batches(progress.step):
-            seed_everything(_step_seed(seed, progress.step))
-            rate = learner.set_rate(progress.step)
-            losses, total = learner.losses(task, batch)
-            values, stop = _over_processes(losses, asked_to_stop(), progress.step)
+        unread = _Unread(progress, reporter)
+        for step, batch in enumerate(task.batches(progress.step), start=progress.step + 1):
+            seed_everything(_step_seed(seed, step - 1))
+            rate = learner.set_rate(step - 1)
+            losses, total = _losses(learner, task, batch, unread)
+            unread.sent.append(send(losses, len(batch[0]), asked_to_stop()))
             learner.update(total)
 
-            images = len(batch[0]) * together
-            progress.add(values, images, time.perf_counter() - clock)
-            clock = time.perf_counter()
-            reporter.reach(progress.step, images, sum(values.values()))
-            done = progress.step == settings.steps
-            if first and (progress.step % settings.log_every == 0 or done):
+            done = step == settings.steps
+            row = done or step % settings.log_every == 0
+            checkpoint = step % settings.checkpoint_every == 0
+            stop = unread.read(but=0 if row or checkpoint or step in snapshots else 1)
+            if stop:
+                unread.read()
+            if first and row:
                 scalars(progress.new_row(rate))
                 write_text(folder.log, _csv(progress.rows))
-            if first and progress.step in snapshots:
-                folder.write_snapshot(progress.step, model, definition)
-            if first and (stop or progress.step % settings.checkpoint_every == 0) and not done:
+            if first and step in snapshots:
+                folder.write_snapshot(step, model, definition)
+            if first and (checkpoint or stop) and not done:
                 _write_checkpoint(folder, identity, learner, progress)
             if stop and not done:
-                logger.info("asked to stop after step %d, from which the same command goes on", progress.step)
+                logger.info("asked to stop after step %d, from which the same command goes on", step)
                 processes.wait()  # whoever ends first ends all
                 raise SystemExit(parallel.STOPPED)
     return _outcome(progress, snapshots, device)
@@ -263,6 +266,40 @@ class _Progress:
         return row
 
 
+class _Unread:
+    """Steps whose losses are not read yet; to read them is what moves progress on."""
+
+    def __init__(self, progress: _Progress, reporter: Reporter) -> None:
+        self.progress, self.reporter = progress, reporter
+        self.sent: deque[Sent] = deque()
+        self.clock = time.perf_counter()
+
+    def read(self, but: int = 0) -> bool:
+        """Read the losses of all steps but the last few, and return whether a process was asked to stop.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        stop = False
+        while len(self.sent) > but:
+            sent = self.sent.popleft()
+            values, asked = receive(sent, self.progress.step)
+            before, self.clock = self.clock, time.perf_counter()
+            self.progress.add(values, sent.images, self.clock - before)
+            self.reporter.reach(self.progress.step, sent.images, sum(values.values()))
+            stop = stop or asked
+        return stop
+
+
+def _losses(learner: _Learner, task: Task, batch: Any, unread: _Unread) -> tuple[Losses, Tensor]:
+    """Return the losses of a batch, and their sum; where a network fails on NaN, say instead which step made it."""
+    try:
+        return learner.losses(task, batch)
+    except Exception:
+        unread.read()
+        raise
+
+
 def _outcome(progress: _Progress, snapshots: list[int], device: torch.device) -> Outcome:
     """Return what the run's record has of its training."""
     return {
@@ -291,24 +328,6 @@ def _scalars(folder: RunFolder, settings: Optimization, done: int) -> Iterator[C
         return
     with events.writer(folder.path, purge_step=done + 1) as writer:
         yield lambda row: events.write(writer, events.of_row(row))
-
-
-def _over_processes(losses: Losses, stop: bool, step: int) -> tuple[dict[str, float], bool]:
-    """Return means of the losses over all processes, and whether any was asked to stop.
-
-    Raises:
-        UserError: a loss is not finite, in any process; it is raised in all.
-    """
-    own = [loss.detach().float() for loss in losses.values()]
-    *means, stopped = (processes.sums(torch.stack([*own, own[0].new_tensor(float(stop))])) / processes.size()).tolist()
-    values = dict(zip(losses, means, strict=True))
-    broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        raise UserError(
-            f"training diverged at step {step}: {', '.join(broken)}. Earlier snapshots are kept. "
-            "Lower learning_rate, lengthen warmup_steps, or set clip_norm."
-        )
-    return values, stopped > 0
 
 
 def _distributed(model: nn.Module, device: torch.device) -> nn.Module:
@@ -354,7 +373,8 @@ def _resume(folder: RunFolder, identity: Identity, learner: _Learner) -> _Progre
         raise UserError(f"{path}: cannot be loaded ({error}); delete it to train from the start.") from None
     require_same(path, content["identity"], identity)
     for name, part in learner.stateful.items():
-        part.load_state_dict(content[name])
+        if content[name]:  # a scaler that was not in use has no state: on a CPU, say, where the run began
+            part.load_state_dict(content[name])
     progress = _Progress(**content["progress"])
     logger.info("resuming from step %d (%s)", progress.step, path)
     return progress
