@@ -217,6 +217,18 @@ def test_fewer_gpus_than_promised_are_an_error() -> None:
         parallel.run(lambda: None, "auto", 3, 2)
 
 
+@pytest.mark.usefixtures("gpus")
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that torchrun starts by hand, each takes the GPU of its number."""
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert [parallel.device_of("auto")] == taken == [torch.device("cuda", 2)]
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UserError, match=r"process 3, counted from 0, has no GPU: torch finds 3 here; start as many"):
+        parallel.device_of("cuda")
+
+
 def test_without_slurm_nodes_are_started_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"--nodes is 2, and there is no srun here. Outside of Slurm, run `torchrun"):

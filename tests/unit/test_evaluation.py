@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from eigendet.data.coco import CocoDetection
 from eigendet.runs import evaluation
 from tests.conftest import SHARED, real_data
+from tests.questions import Questions
 
 CPU = torch.device("cpu")
 
@@ -118,6 +119,18 @@ def test_real_annotations_score_as_pycocotools_scores_them(tmp_path: Path) -> No
     assert 0.05 < scores["AP"] < 0.95  # type: ignore[operator]
     exact = [None if value < 0 else value for value in reference_scores(file, model, "bbox", tmp_path)]
     assert list(scores.values()) == pytest.approx(exact, abs=1e-6)
+
+
+def test_detections_leave_the_device_as_a_whole(coco: Callable[..., tuple[Path, Path]]) -> None:
+    """Not number by number, each of which a GPU would be waited for."""
+    answer = Noisy(CocoDetection(*coco()), 0, masks=True).answers[0]
+    with Questions() as questions:
+        detections = evaluation._detections(answer, 7)
+    assert questions.asked == []
+    first = detections[0]
+    assert (first["image_id"], first["category_id"]) == (7, int(answer["labels"][0]))
+    assert first["score"] == float(answer["scores"][0])
+    assert (coco_mask.decode(first["segmentation"]) == (answer["masks"][0, 0] > 0.5).numpy()).all()
 
 
 def test_top1_is_the_share_of_right_answers() -> None:

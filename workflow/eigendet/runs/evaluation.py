@@ -87,15 +87,15 @@ def top1(
 ) -> float:
     """Return the share of images whose most likely class is the true one; `job` opens the reports of progress."""
     model.to(device).eval()
-    right = 0
+    right = torch.zeros((), dtype=torch.int64, device=device)
     with Reporter(job, "image", len(dataset)) as reporter:
         for start in range(0, len(dataset), BATCH):
             samples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
             images = torch.stack([crop(image) for image, _ in samples]).to(device)
             labels = torch.tensor([label for _, label in samples], device=device)
-            right += int((model(images).argmax(1) == labels).sum())
+            right += (model(images).argmax(1) == labels).sum()
             reporter.reach(start + len(samples), images=len(samples))
-    return right / len(dataset)
+    return int(right) / len(dataset)
 
 
 @torch.inference_mode()
@@ -140,14 +140,15 @@ def _annotations(target: Target, image: int, first: int) -> list[Annotation]:
 
 
 def _detections(output: dict[str, Tensor], image: int) -> list[Detected]:
-    """Return what a detector said of an image."""
+    """Return what a detector said of an image; what is read of it crosses from a GPU as a whole."""
+    labels, scores = output["labels"].tolist(), output["scores"].tolist()
     detections: list[Detected] = [
         {"image_id": image, "category_id": int(label), "bbox": box, "score": float(score)}
-        for box, label, score in zip(_xywh(output["boxes"].cpu()), output["labels"], output["scores"], strict=True)
+        for box, label, score in zip(_xywh(output["boxes"].cpu()), labels, scores, strict=True)
     ]
     if "masks" in output:
-        for detection, mask in zip(detections, output["masks"].cpu(), strict=True):
-            pixels = np.asfortranarray((mask[0] > 0.5).numpy().astype(np.uint8))
+        for detection, mask in zip(detections, (output["masks"] > 0.5).cpu(), strict=True):
+            pixels = np.asfortranarray(mask[0].numpy().astype(np.uint8))
             detection["segmentation"] = coco_mask.encode(pixels)
     return detections
 

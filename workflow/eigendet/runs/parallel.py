@@ -44,13 +44,18 @@ def device_of(name: DeviceName) -> torch.device:
     device(type='cpu')
 
     Raises:
-        UserError: name is "cuda", and there is no GPU.
+        UserError: name is "cuda", and there is no GPU; or torchrun started more processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device: 'cuda', but torch finds no GPU here; set device to 'cpu' or 'auto'.")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if _was_launched() else _held(1)[0])
+    number, available = int(os.environ["LOCAL_RANK"]) if _was_launched() else _held(1)[0], torch.cuda.device_count()
+    if number >= available:
+        raise UserError(
+            f"process {number}, counted from 0, has no GPU: torch finds {available} here; start as many processes."
+        )
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
