@@ -37,7 +37,7 @@ from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
 from eigendet.runs import parallel, training
 from eigendet.runs.folder import RunFolder
-from tests.gpu.figures import Figure, error, synchronize
+from tests.gpu.figures import Figure, error, guarded, synchronize
 
 WAY = 0.01  # of the way at most, between what should be one training
 FALL = 0.8  # of the first losses at most, at the end of some steps
@@ -59,16 +59,18 @@ Loop = Callable[[nn.Module, Iterable[Batch]], None]
 
 def figures(device: torch.device, small: bool, out: Path) -> Iterator[Figure]:
     """Yield what training does on the device."""
+    if small:
+        torch.set_num_threads(1)  # to networks this small several bring nothing but waiting
     with TemporaryDirectory() as name:
         folder = Path(name)
-        yield from _again(device, small, folder)
-        yield from _beside_a_plain_loop(device, small)
+        yield from guarded("resuming", _again(device, small, folder))
+        yield from guarded("speed", _beside_a_plain_loop(device, small))
         for precision in ("float16", "bfloat16"):
-            yield from _in_half_precision(device, small, folder / precision, precision)
-        yield from _alone_among_processes(device, small)
-        yield from _over_two_processes(device, small, folder)
+            yield from guarded(precision, _in_half_precision(device, small, folder / precision, precision))
+        yield from guarded("one process", _alone_among_processes(device, small))
+        yield from guarded("two processes", _over_two_processes(device, small, folder))
         if device.type == "cuda":
-            yield from _told(device, small, folder)
+            yield from guarded("repeating", _told(device, small, folder))
 
 
 def definition(small: bool, plugin: str = "retinanet", norm: str = "group") -> Definition:
