@@ -36,7 +36,7 @@ from tests.gpu.figures import Figure
 
 BACKBONE, DETECTOR, SEED = "resnet18", "faster_rcnn", 0
 ACTIVATIONS = 17  # of a ResNet-18: one in the stem, and two in each of eight blocks
-LEAST = 0.01  # average precision after all steps, above what boxes at random score
+LEAST = 0.1  # average precision after all steps: a third of what a CPU reaches
 PLUGINS = """
 from eigendet.data.samples import Colors, Rectangles
 from eigendet.plugins import dataset

@@ -45,13 +45,7 @@ RATE = 0.98  # of the plain loop's images a second at least
 FIRST = 5  # step of the first snapshot, at which a run is asked to stop
 WARM_UP, STEPS = 2, 8  # of a loop whose time is taken
 PATIENCE = 60.0  # seconds for a process
-CHILD = """
-import sys
-from tests.gpu import standin
-standin.install()
-from tests.gpu import training
-training.child(*sys.argv[1:])
-"""
+CHILD = "import sys; from tests.gpu import training; training.child(*sys.argv[1:])"
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 Loop = Callable[[nn.Module, Iterable[Batch]], None]

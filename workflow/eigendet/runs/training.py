@@ -104,7 +104,8 @@ def fit(
 ) -> Outcome:
     """Train `model` for `settings.steps` updates, or go on from the folder's last checkpoint; `job` opens its reports.
 
-    On SIGTERM or Ctrl-C the step under way is finished, a checkpoint written, and the process ends with status 143.
+    On SIGTERM or Ctrl-C the step under way and the next are finished, a checkpoint written, and the process ends with
+    status 143.
 
     Raises:
         UserError: the checkpoint has another identity, or a loss is not finite.
