@@ -36,7 +36,7 @@ from tests.gpu.figures import Figure
 
 BACKBONE, DETECTOR, SEED = "resnet18", "faster_rcnn", 0
 ACTIVATIONS = 17  # of a ResNet-18: one in the stem, and two in each of eight blocks
-LEAST = 0.1  # average precision after all steps: a third of what a CPU reaches
+LEAST = 0.05  # average precision after all steps: a quarter of what a CPU reaches (0.19 to 0.30)
 PLUGINS = """
 from eigendet.data.samples import Colors, Rectangles
 from eigendet.plugins import dataset
