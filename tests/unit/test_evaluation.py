@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,20 @@ def test_detections_leave_the_device_as_a_whole(coco: Callable[..., tuple[Path, 
     assert (first["image_id"], first["category_id"]) == (7, int(answer["labels"][0]))
     assert first["score"] == float(answer["scores"][0])
     assert (coco_mask.decode(first["segmentation"]) == (answer["masks"][0, 0] > 0.5).numpy()).all()
+
+
+def test_the_next_images_are_read_while_the_network_looks_at_one(coco: Callable[..., tuple[Path, Path]]) -> None:
+    asked: list[str] = []
+
+    class Noting(CocoDetection):
+        def __getitem__(self, index: int) -> Any:
+            asked.append(threading.current_thread().name)
+            return super().__getitem__(index)
+
+    dataset = CocoDetection(*coco())
+    scores = evaluation.average_precision(Noisy(dataset, 0, masks=True), Noting(*coco()), CPU)
+    assert scores["boxes"]["AP"] == pytest.approx(1)
+    assert len(asked) == len(dataset) and len(set(asked)) == 1 and asked[0].startswith("images")
 
 
 def test_top1_is_the_share_of_right_answers() -> None:

@@ -28,6 +28,7 @@ from eigendet.data.batches import as_float
 from eigendet.data.datasets import RLE, Classification, Detection, Target
 from eigendet.progress import Reporter
 from eigendet.runs.folder import RunNames
+from eigendet.runs.images import ahead, pinned_for
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
 BATCH = 64
@@ -88,13 +89,20 @@ def top1(
     """Return the share of images whose most likely class is the true one; `job` opens the reports of progress."""
     model.to(device).eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
+
+    def read(start: int) -> tuple[Tensor, Tensor]:
+        samples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
+        images = torch.stack([crop(image) for image, _ in samples])
+        labels = torch.tensor([label for _, label in samples])
+        return pinned_for(device, images), pinned_for(device, labels)
+
+    done = 0
     with Reporter(job, "image", len(dataset)) as reporter:
-        for start in range(0, len(dataset), BATCH):
-            samples = [dataset[index] for index in range(start, min(start + BATCH, len(dataset)))]
-            images = torch.stack([crop(image) for image, _ in samples]).to(device)
-            labels = torch.tensor([label for _, label in samples], device=device)
-            right += (model(images).argmax(1) == labels).sum()
-            reporter.reach(start + len(samples), images=len(samples))
+        for images, labels in ahead(read, range(0, len(dataset), BATCH)):
+            answers = model(images.to(device, non_blocking=True)).argmax(1)
+            right += (answers == labels.to(device, non_blocking=True)).sum()
+            done += len(images)
+            reporter.reach(done, images=len(images))
     return int(right) / len(dataset)
 
 
@@ -107,12 +115,17 @@ def average_precision(
     sizes: list[tuple[int, int]] = []
     annotations: list[Annotation] = []
     detections: list[Detected] = []
+
+    def read(index: int) -> tuple[Tensor, Target]:
+        image, target = dataset[index]
+        return pinned_for(device, as_float(image)), target
+
     with Reporter(job, "image", len(dataset)) as reporter:
-        for index in range(len(dataset)):
-            image, target = dataset[index]
+        for index, (image, target) in enumerate(ahead(read, range(len(dataset)))):
+            output = model([image.to(device, non_blocking=True)])[0]
             sizes.append((image.shape[1], image.shape[2]))
             annotations += _annotations(target, index, len(annotations) + 1)
-            detections += _detections(model([as_float(image).to(device)])[0], index)
+            detections += _detections(output, index)
             reporter.reach(index + 1, images=1)
     truth = _ground_truth(dataset.classes, sizes, annotations)
     averages: AveragePrecision = {"boxes": _scores(truth, detections, "bbox")}

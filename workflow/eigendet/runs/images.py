@@ -1,13 +1,13 @@
-"""Images that a network is shown again and again: decoded once, as far as memory goes, and ahead of the device."""
+"""Images that a network is shown: read ahead of the device, and decoded once, as far as memory goes."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,33 @@ from torch import Tensor
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection
 
+Read = TypeVar("Read")
+
 MEMORY = 2**30  # bytes of decoded images that a process keeps, some thousand photographs
 AHEAD = 2  # images that are read while the network looks at one
+
+
+def ahead(read: Callable[[int], Read], indices: Iterable[int]) -> Iterator[Read]:
+    """Yield what is read of each index; the next ones are read by a thread meanwhile, which lives no longer than this.
+
+    >>> list(ahead(lambda index: 10 * index, [3, 1, 2]))
+    [30, 10, 20]
+    """
+    reader = ThreadPoolExecutor(1, "images")
+    reading = (reader.submit(read, index) for index in indices)
+    try:
+        begun = deque(islice(reading, AHEAD))
+        while begun:
+            result = begun.popleft().result()  # or raise here what reading raised there
+            begun.extend(islice(reading, 1))
+            yield result
+    finally:
+        reader.shutdown(cancel_futures=True)
+
+
+def pinned_for(device: torch.device, tensor: Tensor) -> Tensor:
+    """Return a tensor of the CPU, for a GPU in memory from which it copies while it computes."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 class Decoded:
@@ -84,21 +109,10 @@ class Images(Sequence[list[Tensor]]):
         return self._show(self._read(self.indices[index]))
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        reader = ThreadPoolExecutor(1, "images")
-        reading = (reader.submit(self._read, index) for index in self.indices)
-        try:
-            ahead = deque(islice(reading, AHEAD))
-            while ahead:
-                image = ahead.popleft().result()  # or raise here what reading raised there
-                ahead.extend(islice(reading, 1))
-                yield self._show(image)
-        finally:
-            reader.shutdown(cancel_futures=True)
+        return map(self._show, ahead(self._read, self.indices))
 
     def _read(self, index: int) -> Tensor:
-        """Return an image as float on the CPU, for a GPU in memory from which it copies while it computes."""
-        image = as_float(self.decoded[index])
-        return image.pin_memory() if self.device.type == "cuda" else image
+        return pinned_for(self.device, as_float(self.decoded[index]))
 
     def _show(self, image: Tensor) -> list[Tensor]:
         self.looked()
