@@ -157,8 +157,9 @@ def _beside_a_plain_loop(device: torch.device, small: bool) -> Iterator[Figure]:
     yield Figure("training step, plain loop", 1000 * plain, "ms")
     if device.type == "cpu":
         return
-    with patch.object(torch.backends.cudnn, "benchmark", True):
-        seconds = min(_seconds(loops["library"], model, batches, device) for _ in range(2))
+    torch.backends.cudnn.benchmark = True
+    seconds = min(_seconds(loops["library"], model, batches, device) for _ in range(2))
+    torch.backends.cudnn.benchmark = False
     yield Figure("training step, library, with cudnn.benchmark", 1000 * seconds, "ms")
     model.to(memory_format=torch.channels_last)
     yield Figure(
