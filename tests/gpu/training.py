@@ -59,10 +59,15 @@ def figures(device: torch.device, small: bool, out: Path) -> Iterator[Figure]:
         folder = Path(name)
         yield from guarded("resuming", _again(device, small, folder))
         yield from guarded("speed", _beside_a_plain_loop(device, small))
-        for precision in ("float16", "bfloat16"):
-            yield from guarded(precision, _in_half_precision(device, small, folder / precision, precision))
-        yield from guarded("one process", _alone_among_processes(device, small))
-        yield from guarded("two processes", _over_two_processes(device, small, folder))
+        other = _start("shared", device, small, folder)  # which begins meanwhile
+        try:
+            for precision in ("float16", "bfloat16"):
+                yield from guarded(precision, _in_half_precision(device, small, folder / precision, precision))
+            yield from guarded("one process", _alone_among_processes(device, small))
+            yield from guarded("two processes", _over_two_processes(device, small, folder, other))
+        finally:
+            other.kill()
+            other.wait()
         if device.type == "cuda":
             yield from guarded("repeating", _told(device, small, folder))
 
@@ -145,7 +150,7 @@ def _beside_a_plain_loop(device: torch.device, small: bool) -> Iterator[Figure]:
     batches = [_batch(height, width, device) for _ in range(STEPS + 1)]
     loops: dict[str, Loop] = {"library": _library(network, device), "plain": _plain(device)}
     times: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(1 if small else 5):
+    for number in range(1 if small else 4):
         for name in sorted(loops, reverse=bool(number % 2)):
             model.load_state_dict(start)
             times[name].append(_seconds(loops[name], model, batches, device))
@@ -289,9 +294,10 @@ def _refusal(small: bool) -> Figure:
     return Figure(name, accepted, limit=0)
 
 
-def _over_two_processes(device: torch.device, small: bool, folder: Path) -> Iterator[Figure]:
+def _over_two_processes(
+    device: torch.device, small: bool, folder: Path, other: subprocess.Popen[str]
+) -> Iterator[Figure]:
     """Train in two processes on this device, which gloo allows and NCCL does not, and in one with the whole batch."""
-    other = _start("shared", device, small, folder)
     said = ""
     try:
         _share(0, device, small, folder)
