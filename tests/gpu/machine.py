@@ -76,7 +76,7 @@ def _cuda() -> dict[str, str]:
 
 def _driver() -> str:
     line = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
         return subprocess.run(line, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
     return "unknown"
 
