@@ -66,8 +66,8 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
 
     def look() -> None:
         with torch.inference_mode():
-            for number in range(IMAGES):
-                model(images[number])
+            for image in images:
+                model(image)
 
     def observe() -> None:
         with full_float32():
