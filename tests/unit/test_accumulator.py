@@ -10,7 +10,8 @@ from torch import nn
 
 from eigendet.observe import covariance as accumulator
 from eigendet.observe.covariance import Covariance, NonFiniteError
-from eigendet.observe.packs import _thinned, packs, shift_of
+from eigendet.observe.moments import _thinned, shift_of
+from eigendet.observe.packs import packs
 from eigendet.observe.products import Workspace
 from tests.tapping import error, exact
 

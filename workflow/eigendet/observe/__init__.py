@@ -4,7 +4,10 @@ keys            what taps and their points are called
 points          what a module's output stands for; every call of every module
 padding         which positions of a map are padding
 products        samples times their transpose, exact to float32 whatever the process has set
-packs           samples gathered in packs that fit a chunk of memory, and shifted
+packs           samples gathered in packs that fit a chunk of memory
+moments         sums and products of a chunk, about its own mean
+fused           the same on a GPU, in two kernels
+kernels         these, in Triton
 covariance      the streaming accumulator
 shortcuts       layers whose output's moments follow from the input's
 sightings       what is noted of a tensor that was seen

@@ -4,10 +4,6 @@ Feature maps after an activation have means far from zero, and the plain sum of 
 eigenvalues first, which are the ones that widths are read from. So samples go in chunks, each shifted by about its own
 mean before the product; products are taken in float32, sums over chunks are kept in float64, about one common shift.
 
-The shift is about the mean, not the mean itself, because many maps hold one value again and again: the zeros of a ReLU.
-Adding the same number many times rounds the same way many times, and that bias, not the random part, is then the error
-of a float32 product (5e-7 instead of 1e-8). A shift with few bits makes those products exact.
-
 On a GPU everything runs on the current stream and nothing waits: a dozen launches a chunk, and the memory of all
 intermediates is the allocator's.
 """
@@ -21,8 +17,9 @@ import torch
 from torch import Tensor
 
 from eigendet.observe.keys import TapKey
-from eigendet.observe.packs import packs, shift_of, shifted, without_padding
-from eigendet.observe.products import Workspace, gram, positions_of_chunk, row_blocks
+from eigendet.observe.moments import Moments, moments_of, precision_of
+from eigendet.observe.packs import without_padding
+from eigendet.observe.products import Workspace, positions_of_chunk, row_blocks
 
 PENDING = 32  # chunks whose shifts are made one at once
 NOT_FINITE = "NaN, infinity, or numbers whose squares overflow float32"
@@ -39,7 +36,7 @@ class _Chunk:
     update: int
     count: int
     shift: Tensor  # (C,) float32
-    total: Tensor  # of the samples less their shift, (C,) float64
+    total: Tensor  # of the samples less their shift, (C,)
 
 
 class Covariance:
@@ -131,33 +128,28 @@ class Covariance:
                 f"{tuple(samples.shape)}"
             )
         self._workspace = workspace or self._workspace or Workspace()
-        dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
         with torch.inference_mode(False), torch.no_grad():
             self._use_stream()
-            fits = positions_of_chunk(self.channels, dtype, samples.device)
-            chunks = packs(without_padding(samples.detach(), channel_dim, sizes), fits)
+            chunks = moments_of(without_padding(samples.detach(), channel_dim, sizes), self._workspace)
+            fits = positions_of_chunk(self.channels, precision_of(samples), samples.device)
             if _answers_at_once(samples.device) and samples.numel() > fits * self.channels:
                 whole = Covariance(self.channels)  # so that all of several chunks is added, or nothing
-                for pack in chunks:
-                    whole._add(pack, dtype, self._workspace)
+                for chunk in chunks:
+                    whole._add(chunk)
                 self.merge(whole)
             else:
-                for pack in chunks:
-                    self._add(pack, dtype, self._workspace)
+                for chunk in chunks:
+                    self._add(chunk)
         self._updates += 1
 
-    def _add(self, pack: list[Tensor], dtype: torch.dtype, workspace: Workspace) -> None:
-        """Add tensors (C, ...) that together fit in one chunk."""
-        shift = shift_of(pack)
-        positions, slabs = shifted(pack, shift, dtype, workspace)
-        product = gram(slabs, workspace)
-        total = slabs.sum(2).sum(0, dtype=torch.float64)
-        total.add_(product.diagonal(), alpha=0)  # NaN where a square has overflowed, or a sample was not finite
+    def _add(self, chunk: Moments) -> None:
+        """Add the moments of a chunk, about its own shift."""
+        total, product = chunk.total, chunk.product
         if _answers_at_once(total.device) and not total.isfinite().all():
             raise NonFiniteError(NOT_FINITE)  # a GPU is not asked: a sum that has met NaN stays so
         for begin, end in row_blocks(self.channels) if total.device.type == "cpu" else [(0, self.channels)]:
             self._product[begin:end, begin:] += product[begin:end, begin:]
-        self._pending.append(_Chunk(self._updates, positions, shift, total))
+        self._pending.append(_Chunk(self._updates, chunk.count, chunk.shift, total))
         if len(self._pending) >= PENDING:
             self._settle()
 
@@ -172,7 +164,7 @@ class Covariance:
             return
         with torch.inference_mode(False), torch.no_grad():
             shifts = torch.stack([chunk.shift for chunk in self._pending]).double()
-            totals = torch.stack([chunk.total for chunk in self._pending])
+            totals = torch.stack([chunk.total for chunk in self._pending]).double()
             counts, updates = (
                 torch.tensor(numbers, dtype=torch.float64).to(self.device, non_blocking=True)
                 for numbers in zip(*((chunk.count, chunk.update) for chunk in self._pending), strict=True)
