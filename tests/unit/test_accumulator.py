@@ -99,19 +99,40 @@ def test_packs_hold_what_fits_in_order_and_nothing_twice(fits: int) -> None:
         assert torch.equal(torch.cat(pieces, 1), torch.cat(flat, 1))
 
 
-def test_sums_are_those_of_the_samples_whatever_the_shift() -> None:
-    first, second = torch.randn(60, 3) + 7, torch.randn(40, 3) - 2
+def test_sums_are_those_of_the_samples_since_they_were_taken_whatever_the_shift() -> None:
+    parts = [torch.randn(60, 3) + 7, torch.randn(40, 3) - 2, torch.randn(1, 3, 2000, 1000) + 1, torch.randn(5, 3)]
+    rows = [part if part.dim() == 2 else part[0].flatten(1).T for part in parts]
     covariance, other = Covariance(3), Covariance(3)
-    count, total = covariance.count_and_sum()
+    count, total = covariance.take_sum()
     assert (count, total.tolist()) == (0, [0, 0, 0])
-    covariance.update(first)
-    other.update(second)
+    covariance.forget()
+    covariance.update(parts[0])
+    other.update(parts[1])
     covariance.merge(other)
-    count, total = covariance.count_and_sum()
-    assert count == 100
-    torch.testing.assert_close(total, torch.cat([first, second]).double().sum(0), rtol=1e-6, atol=1e-4)
-    covariance.update(first)
-    torch.testing.assert_close(total, torch.cat([first, second]).double().sum(0), rtol=1e-6, atol=1e-4)  # a copy
+
+    def check(taken: tuple[int, torch.Tensor], expected: list[torch.Tensor]) -> None:
+        all_rows = torch.cat(expected).double()
+        assert taken[0] == len(all_rows)
+        torch.testing.assert_close(taken[1], all_rows.sum(0), rtol=1e-6, atol=1e-4)
+
+    first = covariance.take_sum()
+    check(first, rows[:2])
+    covariance.update(parts[2])
+    check(covariance.take_sum(), rows[2:3])
+    assert covariance.take_sum()[0] == 0
+    for part in parts:
+        covariance.update(part)
+    check(covariance.take_sum(), rows)
+    check(first, rows[:2])  # a copy
+
+
+def test_taking_sums_adds_up_nothing_but_what_is_new() -> None:
+    covariance = Covariance(3)
+    for number in range(1, 3 * accumulator.PENDING):
+        covariance.update(torch.full((2, 3), float(number)))
+        count, total = covariance.take_sum()
+        assert (count, total.tolist()) == (2, [2.0 * number] * 3)
+    assert len(covariance._pending) > 1
 
 
 def test_what_forgets_its_samples_counts_anew() -> None:

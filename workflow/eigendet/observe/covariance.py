@@ -64,6 +64,7 @@ class Covariance:
         self._updates = 0
         self._count = 0  # but for pending chunks
         self._pending: list[_Chunk] = []
+        self._recent: list[_Chunk] | None = None  # since `take_sum`; None: it was never called
         self._shift: Tensor | None = None  # (C,) float64; what sum and product are about
         self._workspace: Workspace | None = None
         self._stream: torch.cuda.Stream | None = None  # which was given the last work here
@@ -137,6 +138,8 @@ class Covariance:
                 for chunk in chunks:
                     whole._add(chunk)
                 self.merge(whole)
+                if self._recent is not None and whole._shift is not None:
+                    self._recent.append(_Chunk(self._updates, whole._count, whole._shift, whole._sum))
             else:
                 for chunk in chunks:
                     self._add(chunk)
@@ -150,6 +153,8 @@ class Covariance:
         for begin, end in row_blocks(self.channels) if total.device.type == "cpu" else [(0, self.channels)]:
             self._product[begin:end, begin:] += product[begin:end, begin:]
         self._pending.append(_Chunk(self._updates, chunk.count, chunk.shift, total))
+        if self._recent is not None:
+            self._recent.append(self._pending[-1])
         if len(self._pending) >= PENDING:
             self._settle()
 
@@ -191,8 +196,9 @@ class Covariance:
         if self._stream is not None and self._stream != stream:
             stream.wait_stream(self._stream)
             shift = [] if self._shift is None else [self._shift]
-            pending = [tensor for chunk in self._pending for tensor in (chunk.shift, chunk.total)]
-            for tensor in (self._sum, self._product, self._rejected, *shift, *pending):
+            chunks = [*self._pending, *(self._recent or [])]
+            kept = [tensor for chunk in chunks for tensor in (chunk.shift, chunk.total)]
+            for tensor in (self._sum, self._product, self._rejected, *shift, *kept):
                 tensor.record_stream(stream)
         self._stream = stream
 
@@ -263,6 +269,7 @@ class Covariance:
     def forget(self) -> None:
         """Drop all samples."""
         self._pending.clear()
+        self._recent = None
         self._count, self._updates = 0, 0
         for state in (self._sum, self._product):
             state.zero_()
@@ -314,10 +321,22 @@ class Covariance:
         centered_moment = self.scatter / self.count
         return centered_moment if centered else centered_moment + torch.outer(mean, mean)
 
-    def count_and_sum(self) -> tuple[int, Tensor]:
-        """Return the number of samples, and their sum, (C,) float64, without waiting for a GPU."""
-        self._settle()
-        return self._count, self._sum.clone() if self._shift is None else self._sum + self._count * self._shift
+    def take_sum(self) -> tuple[int, Tensor]:
+        """Return the number of samples since the last call, and their sum, (C,) float64, without waiting for a GPU.
+
+        The first call is about all samples. It adds up what is pending; later ones look at the chunks since alone.
+        """
+        chunks = self._recent
+        self._recent = []
+        if chunks is None:
+            self._settle()
+            return self._count, self._sum.clone() if self._shift is None else self._sum + self._count * self._shift
+        self._use_stream()
+        sums = [torch.add(chunk.total, chunk.shift.double(), alpha=chunk.count) for chunk in chunks]
+        if not sums:
+            return 0, torch.zeros_like(self._sum)
+        total = torch.stack(sums).sum(0) if len(sums) != 1 else sums[0]
+        return sum(chunk.count for chunk in chunks), total
 
 
 @dataclass(frozen=True)

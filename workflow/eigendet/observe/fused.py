@@ -77,7 +77,7 @@ def _moments(part: Tensor, layout: _Layout) -> tuple[Tensor, Tensor, Tensor]:
         part, shift, out, channels, *layout.sizes[1:], positions, share, *layout.strides, layout.channel,
         CONTIGUOUS=layout.contiguous, BLOCK=block, STEP=32, SLAB=SLAB, num_warps=8 if block == 64 else 4,
     )  # fmt: skip
-    total = out.sum(0)
+    total = out.sum(0) if shares > 1 else out[0]
     return shift, total[channels], total[:channels]
 
 

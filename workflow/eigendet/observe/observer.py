@@ -60,7 +60,7 @@ class Observer:
         self._ignored: set[TapKey] = set()  # what is not to be observed, and no observed tensor follows from
         self._calls: Counter[TapKey] = Counter()  # how often every key in _direct and _links was seen
         self._images = 0  # number of images that have ended, see `end_image`
-        self._sums: dict[TapKey, list[tuple[int, Tensor]]] = {}  # of every key in _direct, as each image ended
+        self._sums: dict[TapKey, list[tuple[int, Tensor]]] = {}  # of every key in _direct, for each image
         self._affine: dict[nn.Module, Affine | None] = {}
         self._workspace = Workspace()
         # What belongs to the present pass alone:
@@ -118,7 +118,7 @@ class Observer:
     def end_image(self) -> None:
         """Take all passes since the last call as those of one image."""
         for key, covariance in self._direct.items():
-            count, total = covariance.count_and_sum()
+            count, total = covariance.take_sum()
             # A tensor that is new had no samples in the images before.
             sums = self._sums.setdefault(key, [(0, torch.zeros_like(total))] * self._images)
             sums.append((count, total))
@@ -134,8 +134,7 @@ class Observer:
         if not self._images or len(sums) != self._images:
             return None
         totals = torch.stack([total for _, total in sums])
-        counts = totals.new_tensor([count for count, _ in sums]).diff(prepend=totals.new_zeros(1))
-        return totals.diff(dim=0, prepend=torch.zeros_like(totals[:1])) / counts[:, None]
+        return totals / totals.new_tensor([count for count, _ in sums])[:, None]
 
     def root(self, key: TapKey) -> tuple[TapKey, int]:
         """Return the accumulator that a tensor's moments come from, and its number of channels."""
