@@ -23,7 +23,7 @@ WITHOUT = {
     "lazy_loader": "a stand-in takes its place",
     "pyarrow": "experiment ends with the covariances",
     "sklearn": "experiment has rectangles instead of digits",
-    "triton": "torch.compile may not work",
+    "triton": "taps take the plain path, and torch.compile may not work",
     "delve": "its accumulator is not compared",
 }
 EVERYWHERE = ("torch", "torchvision", "numpy", "pandas", "PIL")

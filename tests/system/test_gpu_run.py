@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tests.gpu.standin import lazy_loader as standin
 from tests.pretended import BODIES, TORCH, Checks, finished, names, results, started
 
 RUN = [str(ROOT / "tests/gpu/run.py")]
+ABSENT = {"pyyaml", "pyarrow", "lazy-loader", "scikit-learn", "delve"}  # in the environment of envs/gpu.txt
 
 
 def without_cuda(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -253,3 +256,35 @@ def test_the_commit_is_that_of_the_checkout_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(record, "ROOT", tmp_path / "inside")  # someone else's repository around an unpacked archive
     (tmp_path / "inside").mkdir()
     assert record.commit() == ("", False)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The python of an environment with what envs/gpu.txt lists and nothing else: 5 GB, linked to uv's cache."""
+    folder = tmp_path_factory.mktemp("environment")
+    python = folder / "bin/python"
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder)], check=True)
+    listed = ["--require-hashes", "--requirement", str(ROOT / "envs/gpu.txt")]
+    subprocess.run([*uv, "pip", "install", "--quiet", "--python", str(python), *listed], check=True)
+    yield python
+    shutil.rmtree(folder)
+
+
+def test_it_runs_end_to_end_on_an_older_torch_with_nothing_else_installed(tmp_path: Path, environment: Path) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    line = [str(environment), *RUN, "--device", "cpu", "--minutes", "20", "--out", str(tmp_path / "out")]
+    run = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    logs = "".join(log.read_text()[-2000:] for log in (tmp_path / "out").glob("*.log"))
+    assert run.returncode == 0 and run.stderr == "", run.stdout + run.stderr + logs
+    content = json.loads((tmp_path / "out/gpu.json").read_text())
+    assert content["machine"]["torch"].startswith("2.11.") and content["small"]
+    assert {line.split()[0] for line in content["missing"]} == ABSENT
+    assert run.stdout.splitlines()[: len(ABSENT)] == content["missing"]
+    outcomes = {check["name"]: check["outcome"] for check in content["checks"]}
+    assert outcomes == {check.name: "left out" if check.cuda else "passed" for check in CHECKS}
+    page = (tmp_path / "out/gpu.md").read_text()
+    for check in content["checks"]:
+        assert all(f"| {figure['name']} |" in page for figure in check["figures"])
+    for place in (ROOT, tmp_path, environment.parent):
+        assert str(place) not in page
