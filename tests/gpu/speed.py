@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigendet.observe import fused
 from eigendet.observe.keys import Point
 from eigendet.observe.taps import tap
+from tests.gpu.accuracy import plain
 from tests.gpu.by_hand import hooked, others
 from tests.gpu.figures import Figure, guarded, in_turns, synchronize
 from tests.gpu.networks import canvas, convolving, detector
@@ -100,11 +102,23 @@ def passes(
 def sustained(model: nn.Module, batch: list[Tensor], small: bool, limit: float | None) -> Iterator[Figure]:
     """Yield the ratio over so many passes that what is done once in a while is done, and counted in."""
     rounds, repeats = (1, 4) if small else (3, 40)
-    contexts: Contexts = {"bare": nullcontext, "act": tapping(model)["act"]}
+    device, act = batch[0].device, tapping(model)["act"]
+    contexts: Contexts = {"bare": nullcontext, "act": act}
+    if fused.is_right(device):
+        contexts["act in plain torch"] = lambda: in_plain_torch(act)
     with convolving("ieee"), torch.no_grad():
-        times = in_turns(batch[0].device, contexts, lambda: [model(batch) for _ in range(repeats)], rounds)
-    title = f"float32, batch 1, {repeats} passes in one go: act, time over bare"
-    yield Figure(title, times["act"] / times["bare"], limit=limit)
+        times = in_turns(device, contexts, lambda: [model(batch) for _ in range(repeats)], rounds)
+    title = f"float32, batch 1, {repeats} passes in one go"
+    bare = times.pop("bare")
+    for name, duration in times.items():
+        yield Figure(f"{title}: {name}, time over bare", duration / bare, limit=limit if name == "act" else None)
+
+
+@contextmanager
+def in_plain_torch(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Open a context without the kernels of `eigendet.observe.fused`."""
+    with plain(), context():
+        yield
 
 
 def tapping(model: nn.Module) -> Contexts:
