@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from eigendet.errors import UserError
@@ -68,3 +69,22 @@ def test_every_image_has_its_own_mean_also_where_moments_follow_from_others(mode
     for tap in limited:
         torch.testing.assert_close(tap.image_means, together[tap.key].image_means, rtol=1e-5, atol=1e-6)
     assert all(tap.image_means is None for tap in covariances(model, images, POINTS))
+
+
+def test_gradients_are_off_for_the_passes_alone_and_no_tap_outlives_the_passes_of_its_group() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+    alive: list[weakref.ref[object]] = []
+
+    def run(batch: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        assert all(covariance() is None for covariance in alive)
+        output: Tensor = model(batch)
+        return output
+
+    taken = 0
+    for observed in covariances(model, [torch.randn(5, 4)], "act", memory=8 * 16, call=run):
+        assert torch.is_grad_enabled()
+        alive.append(weakref.ref(observed.covariance))
+        taken += 1
+        del observed
+    assert taken == 2

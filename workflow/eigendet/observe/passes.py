@@ -60,19 +60,21 @@ def covariances(
     mode = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            order, groups = _plan(model, batches, points, modules, memory, run)
-            for group in groups:
-                with tap(model, points, modules=modules, keys=group) as taps:
-                    if calibration is not None:
-                        run(calibration)
-                        taps.forget()
-                    for batch in batches:
-                        run(batch)
-                        if image_means:
-                            taps.end_image()
-                for observed in taps.taps():
-                    yield replace(observed, position=order[observed.key]) if order else observed
+        order, groups = _plan(model, batches, points, modules, memory, run)
+        for group in groups:
+            # Gradients are off for the passes alone, not for whoever takes the taps.
+            with torch.no_grad(), tap(model, points, modules=modules, keys=group) as taps:
+                if calibration is not None:
+                    run(calibration)
+                    taps.forget()
+                for batch in batches:
+                    run(batch)
+                    if image_means:
+                        taps.end_image()
+            # As an expression, so that no name keeps an accumulator of this group through the passes of the next.
+            yield from (
+                replace(observed, position=order[observed.key]) if order else observed for observed in taps.taps()
+            )
     finally:
         model.train(mode)
 
@@ -93,7 +95,7 @@ def _plan(
     """
     if memory is None:
         return {}, [None]
-    with tap(model, points, modules=modules, measure=True) as taps:
+    with torch.no_grad(), tap(model, points, modules=modules, measure=True) as taps:
         run(next(iter(batches)))
     groups: list[list[TapKey]] = [[]]
     free = memory

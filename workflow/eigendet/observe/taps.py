@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -95,6 +96,27 @@ def tap(
     taps._check_ran(patterns)
 
 
+@dataclass
+class _Choice:
+    """Which tensors are observed; apart from `Taps`, whose accumulators would else wait for the garbage collector."""
+
+    selected: Collection[str]  # paths of modules
+    channels: Container[int] | None
+    keys: Collection[TapKey] | None
+    ran: set[str] = field(default_factory=set)  # of the selected modules
+    unwanted_channels: set[int] = field(default_factory=set)  # met in selected modules
+
+    def wants(self, path: str, key: TapKey, channels: int | None) -> bool:
+        """Return whether a tensor is to be observed, and note that its module has run."""
+        if path not in self.selected:
+            return False
+        self.ran.add(path)
+        if self.channels is not None and channels is not None and channels not in self.channels:
+            self.unwanted_channels.add(channels)
+            return False
+        return self.keys is None or key in self.keys
+
+
 class Taps(Mapping[TapKey, Covariance]):
     """Accumulators by tap key, in the order of execution; a key's text does as well. Made by `tap`.
 
@@ -122,10 +144,8 @@ class Taps(Mapping[TapKey, Covariance]):
         tolerant: bool = False,
     ) -> None:
         self._network, self._model = model, type(model).__name__
-        self._selected, self._channels, self._keys = selected, channels, keys
-        self._ran: set[str] = set()  # of the selected modules
-        self._unwanted_channels: set[int] = set()  # met in selected modules
-        self._observer = Observer(model, self._wants, shortcuts, measure, tolerant)
+        self._choice = _Choice(selected, channels, keys)
+        self._observer = Observer(model, self._choice.wants, shortcuts, measure, tolerant)
 
     def __getitem__(self, key: TapKey | str) -> Covariance:
         for tap_key in self:
@@ -223,17 +243,7 @@ class Taps(Mapping[TapKey, Covariance]):
     @property
     def unwanted_channels(self) -> list[int]:
         """The numbers of channels that were met in selected modules and are not to be observed."""
-        return sorted(self._unwanted_channels)
-
-    def _wants(self, path: str, key: TapKey, channels: int | None) -> bool:
-        """Return whether a tensor is to be observed, and note that its module has run."""
-        if path not in self._selected:
-            return False
-        self._ran.add(path)
-        if self._channels is not None and channels is not None and channels not in self._channels:
-            self._unwanted_channels.add(channels)
-            return False
-        return self._keys is None or key in self._keys
+        return sorted(self._choice.unwanted_channels)
 
     def _check_ran(self, patterns: Sequence[str]) -> None:
         """Raise UserError if nothing of what a pattern asks for has run; log what else has not."""
@@ -242,17 +252,18 @@ class Taps(Mapping[TapKey, Covariance]):
                 f"the model ({self._model}) did not run while it was tapped. If it ran as a compiled function, "
                 "compile it inside the context."
             )
-        missing = [path for path in self._selected if path not in self._ran]
+        selected, ran = self._choice.selected, self._choice.ran
+        missing = [path for path in selected if path not in ran]
         for pattern in patterns:
-            chosen = [path for path in self._selected if fnmatchcase(path, pattern)]
-            if chosen and not self._ran.intersection(chosen):
+            chosen = [path for path in selected if fnmatchcase(path, pattern)]
+            if chosen and not ran.intersection(chosen):
                 raise UserError(
                     f"modules: '{pattern}' chose {some(chosen)}, which never ran while the model was tapped."
                 )
-        if not self and self._unwanted_channels:
+        if not self and self.unwanted_channels:
             numbers = ", ".join(map(str, self.unwanted_channels))
             raise UserError(
-                f"channels: no feature map has a number of channels in {self._channels}; there are {numbers}."
+                f"channels: no feature map has a number of channels in {self._choice.channels}; there are {numbers}."
             )
         if missing:
             logger.warning("never ran while the model was tapped: %s", some(missing))
