@@ -1,7 +1,7 @@
 """The accumulator on a device against float64 on the CPU: samples, lengths, settings, streams, what is not finite.
 
-On a GPU where the kernels of `eigendet.observe.fused` are used, everything is done with them and once more without. Where
-memory is short or goes back at once, only what that may break is done.
+On a GPU where the kernels of `eigendet.observe.fused` are used, everything is done with them and once more without.
+Where memory is short or goes back at once, only what that may break is done.
 """
 
 from __future__ import annotations
