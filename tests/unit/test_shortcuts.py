@@ -137,15 +137,22 @@ def test_on_a_gpu_convolutions_are_in_tf32_unless_told_otherwise(
         torch.backends.cudnn.allow_tf32 = before
 
 
-def test_weights_changed_behind_autograds_back_are_refused() -> None:
-    layer = nn.Conv2d(4, 8, 1)
-    with (
-        pytest.raises(UserError, match=r"#0:conv: the weights of its layer were changed through `.data`"),
-        tap(layer, "conv"),
-    ):
-        layer(torch.randn(1, 4, 3, 3))
+def test_weights_changed_behind_autograds_back_are_noticed_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is not asked for its weights in every pass, so there it is seen at the end."""
+    layer, batches = nn.Conv2d(4, 8, 1), [torch.randn(1, 4, 3, 3) for _ in range(2)]
+
+    def run() -> list[Tensor]:
+        outputs = [layer(batches[0])]
         layer.weight.data.mul_(2)
-        layer(torch.randn(1, 4, 3, 3))
+        return [*outputs, layer(batches[1])]
+
+    with torch.no_grad(), tap(layer, "conv") as taps:
+        outputs = run()
+    assert error(taps["#0:conv"].covariance(), exact(torch.cat(outputs))) < 1e-6
+    monkeypatch.setattr("eigendet.observe.observer.is_still", lambda affine, module: True)
+    changed = r"#0:conv: the weights of its layer were changed through `.data`"
+    with pytest.raises(UserError, match=changed), torch.no_grad(), tap(layer, "conv"):
+        run()
 
 
 def test_layers_that_are_not_what_they_seem_are_accumulated() -> None:

@@ -22,7 +22,7 @@ from eigendet.channels.arguments import named_arguments
 from eigendet.channels.construction import RESIZABLE
 from eigendet.channels.operations import RULES, elementwise
 from eigendet.channels.record import Operation, Record
-from eigendet.observe.points import each_call
+from eigendet.observe.calls import each_call
 
 
 @dataclass(frozen=True)

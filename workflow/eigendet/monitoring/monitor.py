@@ -170,6 +170,7 @@ class Monitor:
 
     def close(self) -> None:
         """Write the window that is open, if anything ran in it, and observe nothing from now on."""
+        self._hooks.close()  # which ends the pass that is under way
         if self._taps is not None and (self._taps.passes or not self._has_run):
             self._finish()
         self.discard()
@@ -221,10 +222,7 @@ class Monitor:
             numbers = [str(number) for number in taps.unwanted_channels]
             why = f"`channels` asks for other numbers of channels than the layers have, {some(numbers, limit=20)}"
         else:
-            why = (
-                "the model ran, but none of the chosen modules did, or none gave a tensor of numbers; torch's fast "
-                "paths, as of TransformerEncoder in evaluation mode, skip the modules inside"
-            )
+            why = "the model ran, but none of the chosen modules did, or none gave a tensor of numbers"
         logger.warning("nothing to measure at step %d: %s", self._began, why)
 
     def _measured(self, taps: Taps, key: TapKey) -> Measurement:

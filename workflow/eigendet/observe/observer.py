@@ -20,18 +20,28 @@ from torch import Tensor, nn
 
 from eigendet.errors import UserError, first_line
 from eigendet.observe.covariance import Covariance, NonFiniteError, merged
+from eigendet.observe.image_sums import ImageSums
 from eigendet.observe.keys import TapKey
-from eigendet.observe.padding import Canvas, canvas_in, region_paths
-from eigendet.observe.points import default_channel_dim, feature_maps, own_channel_dim, point_of
+from eigendet.observe.lineage import Lineage
+from eigendet.observe.padding import Canvas, canvas_in
+from eigendet.observe.points import feature_maps, point_of
 from eigendet.observe.products import Workspace
-from eigendet.observe.shortcuts import AMPLIFICATION_LIMIT, Affine, affine_of, amplification, state_of, strided
+from eigendet.observe.shortcuts import (
+    AMPLIFICATION_LIMIT,
+    Affine,
+    affine_of,
+    amplification,
+    is_still,
+    state_of,
+    strided,
+)
 from eigendet.observe.sightings import Link, Registered, Sighting
 
 LINKABLE = (torch.float32, torch.float64)  # types of input and output that are precise enough for a link
 
 
 class Observer:
-    """The observer of one model: its methods `begin`, `see` and `end` are what `points.each_call` calls.
+    """The observer of one model: its methods `begin`, `see` and `end` are what `calls.each_call` calls.
 
     Args:
         model: what is observed.
@@ -54,27 +64,34 @@ class Observer:
         self.announced: Canvas | None = None  # of the next pass
         self.padding: dict[TapKey, str] = {}  # of every observed tensor, in the order of execution
         self._wants, self._shortcuts, self._measure, self._tolerant = wants, shortcuts, measure, tolerant
-        self._regions = region_paths(model)
         self._direct: dict[TapKey, Covariance] = {}
         self._links: dict[TapKey, Link] = {}
         self._ignored: set[TapKey] = set()  # what is not to be observed, and no observed tensor follows from
         self._calls: Counter[TapKey] = Counter()  # how often every key in _direct and _links was seen
-        self._images = 0  # number of images that have ended, see `end_image`
-        self._sums: dict[TapKey, list[tuple[int, Tensor]]] = {}  # of every key in _direct, for each image
-        self._affine: dict[nn.Module, Affine | None] = {}
+        self._image_sums = ImageSums()  # of every key in _direct
+        self._affine: dict[nn.Module, tuple[tuple[object, ...], Affine | None]] = {}  # and the state it belongs to
+        self._updated = False  # by an optimizer, since the last pass began: some leave no trace in their weights
         self._workspace = Workspace()
         # What belongs to the present pass alone:
         self._canvas: Canvas | None = None
         self._registered: dict[tuple[int, tuple[int, ...]], Registered] = {}  # by identity of the tensor, and stride
-        self._channel_dims: dict[torch.Size, int] = {}
+        self._lineage = Lineage(model)
 
     def begin(self) -> None:
         """Begin a pass."""
         self._canvas, self.announced = self.announced, None
         self._registered.clear()
-        self._channel_dims.clear()
-        if not all(link.is_current for link in self._links.values()):
+        self._lineage.clear()
+        if not self._links_hold():
             self._unlink()
+        self._updated = False
+
+    def note_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note that an optimizer has changed its parameters; fused ones leave no trace in them."""
+        changed = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        modules = (link.module for link in self._links.values() if link.module is not None)
+        if any(id(parameter) in changed for module in modules for parameter in module.parameters(recurse=False)):
+            self._updated = True
 
     def end(self) -> None:
         """End a pass.
@@ -100,8 +117,10 @@ class Observer:
         for suffix, tensor in feature_maps(output):
             key = TapKey(path + suffix, call, point_of(module))
             try:
+                kind = self._lineage.note(path, module, source, tensor, self._canvas)
                 if key not in self.faults:
-                    self._observe(Sighting(module, path, key, tensor, self._channel_dim(module, tensor), (), source))
+                    seen = Sighting(module, path, key, tensor, kind.channel_dim, kind.of_images, source=source)
+                    self._observe(seen)
             except UserError:
                 raise
             except Exception as error:  # a nested tensor, one inside torch.func's transforms, no more memory
@@ -117,24 +136,12 @@ class Observer:
 
     def end_image(self) -> None:
         """Take all passes since the last call as those of one image."""
-        for key, covariance in self._direct.items():
-            count, total = covariance.take_sum()
-            # A tensor that is new had no samples in the images before.
-            sums = self._sums.setdefault(key, [(0, torch.zeros_like(total))] * self._images)
-            sums.append((count, total))
-        self._images += 1
+        self._image_sums.end(self._direct)
 
     def image_means(self, key: TapKey) -> Tensor | None:
         """Return the mean over the positions of every image that has ended, (images, C); NaN: it has no samples."""
-        if key in self._links:
-            link = self._links[key]
-            means = self.image_means(link.source)
-            return means if means is None or link.affine is None else link.affine.apply(means)
-        sums = self._sums.get(key, [])
-        if not self._images or len(sums) != self._images:
-            return None
-        totals = torch.stack([total for _, total in sums])
-        return totals / totals.new_tensor([count for count, _ in sums])[:, None]
+        means = self._image_sums.means(self.root(key)[0])
+        return None if means is None else self._mapped(key, means)
 
     def root(self, key: TapKey) -> tuple[TapKey, int]:
         """Return the accumulator that a tensor's moments come from, and its number of channels."""
@@ -146,8 +153,7 @@ class Observer:
         """Drop all samples, but not what the first of them decided; see `Covariance.forget`."""
         for covariance in self._direct.values():
             covariance.forget()
-        self._images = 0
-        self._sums.clear()
+        self._image_sums.clear()
 
     def check(self) -> None:
         """Check what can only be known at the end.
@@ -163,7 +169,7 @@ class Observer:
                 except RuntimeError as error:  # samples without values, of a model that was only traced
                     self._fail(key, _not_accumulated(key, error))
         for key, link in self._links.items():
-            if link.module is None or link.affine is None or not link.is_current:
+            if link.module is None or link.affine is None or not link.is_current or self._updated:
                 continue
             if not link.affine.equals(affine_of(link.module)):
                 raise UserError(
@@ -195,14 +201,6 @@ class Observer:
             self._register(sighting)
         else:
             self._accumulate(sighting)
-
-    def _channel_dim(self, module: nn.Module, feature_map: Tensor) -> int:
-        """Return the dimension of the channels: the layer's own, else that of the latest map of this shape."""
-        dim = own_channel_dim(module, feature_map)
-        if dim is None:
-            dim = self._channel_dims.get(feature_map.shape, default_channel_dim(feature_map))
-        self._channel_dims[feature_map.shape] = dim % feature_map.dim()
-        return dim % feature_map.dim()
 
     def _find_link(self, output: Sighting, is_wanted: bool) -> Link | None:
         """Return what the moments of a tensor that is new can be computed from, if there is anything."""
@@ -258,7 +256,7 @@ class Observer:
         """Add the samples of one tensor to its accumulator."""
         if not self._measure:
             tensor, channel_dim = strided(sighting.tensor, sighting.stride), sighting.channel_dim
-            sizes = self._sizes(sighting.path, tensor, channel_dim)
+            sizes = self._sizes(sighting, tensor)
             try:
                 self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace)
             except NonFiniteError:
@@ -284,17 +282,16 @@ class Observer:
     def _new_accumulator(self, sighting: Sighting) -> Covariance:
         return Covariance(sighting.channels, "meta" if self._measure else sighting.tensor.device)
 
-    def _sizes(self, path: str, feature_map: Tensor, channel_dim: int) -> list[tuple[int, int]] | None:
+    def _sizes(self, sighting: Sighting, feature_map: Tensor) -> list[tuple[int, int]] | None:
         """Return the rows and columns of each image that are not padding; None: all are not."""
-        if self._canvas is None or path.startswith(self._regions):
+        if self._canvas is None or not sighting.of_images:
             return None
-        return self._canvas.real(feature_map, channel_dim)
+        return self._canvas.real(feature_map, sighting.channel_dim)
 
     def _padding_of(self, sighting: Sighting) -> str:
         if self._canvas is None:
             return "unknown"
-        sizes = self._sizes(sighting.path, sighting.tensor, sighting.channel_dim)
-        return "none" if sizes is None else "excluded"
+        return "none" if self._sizes(sighting, sighting.tensor) is None else "excluded"
 
     def _register(self, sighting: Sighting) -> Registered:
         """Note that the moments of this tensor are kept, so that other keys can be linked to it."""
@@ -315,9 +312,22 @@ class Observer:
         return registered if is_same else None
 
     def _affine_of(self, module: nn.Module) -> Affine | None:
-        if module not in self._affine:
-            self._affine[module] = affine_of(module)
-        return self._affine[module]
+        """Return the affine map that a module is with the weights that it has now."""
+        state = state_of(module)
+        if module not in self._affine or self._affine[module][0] != state:
+            self._affine[module] = state, affine_of(module)
+        return self._affine[module][1]
+
+    def _links_hold(self) -> bool:
+        """Return whether links are made by the weights and settings that the layers still have."""
+        if self._updated:
+            return False
+        for link in self._links.values():
+            if not link.is_current:
+                return False
+            if link.module is not None and link.affine is not None and not is_still(link.affine, link.module):
+                return False
+        return True
 
     def _drop_needless_links(self) -> None:
         """Forget links that lead to no observed tensor, and the weights that they hold."""
@@ -328,15 +338,26 @@ class Observer:
         for key in [key for key in self._links if key not in needed]:
             del self._links[key]
             self._ignored.add(key)
-        self._affine = {link.module: link.affine for link in self._links.values() if link.module is not None}
+        self._affine = {link.module: (link.state, link.affine) for link in self._links.values() if link.module}
 
     def _unlink(self) -> None:
         """Go on without links, because weights have changed: what they gave so far becomes accumulators."""
+        if self._image_sums.images:
+            self._image_sums.follow(self.padding, self._direct, lambda key: self.root(key)[0], self._mapped)
         self._direct = {key: merged([self.resolve(key)]) for key in self.padding}
+        for covariance in self._direct.values() if self._image_sums.images else ():
+            covariance.take_sum()  # which is known
         self._links.clear()
-        self._sums.clear()
         self._affine.clear()
         self._shortcuts = False
+
+    def _mapped(self, key: TapKey, rows: Tensor) -> Tensor:
+        """Return what rows of the accumulator behind a tensor are as rows of the tensor."""
+        if key not in self._links:
+            return rows
+        link = self._links[key]
+        source = self._mapped(link.source, rows)
+        return source if link.affine is None else link.affine.apply(source)
 
 
 def _inconstant(key: TapKey, source: TapKey) -> UserError:

@@ -51,6 +51,20 @@ class Canvas:
             for height, width in self.sizes
         ]
 
+    def fits(self, feature_map: Tensor, channel_dim: int) -> bool:
+        """Return whether a map may be one of the batch by its size: as many, and as wide for its height, to a cell.
+
+        >>> import torch
+        >>> canvas = Canvas.of([(32, 20)], (32, 64))
+        >>> canvas.fits(torch.zeros(1, 5, 4, 8), 1), canvas.fits(torch.zeros(1, 5, 7, 7), 1)
+        (True, False)
+        """
+        if feature_map.dim() != 4 or len(feature_map) != len(self.sizes):
+            return False
+        rows, columns = (size for dim, size in enumerate(feature_map.shape) if dim not in (0, channel_dim % 4))
+        height, width = self.size
+        return abs(columns - width * rows / height) <= 1 or abs(rows - height * columns / width) <= 1
+
 
 def canvas_in(output: Any) -> Canvas | None:
     """Return the canvas that a module's output describes, if it does.

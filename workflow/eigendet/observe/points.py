@@ -1,4 +1,4 @@
-"""Tell what a module's output stands for and where its channels are, and follow every call of every module.
+"""Tell what a module's output stands for and where its channels are.
 
 Points are what the module is: `conv`, `linear`, `norm`, `act`, `block` (a residual block, so its output is the residual
 sum after its activation), `fpn` (a feature pyramid) and `output` (any other module).
@@ -6,10 +6,8 @@ sum after its activation), `fpn` (a feature pyramid) and `output` (any other mod
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -99,91 +97,6 @@ def feature_maps(output: Any) -> Iterator[tuple[str, Tensor]]:
         for name, part in output.items() if isinstance(output, dict) else enumerate(output):
             for suffix, tensor in feature_maps(part):
                 yield f"[{name}]{suffix}", tensor
-
-
-@contextlib.contextmanager
-def each_call(
-    model: nn.Module,
-    see: Callable[[str, int, nn.Module, Any, Any], None],
-    before: Callable[[], None] = lambda: None,
-    after: Callable[[], None] = lambda: None,
-    counts: Callable[[], bool] = lambda: True,
-) -> Iterator[None]:
-    """Call a function after every call of every module, while the context is open.
-
-    The output is what `forward` returned, before hooks that a module has of its own. The hooks here are the process's,
-    not the modules', so that the model stays as it is: it can be copied and pickled. What runs again in a backward
-    pass, under gradient checkpointing, was seen before and is left out.
-
-    Args:
-        model: whose modules are followed.
-        see: called as `see(path, call index, module, inputs, output)`. Indices start at 0 in every pass, which is one
-            call from outside of the model or of a part of it.
-        before: called before every pass.
-        after: called after every pass that succeeded.
-        counts: called when a pass begins; False leaves it out.
-
-    Examples:
-        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-        >>> with each_call(model, lambda path, call, module, inputs, output: print(path, call, tuple(output.shape))):
-        ...     output = model(torch.zeros(5, 3))
-        0 0 (5, 2)
-        1 0 (5, 2)
-         0 (5, 2)
-    """
-    follower = _Follower(model, see, before, after, counts)
-    enter, leave = torch.compiler.disable(follower.enter), torch.compiler.disable(follower.leave)
-    entering = nn.modules.module.register_module_forward_pre_hook(enter)
-    leaving = nn.modules.module.register_module_forward_hook(leave, always_call=True)
-    try:
-        yield
-    finally:
-        entering.remove()
-        leaving.remove()
-
-
-class _Follower:
-    """What `each_call` knows of the present pass."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        see: Callable[[str, int, nn.Module, Any, Any], None],
-        before: Callable[[], None],
-        after: Callable[[], None],
-        counts: Callable[[], bool],
-    ) -> None:
-        self.see, self.before, self.after, self.counts = see, before, after, counts
-        self.paths = {id(module): path for path, module in model.named_modules()}
-        self.calls: Counter[str] = Counter()
-        self.depth, self.is_counted = 0, True
-
-    def enter(self, module: nn.Module, inputs: Any) -> None:
-        if id(module) in self.paths and not _is_in_backward():
-            if self.depth == 0:
-                self.calls.clear()
-                self.is_counted = self.counts()
-                if self.is_counted:
-                    self.before()
-            self.depth += 1
-
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        path = self.paths.get(id(module))
-        if path is None or _is_in_backward():
-            return
-        try:
-            if self.is_counted:
-                self.see(path, self.calls[path], module, inputs, output)
-        finally:
-            self.calls[path] += 1
-            self.depth -= 1
-        if self.depth == 0 and self.is_counted and output is not None:
-            self.after()
-
-
-def _is_in_backward() -> bool:
-    """Return whether this thread runs a backward pass; torch's own checkpointing asks so too."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def refuse_hookless(model: nn.Module) -> None:

@@ -56,8 +56,8 @@ class Affine:
 def affine_of(module: nn.Module) -> Affine | None:
     """Return the affine map that a module is, in copies of its weights, or None if it is another function.
 
-    Subclasses, hooks and parametrizations may change what a layer computes, so only plain layers count, and of these
-    only what is computed in full float32: see `is_exact`.
+    Subclasses, hooks, parametrizations and replaced methods may change what a layer computes, so only plain layers
+    count, and of these only what is computed in full float32: see `is_exact`.
 
     >>> affine_of(nn.Conv2d(3, 4, kernel_size=1, stride=2)).stride
     (2, 2)
@@ -69,6 +69,10 @@ def affine_of(module: nn.Module) -> Affine | None:
     if any(tensor.is_inference() for tensor in _tensors(module)) or not is_exact(module):
         return None  # changes of these cannot be seen
     kind = type(module)
+    if kind.forward is not _FORWARDS.get(kind) or _METHODS & vars(module).keys():
+        return None
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in _tensors(module)):
+        return None  # quantized weights, say, whose products are their own
     if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         if set(module.kernel_size) != {1} or module.groups != 1 or module.padding not in (0, "valid", "same", *_ZEROS):
@@ -95,7 +99,21 @@ def state_of(module: nn.Module) -> tuple[object, ...]:
     >>> state_of(layer) == before
     False
     """
-    return (module.training, is_exact(module), *((id(tensor), tensor._version) for tensor in _tensors(module)))
+    tensors = ((id(tensor), tensor._version, tensor.untyped_storage()._cdata) for tensor in _tensors(module))
+    return (module.training, is_exact(module), *tensors)
+
+
+def is_still(affine: Affine, module: nn.Module) -> bool:
+    """Return whether a layer seems to be the affine map that it was: of a matrix its first row is compared.
+
+    What writes to `.data` leaves no trace, so weights themselves are looked at; on a GPU that would be to wait for it.
+    """
+    tensors = _tensors(module)
+    if affine.weight.device.type != "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
+        return True
+    if affine.weight.dim() == 1:
+        return affine.equals(affine_of(module))
+    return torch.equal(tensors[0].detach().flatten(1)[0], affine.weight[0])
 
 
 def is_exact(module: nn.Module) -> bool:
@@ -170,6 +188,14 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
+_METHODS = {"forward", "_conv_forward", "_call_impl"}  # that an instance may have of its own
+_FORWARDS = {
+    kind: kind.forward
+    for kind in (
+        nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+        FrozenBatchNorm2d,
+    )
+}  # fmt: skip
 _ZEROS = [(0,) * dimensions for dimensions in (1, 2, 3)]
 
 

@@ -21,6 +21,7 @@ class Sighting:
     key: TapKey
     tensor: Tensor
     channel_dim: int  # from 0 on
+    of_images: bool | None  # see `lineage.Kind`
     stride: tuple[int, ...] = ()  # of the positions that are accumulated; (): all
     source: Tensor | None = None  # what an output was computed from: the module's first input, if that is a tensor
 
@@ -33,7 +34,7 @@ class Sighting:
         """Return the sighting of the module's input, at the positions of a stride."""
         key = TapKey(self.key.module, self.key.call, "input")
         channel_dim = (own_channel_dim(self.module, source) or 0) % source.dim()
-        return Sighting(self.module, self.path, key, source, channel_dim, stride)
+        return Sighting(self.module, self.path, key, source, channel_dim, self.of_images, stride)
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
 
+import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from eigendet.errors import UserError, kind, some, unknown
+from eigendet.observe.calls import each_call
 from eigendet.observe.covariance import Covariance, Tap, merged
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.observer import Observer
 from eigendet.observe.padding import Canvas
-from eigendet.observe.points import each_call, point_of, refuse_hookless
+from eigendet.observe.points import point_of, refuse_hookless
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ class Taps(Mapping[TapKey, Covariance]):
         tolerant: bool = False,
     ) -> None:
         self._network, self._model = model, type(model).__name__
-        self._choice = _Choice(selected, channels, keys)
+        self._choice, self._tolerant = _Choice(selected, channels, keys), tolerant
         self._observer = Observer(model, self._choice.wants, shortcuts, measure, tolerant)
 
     def __getitem__(self, key: TapKey | str) -> Covariance:
@@ -177,7 +180,15 @@ class Taps(Mapping[TapKey, Covariance]):
             UserError: as `tap`, but not for what has never run.
         """
         observer = self._observer
-        with each_call(self._network, observer.see, observer.begin, observer.end, counts):
+        with contextlib.ExitStack() as hooks:
+            hooks.callback(
+                register_optimizer_step_post_hook(lambda optimizer, *_: observer.note_update(optimizer)).remove
+            )
+            # In evaluation torch's attention would run as one function, which has no modules inside.
+            hooks.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
+            follower = observer.see, observer.begin, observer.end, counts, not self._tolerant
+            hooks.enter_context(each_call(self._network, *follower))
             yield
         observer.check()
 
