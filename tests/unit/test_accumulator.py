@@ -184,6 +184,26 @@ def test_the_first_update_that_was_not_finite_is_told_when_a_result_is_read(
     assert covariance.count == 9 and covariance.covariance().isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-19, 1e-23, 1e-30])
+@pytest.mark.parametrize("mean", [0, 1])
+def test_values_whose_squares_underflow_are_multiplied_in_float64(scale: float, mean: float) -> None:
+    samples = (torch.randn(500, 6) + mean) * scale
+    covariance = Covariance(6)
+    covariance.update(samples)
+    assert error(covariance.covariance(), exact(samples)) < 1e-6
+
+
+def test_and_are_said_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    covariance, large, constant = Covariance(6), Covariance(6), Covariance(6)
+    monkeypatch.setattr("eigendet.observe.moments.UNDERFLOW", 0.0)
+    covariance.update(torch.randn(500, 6) * 1e-23)
+    large.update(torch.randn(500, 6))
+    constant.update(torch.full((500, 6), 1e-23))
+    assert not covariance.underflows
+    monkeypatch.setattr(accumulator, "_answers_at_once", lambda device: False)
+    assert [one.underflows for one in (covariance, large, constant)] == [True, False, False]
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_what_is_finite_is_the_same_where_nobody_waits() -> None:
     parts = [torch.randn(2, 5, 1500, 500) * 3 + 1, torch.randn(2, 5, 6, 7)]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eigendet.observe.keys import TapKey
-from eigendet.observe.moments import Moments, moments_of, precision_of
+from eigendet.observe.moments import UNDERFLOW, Moments, moments_of, precision_of
 from eigendet.observe.packs import without_padding
 from eigendet.observe.products import Workspace, positions_of_chunk, row_blocks
 
@@ -281,6 +281,15 @@ class Covariance:
         self._settle()
         first = int(self._rejected)
         return None if first < 0 else first
+
+    @property
+    def underflows(self) -> bool:
+        """Whether samples vary so little that, on a GPU, their squares have lost digits in float32, or all."""
+        self._settle()
+        if _answers_at_once(self.device) or not self.channels:
+            return False  # there such products are taken in float64
+        largest = float(self._product.diagonal().max())
+        return largest < UNDERFLOW * self.count and (largest > 0 or bool(self._sum.any()))
 
     @property
     def count(self) -> int:

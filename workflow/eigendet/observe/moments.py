@@ -17,6 +17,7 @@ from eigendet.observe import fused
 from eigendet.observe.packs import packs
 from eigendet.observe.products import Workspace, gram, positions_of_chunk, slabs_of
 
+UNDERFLOW = 1e-30  # a variance below which squares are so small that float32 does not hold their digits
 _EXPONENT = 0x7F800000  # bits of a float32 number
 
 
@@ -47,7 +48,11 @@ def moments_of(parts: list[Tensor], workspace: Workspace) -> Iterator[Moments]:
     for pack in packs(parts, positions_of_chunk(channels, dtype, device)):
         shift = shift_of(pack)
         positions, slabs = _shifted(pack, shift, dtype, workspace)
-        yield _checked(positions, shift, slabs.sum((0, 2)), gram(slabs, workspace))
+        product = gram(slabs, workspace)
+        if device.type == "cpu" and float(product.diagonal().max()) < UNDERFLOW * positions and slabs.any():
+            positions, slabs = _shifted(pack, shift, torch.float64, workspace)
+            product = gram(slabs, workspace)
+        yield _checked(positions, shift, slabs.sum((0, 2)), product)
 
 
 def precision_of(samples: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ weights turn links into accumulators, anything else is an error.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from eigendet.observe.shortcuts import (
     strided,
 )
 from eigendet.observe.sightings import Link, Registered, Sighting
+
+logger = logging.getLogger(__name__)
 
 LINKABLE = (torch.float32, torch.float64)  # types of input and output that are precise enough for a link
 
@@ -166,6 +169,8 @@ class Observer:
                 try:
                     if (rejected := covariance.first_rejected) is not None:
                         self._fail(key, _not_finite(key, rejected))
+                    elif covariance.underflows:
+                        logger.warning("%s: its values vary so little that squares underflow float32", key)
                 except RuntimeError as error:  # samples without values, of a model that was only traced
                     self._fail(key, _not_accumulated(key, error))
         for key, link in self._links.items():
