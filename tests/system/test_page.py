@@ -170,5 +170,5 @@ def test_a_page_of_an_incomplete_experiment_says_what_is_missing(results: Path, 
     shutil.rmtree(tmp_path / "cut/evaluation/scratch")
     write_page(tmp_path / "cut")
     text = (tmp_path / "cut/report.html").read_text()
-    assert "Not evaluated yet, and so not on this page: scratch/tiny/rcnn/seed_0, scratch/tiny/rcnn/seed_1" in text
+    assert "Not evaluated yet, and so without a score: scratch/tiny/rcnn/seed_0, scratch/tiny/rcnn/seed_1" in text
     assert "The spectra of rcnn on tiny have not been compared yet." in text

@@ -83,7 +83,7 @@ def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> No
     sentences = findings.on_spectra(eigendet.read_spectra(planted).tests)
     assert "the arms differ by more than their seeds (permutation test over runs, p = 0.029)" in sentences[0]
     assert "4 differ on their own" in sentences[0]
-    assert "larger in finetune in 0 layers and in scratch in 4, of 4" in sentences[1]
+    assert "larger in finetune in 0 and in scratch in 4 of 4 layers" in sentences[1]
 
 
 def test_planted_equality_is_not_called_a_difference(tmp_path: Path) -> None:
@@ -102,10 +102,10 @@ def test_with_few_seeds_no_claim_is_made(tmp_path: Path) -> None:
     experiment = simulate(tmp_path / "one", seeds=(0,), effect=1.0)
     compare(tmp_path / "one")
     tests = eigendet.read_spectra(tmp_path / "one").tests
-    assert "With one seed an arm no spread can be given" in findings.on_spectra(tests)[0]
+    assert "There is no test, which takes two seeds of each arm" in findings.on_spectra(tests)[0]
     assert tests["p"].isna().all() and tests["between"].notna().any()
     runs = results.summary(tmp_path / "one", experiment)
-    assert "one seed an arm: nothing says how much other seeds would differ" in findings.on_accuracy(runs)
+    assert "There is no test, which takes two seeds of each" in findings.on_accuracy(runs)
 
 
 def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -> None:
@@ -113,9 +113,7 @@ def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -
     compare(tmp_path)
     tables = eigendet.read_spectra(tmp_path)
     assert set(tables.distances["relation"]) == {"own start"} and tables.tests.empty
-    assert findings.on_spectra(tables.tests) == [
-        "Only one arm was observed, so there is nothing to compare its spectra with."
-    ]
+    assert findings.on_spectra(tables.tests) == [findings.NOTHING_TO_COMPARE]
 
 
 def rewritten(folder: Path, path: str, **changes: object) -> None:
@@ -155,7 +153,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert dead["p"].isna().all() and tests[tests["module"] == "layer1.relu"]["p"].notna().any()
     shutil.rmtree(tmp_path / "spectra/scratch")
     assert compare(tmp_path) == []
-    assert "Only one arm was observed" in findings.on_spectra(eigendet.read_spectra(tmp_path).tests)[0]
+    assert findings.on_spectra(eigendet.read_spectra(tmp_path).tests) == [findings.NOTHING_TO_COMPARE]
 
 
 def test_maps_with_too_few_samples_are_named(tmp_path: Path) -> None:
@@ -222,5 +220,5 @@ def test_experiments_without_results_have_no_tables(tmp_path: Path) -> None:
     experiment = simulate(tmp_path, seeds=(0,))
     assert results.missing(tmp_path, experiment) == ["The spectra of rcnn on tiny have not been compared yet."]
     shutil.rmtree(tmp_path / "evaluation/scratch")
-    assert results.missing(tmp_path, experiment)[0].endswith("not on this page: scratch/tiny/rcnn/seed_0.")
+    assert results.missing(tmp_path, experiment)[0].endswith("so without a score: scratch/tiny/rcnn/seed_0.")
     assert isinstance(experiment, config.Experiment)

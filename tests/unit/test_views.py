@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from eigendet import config, files
 from eigendet.report import results, views
 from eigendet.report.page import write_page
+from eigendet.spectra import comparison
 from eigendet.spectra.tables import TAP
 from tests.simulated import compare, simulate
 
@@ -109,6 +111,74 @@ def test_courses_are_means_over_an_arms_own_seeds(made: tuple[Path, config.Exper
         both = distances["arm"].isin(pair.split("|")) & distances["other_arm"].isin(pair.split("|"))
         of_layer = distances[both & (distances["module"] == "layer2.relu")]["value"]
         assert grid[2][2] == pytest.approx(of_layer.mean(), rel=1e-3)
+
+
+def test_a_mean_over_some_of_the_seeds_is_none(made: tuple[Path, config.Experiment]) -> None:
+    """A layer that is dead in one run has no row of a metric of shape, and NaN for its distances."""
+    tables = results.read_spectra(made[0])
+    metrics, distances = tables.metrics, tables.distances.copy()
+    is_dead = (metrics["module"] == "layer1.relu") & (metrics["arm"] == "scratch") & (metrics["seed"] == 1)
+    metrics = metrics[~(is_dead & (metrics["metric"] == "entropy") & (metrics["step"] == 4))]
+    metrics = metrics[~((metrics["metric"] == "enrichment") & (metrics["arm"] == "mine"))]
+    last = distances["snapshot"] == 2
+    of_run = (distances["other_arm"] == "scratch") & (distances["other_seed"] == 1)
+    distances.loc[last & of_run & (distances["module"] == "layer1.relu"), "value"] = np.nan
+    distances.loc[(distances["measure"] == "overlap") & (distances["snapshot"] == 1), "value"] = np.nan
+    shown = views.courses(metrics, distances)
+    entropy = shown["arms"]["scratch"]["values"]["entropy"]
+    assert entropy[1][2] is None and None not in entropy[1][:2] + entropy[0] + entropy[2] + entropy[3]
+    assert shown["arms"]["mine"]["values"]["enrichment"] == [[None] * 3] * 4  # and the other arm can be drawn beside it
+    grid = shown["between"]["jensen_shannon arms"]["finetune|scratch"]
+    assert grid[1][2] is None and None not in grid[0] + grid[1][:2]
+    for row in shown["between"]["overlap arms"]["finetune|mine"]:  # snapshots stay where they are
+        assert row[1] is None and None not in (row[0], row[2])
+
+
+def test_runs_that_were_not_compared_are_no_gap(made: tuple[Path, config.Experiment]) -> None:
+    tables = results.read_spectra(made[0])
+    without = tables.distances[~((tables.distances["arm"] == "mine") & (tables.distances["seed"] == 1))]
+    own = views.courses(tables.metrics, without)["arms"]["mine"]["values"]["jensen_shannon own start"]
+    assert all(value is not None for row in own for value in row)
+
+
+def test_what_a_comparison_was_made_without_is_said(made: tuple[Path, config.Experiment], tmp_path: Path) -> None:
+    folder, experiment = made
+    shutil.copytree(folder, tmp_path / "copy")
+    assert results.missing(tmp_path / "copy", experiment) == []
+    spectra = sorted((tmp_path / "copy/spectra").glob("*/tiny/rcnn/seed_0"))
+    comparison.write_comparison(spectra, tmp_path / "copy/comparison/tiny/rcnn", {})
+    assert results.missing(tmp_path / "copy", experiment) == [
+        "The comparison of rcnn on tiny was made without finetune/tiny/rcnn/seed_1, scratch/tiny/rcnn/seed_1, "
+        "mine/tiny/rcnn/seed_1."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "text"),
+    [([0.381, 0.381], "38.1 ± 0.0"), ([0.381, 0.3814], "38.12 ± 0.03"), ([0.3, 0.4], "35.0 ± 7.1"),
+     ([0.3], "30.0"), ([0.3, np.nan], ""), ([np.nan], "")],
+)  # fmt: skip
+def test_a_spread_is_none_only_where_there_is_none(scores: list[float], text: str) -> None:
+    runs = pd.DataFrame({"arm": "scratch", "backbone": "b", "detector": "d", "AP": scores})
+    assert results.averages(runs)[0].scores["AP"] == text
+
+
+def test_the_page_names_all_that_made_its_runs_and_leaves_out_what_is_not_there(
+    made: tuple[Path, config.Experiment], tmp_path: Path
+) -> None:
+    shutil.copytree(made[0], tmp_path / "copy")
+    run = tmp_path / "copy/runs/mine/tiny/rcnn/seed_1/run.json"
+    files.write_json(run, json.loads(run.read_text()) | {"device": "another card", "torch": "9.9"})
+    for file in (tmp_path / "copy/evaluation/scratch").rglob("*.json"):
+        files.write_json(file, json.loads(file.read_text()) | {"boxes": {"AP": None, "AP50": None, "AP75": None}})
+    measured = [{"arm": "mine", "detector": {"median": 5.0}, "backbone": {"median": 2.0}}]
+    files.write_json(tmp_path / "copy/latency/tiny/rcnn.json", {"version": 1, "device": "timed card", "runs": measured})
+    write_page(tmp_path / "copy")
+    page = (tmp_path / "copy/report.html").read_text().partition("<script")[0]
+    assert "cpu and another card. Runs differ in torch, device: see their table." in page
+    assert "Times are medians for one image on timed card, of all arms" in page
+    assert not re.search(r"\bnan\b|None", page.partition('id="provenance"')[0])
+    assert "Not every run has an average precision" in page
 
 
 def test_spectra_on_the_page_are_those_of_the_run_they_are_called_after(made: tuple[Path, config.Experiment]) -> None:

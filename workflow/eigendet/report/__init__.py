@@ -2,6 +2,7 @@
 
 results     what an experiment's folder holds, as tables
 findings    what holds and what does not, in sentences
+wording     numbers in words, so that rounding says nothing that they do not
 views       tables of comparisons and spectra as the figures show them
 figures     the figures
 page        one self-contained page with all of it

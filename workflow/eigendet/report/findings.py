@@ -1,4 +1,9 @@
-"""Say what holds and what does not, in sentences that are computed from the tables."""
+"""Say what holds and what does not, in sentences that are computed from the tables.
+
+No sentence claims what the numbers beside it do not show: a layer without a test is named as such and counts in no
+share; what is not shown to differ is not called equal; single layers are called different only where all layers
+together are; and a rounded number never lies on the other side of what it is compared with.
+"""
 
 from __future__ import annotations
 
@@ -6,88 +11,180 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from eigendet.errors import some
 from eigendet.networks.widths_file import ChosenWidths
+from eigendet.report.wording import LEVEL, NAMED, as_p, counted, foremost, share, told_apart
 from eigendet.spectra import significance
+from eigendet.spectra.tables import TAP
 
-LEVEL = 0.05
-NAMED = 3  # layers in a sentence
+EQUAL = 1e-9  # relative difference of two numbers that differ by rounding alone
+NOTHING_TO_COMPARE = "There are no two arms whose spectra can be compared."
 
 
 def on_accuracy(runs: pd.DataFrame) -> str:
     """Say whether the fine-tuned detector and the one from scratch differ in average precision.
 
     >>> on_accuracy(pd.DataFrame({"arm": ["finetune", "scratch"], "AP": [0.4, 0.3]}))[:59]
-    'Average precision is 40.0 fine-tuned and 30.0 from scratch,'
+    'Average precision is 40.0 fine-tuned and 30.0 from scratch.'
     """
-    started = {"finetune": "fine-tuned", "scratch": "from scratch"}
-    scores = {arm: 100 * runs.loc[runs["arm"] == arm, "AP"].astype(float) for arm in started}
+    scores = {arm: 100 * runs.loc[runs["arm"] == arm, "AP"].astype(float) for arm in ("finetune", "scratch")}
     if any(values.empty for values in scores.values()):
         return ""
-    means = " and ".join(f"{values.mean():.1f} {started[arm]}" for arm, values in scores.items())
+    if any(values.isna().any() for values in scores.values()):
+        return "Not every run has an average precision, so fine-tuned and from scratch are not compared."
+    tuned, scratch = told_apart(scores["finetune"].mean(), scores["scratch"].mean(), digits=1)
+    means = f"Average precision is {tuned} fine-tuned and {scratch} from scratch"
     if min(map(len, scores.values())) < 2:
-        return f"Average precision is {means}, one seed an arm: nothing says how much other seeds would differ."
-    both = runs[runs["arm"].isin(list(started))]
+        return f"{means}. There is no test, which takes two seeds of each: nothing says how much others would differ."
+    both = runs[runs["arm"].isin(list(scores))]
     test = significance.differences(both["AP"].to_numpy(float)[None], list(both["arm"]))
-    return f"Average precision is {means}: {_verdict(test.overall, test.smallest, 'a difference', 'no difference')}."
+    return f"{means}: {_verdict(test.overall, test.smallest, 'a difference', 'a difference is not shown')}."
 
 
 def on_spectra(tests: pd.DataFrame) -> list[str]:
     """Say whether two arms become the same network, from the tests of their spectra at the last snapshot."""
     if tests.empty:
-        return ["Only one arm was observed, so there is nothing to compare its spectra with."]
+        return [NOTHING_TO_COMPARE]
     last = tests[tests["snapshot"] == tests["snapshot"].max()]
     sentences = []
     for (arm, other), of_pair in last.groupby(["arm", "other_arm"], sort=False):
-        distances = of_pair[of_pair["measure"] == "jensen_shannon"].dropna(subset="between")
-        ranks = of_pair[of_pair["measure"] == "effective_rank"].dropna(subset=["mean", "other_mean"])
-        if not distances.empty:
-            sentences.append(_difference(f"{arm} and {other}", distances))
-        if not distances.empty and not ranks.empty:
-            sentences.append(_ranks(arm, other, ranks))
+        distances = of_pair[of_pair["measure"] == "jensen_shannon"]
+        compared = distances.dropna(subset="between")
+        if compared.empty:
+            sentences.append(f"No layer has a spectrum in every run of {arm} and {other}, so they are not compared.")
+            continue
+        sentences.append(_difference(f"{arm} and {other}", compared) + _left_out(distances))
+        ranks = of_pair[of_pair["measure"] == "effective_rank"].merge(compared[TAP], on=TAP)
+        sentences += _ranks(arm, other, ranks, is_shown=_is_shown(compared))
     return sentences
+
+
+def _is_shown(distances: pd.DataFrame) -> bool:
+    """Return whether the test of all layers together finds that two arms differ."""
+    return bool(distances["overall"].iloc[0] <= LEVEL)
+
+
+def _left_out(distances: pd.DataFrame) -> str:
+    absent = distances[distances["between"].isna()]
+    if absent.empty:
+        return ""
+    return f" Left out: {some(layers(absent), NAMED)}, without a spectrum in some run."
 
 
 def _difference(arms: str, table: pd.DataFrame) -> str:
     """Say how far apart the spectra of two arms are, and in which layers by more than those of seeds."""
     smallest, overall = table["smallest"].iloc[0], table["overall"].iloc[0]
+    if not (table["between"] > 0).any():
+        return f"The spectra of {arms} are equal in every run, in {_of_layers(table)}."
     if math.isnan(smallest):
-        between = table["between"].median()
         return (
-            f"The spectra of {arms} end up {between:.3f} apart in the median layer (Jensen-Shannon distance, 0 to 1). "
-            "With one seed an arm no spread can be given, so another seed might have changed as much."
+            f"The spectra of {arms} end up {table['between'].median():.3g} apart in the median layer (Jensen-Shannon "
+            "distance, 0 to 1). There is no test, which takes two seeds of each arm: another seed might have changed "
+            "as much."
         )
-    ratio = (table["between"] / table["within"].clip(lower=1e-12)).median()
-    farther = int((table["between"] > table["within"]).sum())
     text = (
-        f"At the last snapshot the spectra of {arms} lie {ratio:.1f} times as far apart as those of two seeds of one "
-        f"arm (median over layers), and farther than these in {farther} of {len(table)} layers: "
+        f"At the last snapshot the spectra of {arms} {_times_as_far(table)}, and are farther apart than these in "
+        f"{int((table['between'] > table['within']).sum())} of {_of_layers(table)}: "
         + _verdict(overall, smallest, "the arms differ by more than their seeds", "that the arms differ is not shown")
     )  # fmt: skip
-    sure = table[table["corrected"] <= LEVEL].sort_values("statistic", ascending=False)
-    if len(sure):
-        names = some(_layers(sure)[:NAMED])
-        text += f". Corrected for {len(table)} layers, {len(sure)} differ on their own, most of all {names}"
-    elif smallest <= LEVEL:
-        text += f". Corrected for {len(table)} layers, none differs on its own"
-    return text + "."
+    return f"{text}{_single_layers(table) if _is_shown(table) else ''}."
 
 
-def _ranks(arm: str, other: str, ranks: pd.DataFrame) -> str:
-    """Say where one arm uses more of its width than the other."""
-    change = ranks["mean"].to_numpy() / ranks["other_mean"].clip(lower=1e-12).to_numpy()
-    more, less = int((change > 1).sum()), int((change < 1).sum())
-    farthest = len(ranks) - 1
-    if (change > 0).all():
-        distances = [abs(math.log(factor)) for factor in change]
-        farthest = distances.index(max(distances))
-    return (
-        f"The effective rank is larger in {arm} in {more} layers and in {other} in {less}, of {len(ranks)}; they are "
-        f"farthest apart in {_layers(ranks)[farthest]}: {ranks['mean'].iloc[farthest]:.1f} in {arm}, "
-        f"{ranks['other_mean'].iloc[farthest]:.1f} in {other}."
-    )
+def _times_as_far(table: pd.DataFrame) -> str:
+    """Compare the distance of arms with that of seeds, which may be zero."""
+    apart = table[(table["between"] > 0) | (table["within"] > 0)]  # not where all runs are equal
+    with np.errstate(divide="ignore"):
+        ratio = float(np.median(apart["between"].to_numpy() / apart["within"].to_numpy()))
+    if math.isinf(ratio):
+        return "differ (median over layers) and those of two seeds of one arm do not"
+    times = f"{ratio:,.1f}" if ratio >= 1 else f"{ratio:.2g}"
+    return f"lie {times} times as far apart as those of two seeds of one arm (median over layers)"
+
+
+def _single_layers(table: pd.DataFrame) -> str:
+    """Say which layers differ on their own; asked only where all together do."""
+    sure = table[table["corrected"] <= LEVEL].sort_values("statistic", ascending=False, kind="stable")
+    corrected = f". Corrected for {counted(int(table['corrected'].notna().sum()), 'layer')}, "
+    if sure.empty:
+        return corrected + "none differs on its own"
+    one = len(sure) == 1
+    differ = f"{len(sure)} differ{'s' if one else ''} on {'its' if one else 'their'} own"
+    return f"{corrected}{differ}{foremost(layers(sure), sure['statistic'].tolist(), 'most of all')}"
+
+
+def _ranks(arm: str, other: str, ranks: pd.DataFrame, is_shown: bool) -> list[str]:
+    """Say where one arm uses more of its width than the other; nothing where no layer has a rank in every run."""
+    ranks = ranks[(ranks["mean"] > 0) & (ranks["other_mean"] > 0)]
+    if ranks.empty:
+        return []
+    change = np.log(ranks["mean"].to_numpy(float) / ranks["other_mean"].to_numpy(float))
+    more, less = int((change > EQUAL).sum()), int((change < -EQUAL).sum())
+    if not more and not less:
+        return [f"The effective rank is the same in {arm} and in {other}, in {_of_layers(ranks)}."]
+    farthest = int(np.abs(change).argmax())
+    alike = int((np.abs(change) >= np.abs(change).max() - EQUAL).sum()) - 1
+    own, others = told_apart(ranks["mean"].iloc[farthest], ranks["other_mean"].iloc[farthest], digits=1)
+    as_far = f" (and as far in {alike} more)" if alike else ""
+    equal = f", equal in {len(ranks) - more - less}" if more + less < len(ranks) else ""
+    test = ranks["overall"].iloc[0] if is_shown else math.nan
+    shown = f"by more than seeds differ (p = {as_p(test)})" if test <= LEVEL else "not shown to be more than of seeds"
+    return [
+        f"The effective rank, mean over seeds, is larger in {arm} in {more} and in {other} in {less} of "
+        f"{_of_layers(ranks)}{equal}; the ratio is farthest from 1 in {layers(ranks)[farthest]}{as_far}: {own} in "
+        f"{arm}, {others} in {other}. Over all layers this is {shown}."
+    ]
+
+
+def _verdict(p: float, smallest: float, different: str, not_different: str) -> str:
+    if smallest > LEVEL:
+        return (
+            f"with so few seeds no difference can be established (p = {as_p(p)}; the smallest that they allow is "
+            f"{as_p(smallest)}, and {LEVEL} is asked)"
+        )
+    if p <= LEVEL:
+        return f"{different} (permutation test over runs, p = {as_p(p)})"
+    return f"{not_different} (p = {as_p(p)})"
+
+
+def _of_layers(table: pd.DataFrame) -> str:
+    return counted(len(table), "layer")
+
+
+def layers(table: pd.DataFrame) -> Sequence[str]:
+    """Return the module of each row's layer, with the number of its call from the second on.
+
+    >>> layers(pd.DataFrame({"module": ["conv", "head"], "call": [0, 1]}))
+    ['conv', 'head#1']
+    """
+    calls = zip(table["module"], table["call"], strict=True)
+    return [f"{module}#{call}" if call else str(module) for module, call in calls]
+
+
+def on_tests(tests: pd.DataFrame) -> list[str]:
+    """Say how the table of single layers is to be read: what p-values there can be, and where they count.
+
+    Args:
+        tests: a row for each layer and pair of arms, as `views.tested` returns them.
+    """
+    sentences = []
+    for (arm, other), rows in tests.groupby(["arm", "other_arm"], sort=False):
+        smallest, overall = (pd.to_numeric(rows[name]).iloc[0] for name in ("smallest", "overall"))
+        if math.isnan(smallest):
+            sentences.append(f"{arm} and {other}: no test, which takes two seeds of each arm.")
+        elif math.isnan(overall):
+            sentences.append(f"{arm} and {other}: no test, since no layer has a spectrum in every run.")
+        else:
+            closed = "" if overall <= LEVEL else "; so no single layer is called different"
+            sentences.append(
+                f"{arm} and {other}: no p-value can be smaller than {as_p(smallest)}; over all layers "
+                f"p = {as_p(overall)}{closed}."
+            )
+    if pd.to_numeric(tests["p"]).isna().any():
+        sentences.append("Layers without a p were not tested.")
+    return sentences
 
 
 def on_widths(derived: ChosenWidths) -> str:
@@ -95,13 +192,50 @@ def on_widths(derived: ChosenWidths) -> str:
     change = {group: derived.widths[group] / width for group, width in derived.reference.items()}
     narrow = sorted((group for group, factor in change.items() if factor <= 0.5), key=change.__getitem__)
     wide = sorted((group for group, factor in change.items() if factor > 1), key=change.__getitem__, reverse=True)
-    least = f" (least of all {_factors(narrow, change)})" if narrow else ""
-    most = f" (most of all {_factors(wide, change)})" if wide else ""
+    listed = [
+        foremost([_factor(group, change) for group in groups], [change[group] for group in groups], extreme, "()")
+        for groups, extreme in ((narrow, "least of all"), (wide, "most of all"))
+    ]
+    ends = derived.undetermined or {}
+    unsure = [group for group in narrow if group in ends and 2 * ends[group][1] > derived.reference[group]]
+    unsure += [group for group in wide if group in ends and ends[group][0] <= derived.reference[group]]
+    doubt = f" Other images might take {len(unsure)} of these to the other side." if unsure else ""
     return (
-        f"At {derived.macs.share:.2f} of the operations and {derived.parameters.share:.2f} of the parameters the "
-        f"spectra of {derived.arm} give {len(narrow)} of {len(change)} channel groups half their width or less{least}, "
-        f"and {len(wide)} more than they had{most}."
+        f"At {share(derived.macs.share)} of the operations and {share(derived.parameters.share)} of the parameters the "
+        f"spectra of {derived.arm} give {len(narrow)} of {counted(len(change), 'channel group')} half their width or "
+        f"less{listed[0]}, and {len(wide)} more than they had{listed[1]}.{doubt}"
     )
+
+
+def _factor(group: str, change: dict[str, float]) -> str:
+    return f"{group} ×{told_apart(change[group], 1, digits=2)[0]}"
+
+
+def on_intervals(derived: ChosenWidths, parts: int) -> str:
+    """Say which widths other images might have changed; nothing without intervals.
+
+    Args:
+        derived: the widths.
+        parts: of the images, each of which was left out in turn.
+    """
+    if derived.undetermined is None:
+        return ""
+    intervals = list((derived.width_intervals or {}).values())
+    flat = sum(high - low <= EQUAL * max(high, 1) for low, high in intervals)
+    ends = [f"{group} might have {low} to {high}" for group, (low, high) in derived.undetermined.items()]
+    if ends:
+        text = (
+            f"With other images than the probe images {len(ends)} of {counted(len(derived.widths), 'width')} might be "
+            f"another: {some(ends, 6)} (95 % intervals)."
+        )
+    else:
+        text = "No 95 % interval of a width holds two numbers of channels that a group may have."
+    if flat:
+        text += (
+            f" {flat} of {counted(len(intervals), 'interval')} {'has' if flat == 1 else 'have'} no extent, since every "
+            "part that was left out gave the same: what a rule that jumps would do with other images, these do not say."
+        )
+    return f"{text} Intervals are the jackknife's over {parts} parts of the images; they say nothing of other seeds."
 
 
 def settled(rounds: Sequence[ChosenWidths]) -> str:
@@ -111,42 +245,43 @@ def settled(rounds: Sequence[ChosenWidths]) -> str:
     >>> from eigendet.networks.widths_file import Cost
     >>> first = ChosenWidths(widths={"conv1": 60}, reference={"conv1": 64}, multiples={"conv1": 8}, rule="dof",
     ...                      parameters=Cost(100, 90), macs=Cost(100, 90))
-    >>> settled([first, replace(first, widths={"conv1": 64})])[:70]
-    'The widths have settled: in the last round 1 of 1 groups changed, the '
+    >>> settled([first, replace(first, widths={"conv1": 64})])[:56]
+    'In the last round no group moved by more than its step: '
     """
     if len(rounds) < 2:
         return ""
-    changes: list[dict[str, int]] = []
-    shares = []
-    for before, after in itertools.pairwise(chosen.widths for chosen in rounds):
-        changes.append({group: abs(after[group] - before[group]) for group in after})
-        shares.append(sum(changes[-1].values()) / sum(before.values()))
-    last, steps = changes[-1], rounds[-1].multiples or {}
-    farthest = max(last, key=last.__getitem__)
-    still = all(change <= steps[group] for group, change in last.items())
-    changed = [group for group, change in last.items() if change > 0]
-    course = ", ".join(f"{100 * share:.1f} %" for share in shares)
+    moves = [
+        {group: abs(after.widths[group] - before.widths[group]) for group in after.widths}
+        for before, after in itertools.pairwise(rounds)
+    ]
+    shares = [sum(move.values()) / sum(before.widths.values()) for move, before in zip(moves, rounds, strict=False)]
+    course = ", ".join(f"{told_apart(100 * moved, 0, digits=1)[0]} %" for moved in shares)
+    course = f" Share of all channels that moved, round by round: {course}."
+    last, steps = moves[-1], rounds[-1].multiples or dict.fromkeys(moves[-1], 1)
+    changed = sum(change > 0 for change in last.values())
+    if not changed:
+        return f"In the last round no width changed.{course}"
+    farthest = max(last, key=lambda group: last[group] / steps[group])
+    still = last[farthest] <= steps[farthest]
     return (
-        f"The widths have {'settled' if still else 'not settled'}: in the last round {len(changed)} of {len(last)} "
-        f"groups changed, the farthest, {farthest}, by {last[farthest]} channels (its steps are of {steps[farthest]}). "
-        f"Share of all channels that moved, round by round: {course}."
+        f"In the last round {'no group moved by more than its step' if still else 'widths still moved'}: {changed} of "
+        f"{counted(len(last), 'group')} changed, the farthest in steps, {farthest}, by "
+        f"{counted(last[farthest], 'channel')} (its steps are of {steps[farthest]}).{course}"
     )
 
 
-def _verdict(p: float, smallest: float, different: str, not_different: str) -> str:
-    if smallest > LEVEL:
-        return (
-            f"with so few seeds no difference can be established (p = {p:.2g}; the smallest that they allow is "
-            f"{smallest:.2g}, and {LEVEL} is asked)"
-        )
-    return f"{different} (permutation test over runs, p = {p:.2g})" if p <= LEVEL else f"{not_different} (p = {p:.2g})"
+def on_runs(runs: pd.DataFrame) -> str:
+    """Say how many arms there are, and with how many seeds.
 
-
-def _layers(table: pd.DataFrame) -> list[str]:
-    """Return the module of each row's layer, with the number of its call from the second on."""
-    calls = zip(table["module"], table["call"], strict=True)
-    return [f"{module}#{call}" if call else str(module) for module, call in calls]
-
-
-def _factors(groups: Sequence[str], change: dict[str, float]) -> str:
-    return ", ".join(f"{group} ×{change[group]:.2f}" for group in groups[:NAMED])
+    >>> on_runs(pd.DataFrame({"backbone": "b", "detector": "d", "arm": ["scratch", "scratch"], "seed": [0, 3]}))
+    '1 arm of 1 network, with 2 seeds (0, 3)'
+    """
+    seeds = [tuple(sorted(of_arm)) for _, of_arm in runs.groupby(["backbone", "detector", "arm"])["seed"]]
+    networks = runs.groupby(["backbone", "detector"]).ngroups
+    text = f"{counted(len(seeds), 'arm')} of {counted(networks, 'network')}, {'each ' if len(seeds) > 1 else ''}with "
+    if len(set(seeds)) == 1:
+        return f"{text}{counted(len(seeds[0]), 'seed')} ({', '.join(map(str, seeds[0]))})"
+    fewest, most = min(map(len, seeds)), max(map(len, seeds))
+    if fewest == most:
+        return f"{text}{counted(most, 'seed')}, not the same in all"
+    return f"{text}{fewest} to {counted(most, 'seed')}, not the same in all"

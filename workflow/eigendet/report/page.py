@@ -18,7 +18,7 @@ from eigendet import config as configuration
 from eigendet.config import ARMS, Experiment, layout
 from eigendet.errors import UserError, unknown
 from eigendet.files import write_text
-from eigendet.report import figures, findings, results, views
+from eigendet.report import figures, findings, results, views, wording
 from eigendet.report.figures import file_name
 from eigendet.report.results import Network, Results
 
@@ -135,7 +135,7 @@ def _file_name(kind: str, network: Network) -> str:
 
 def _page(shown: Results) -> str:
     folder, experiment, runs = shown.folder, shown.experiment, shown.runs
-    content = _content(shown)
+    content, settings = _content(shown), _settings(folder, experiment, runs)
     return _template().render(
         experiment=experiment,
         arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
@@ -143,11 +143,10 @@ def _page(shown: Results) -> str:
         findings=_findings(shown),
         missing=results.missing(folder, experiment),
         averages=results.averages(runs),
-        runs=_settings(folder, experiment, runs),
+        runs=settings,
         has_whole="macs" in runs,
         has_latency="detector_ms" in runs,
         has_masks="mask_AP" in runs,
-        seeds=sorted(set(runs["seed"])),
         charts=list(content["figures"]),
         file_name=file_name,
         compared=shown.comparisons,
@@ -155,10 +154,16 @@ def _page(shown: Results) -> str:
         has_spectra=bool(content["spectra"]),
         widths=shown.widths,
         settled=findings.settled,
+        on_intervals=findings.on_intervals,
+        parts=min(experiment.covariance.jackknife or 0, experiment.covariance.images),
+        on_tests=findings.on_tests,
+        on_runs=findings.on_runs,
+        counted=wording.counted,
         bounds=BOUNDS,
         data=results.data_summaries(folder, experiment),
         pretrained=results.pretraining_records(folder, experiment),
-        record=results.run_record(folder, layout.Run(*runs.iloc[0][list(layout.Run._fields)])),
+        latency_devices=results.latency_devices(folder, experiment),
+        provenance=_provenance(settings),
         configuration=configuration.dump_yaml(experiment),
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         content=_script_json(content),
@@ -169,7 +174,13 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("eigendet.report", "template"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["millions"] = lambda number: f"{number / 1e6:,.3g} M"
+    environment.filters |= {
+        "millions": lambda number: f"{number / 1e6:,.3g} M",
+        "number": lambda number, digits: "" if pd.isna(number) else f"{number:.{digits}f}",
+        "percent": lambda score: "" if pd.isna(score) else f"{100 * score:.1f}",
+        "share": wording.share,
+        "as_p": wording.as_p,
+    }
     return environment.get_template("page.html.j2")
 
 
@@ -252,9 +263,18 @@ def _settings(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> pd.Da
         training, record = experiment.training_of(run.arm), results.run_record(folder, run)
         rows.append(
             {"steps": training.steps, "batch_size": training.batch_size, "learning_rate": training.learning_rate,
-             "snapshots": len(record["snapshots"]), "revision": record["revision"], "torch": record["torch"]}
+             "snapshots": len(record["snapshots"]), "revision": record["revision"], "torch": record["torch"],
+             "eigendet": record["eigendet"]}
         )  # fmt: skip
     return runs.join(pd.DataFrame(rows))
+
+
+def _provenance(runs: pd.DataFrame) -> str:
+    """Say by what all runs were made, or in what they differ."""
+    names = {"eigendet": "eigendet {}", "revision": "revision {}", "torch": "torch {}", "device": "{}"}
+    parts = [text.format(" and ".join(dict.fromkeys(map(str, runs[name])))) for name, text in names.items()]
+    several = [name for name in names if len(set(runs[name])) > 1]
+    return ", ".join(parts) + "." + (f" Runs differ in {', '.join(several)}: see their table." if several else "")
 
 
 def _script_json(content: PageData) -> str:

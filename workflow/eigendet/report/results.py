@@ -15,6 +15,7 @@ from eigendet.errors import UserError
 from eigendet.files import Plain, read_json, require_version
 from eigendet.networks import widths_file
 from eigendet.networks.widths_file import ChosenWidths
+from eigendet.report.wording import told_apart
 from eigendet.spectra.tables import Comparison, joined, read_run
 
 # Columns of the summary that `averages` reads; those of masks, whole detectors and times need not be there.
@@ -217,14 +218,24 @@ def _average(network: Network, arm: str, seeds: pd.DataFrame, reference: pd.Data
     for name in SCORES:
         if name in seeds:
             values = 100 * seeds[name].astype(float)
-            spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
-            scores[name] = f"{values.mean():.1f}{spread}" if values.notna().all() else ""
+            scores[name] = _mean_and_spread(values)
     costs = {name: int(seeds[name].iloc[0]) for name in COSTS if name in seeds}
     times = {name: float(seeds[name].iloc[0]) for name in TIMES if name in seeds}
     ratios = {}
     if not reference.empty:
         ratios = {name: value / float(reference[name].iloc[0]) for name, value in (costs | times).items()}
     return Average(network, arm, scores, costs, times, ratios)
+
+
+def _mean_and_spread(values: pd.Series) -> str:
+    """Return the mean and standard deviation with one decimal, more where the latter would look like none."""
+    if values.isna().any():
+        return ""
+    if len(values) < 2:
+        return f"{values.mean():.1f}"
+    _, spread = told_apart(0.0, float(values.std()), digits=1)
+    decimals = len(spread.partition(".")[2])
+    return f"{values.mean():.{decimals}f} ± {spread}"
 
 
 def read_widths_files(folder: Path, experiment: Experiment) -> list[NetworkWidths]:
@@ -268,19 +279,41 @@ def _record(file: Path, version: int, command: str) -> Plain:
     return content
 
 
+def latency_devices(folder: Path, experiment: Experiment) -> list[str]:
+    """Return the devices on which times of this experiment's networks were measured."""
+    files = [layout.path(folder, layout.LATENCY, backbone=network[0], detector=network[1])
+             for network in experiment.networks]  # fmt: skip
+    records = [_record(file, layout.LATENCY_VERSION, "eigendet latency") for file in files if file.is_file()]
+    return list(dict.fromkeys(str(record["device"]) for record in records if "device" in record))
+
+
+def _not_compared(folder: Path, experiment: Experiment, network: Network, compared: Comparison) -> list[Run]:
+    """Return the runs that have spectra and are not in the comparison."""
+    there = set(compared.metrics[["arm", "seed"]].itertuples(index=False, name=None))
+    return [
+        run
+        for run in layout.runs(experiment, experiment.observed)
+        if (run.backbone, run.detector) == network
+        and (run.arm, run.seed) not in there
+        and layout.path(folder, layout.EIGENVALUES, **run._asdict()).is_file()
+    ]
+
+
 def missing(folder: Path, experiment: Experiment) -> list[str]:
     """Say in sentences what the experiment asks for and its folder does not hold yet."""
     sentences = []
-    for stage, arms, pattern in (
-        ("evaluated", experiment.all_arms, layout.EVALUATION),
-        ("observed", experiment.observed, layout.EIGENVALUES),
+    for lack, arms, pattern in (
+        ("Not evaluated yet, and so without a score", experiment.all_arms, layout.EVALUATION),
+        ("Not observed yet, and so without spectra", experiment.observed, layout.EIGENVALUES),
     ):
         runs = layout.runs(experiment, arms)
         absent = [run for run in runs if not layout.path(folder, pattern, **run._asdict()).is_file()]
         if absent:
-            sentences.append(f"Not {stage} yet, and so not on this page: {', '.join(map(str, absent))}.")
+            sentences.append(f"{lack}: {', '.join(map(str, absent))}.")
     for network in map(Network._make, experiment.networks):
-        notes = layout.path(folder, layout.COMPARISON_NOTES, **network._asdict())
-        if experiment.observed and not notes.is_file():
+        compared = read_comparison(folder, *network)
+        if experiment.observed and compared is None:
             sentences.append(f"The spectra of {network} have not been compared yet.")
+        elif compared is not None and (later := _not_compared(folder, experiment, network, compared)):
+            sentences.append(f"The comparison of {network} was made without {', '.join(map(str, later))}.")
     return sentences

@@ -78,7 +78,7 @@ def quantities() -> dict[str, Quantity]:
     """Return what the heat maps over training can show: every metric, and measures between feature maps.
 
     >>> quantities()["overlap own start"]["title"]
-    'overlap with its own start'
+    'overlap with its own first snapshot'
     """
     rules = plugins.summaries("rule")
     channels = dimension_descriptions(rules)
@@ -86,7 +86,7 @@ def quantities() -> dict[str, Quantity]:
         name: Quantity(title=name.replace("_", " ") + (" / width" if name in channels else ""), text=text)
         for name, text in metric_descriptions(rules).items()
     }
-    places = {"own start": "its own start", "pre-trained": "the pre-trained backbone", "arms": "the other arm"}
+    places = {"own start": "its own first snapshot", "pre-trained": "the pre-trained backbone", "arms": "the other arm"}
     between_maps = {
         "jensen_shannon": (
             "spectral distance from",
@@ -133,6 +133,7 @@ def spread_of_spectra(distances: pd.DataFrame) -> pd.DataFrame:
 def courses_of_arms(metrics: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """Return the mean over seeds of every quantity: columns arm, quantity, layer, step, value.
 
+    It is NaN where a run of the arm has no value: a mean over the others would be of other runs than its neighbors are.
     Numbers of channels become shares of the width, so that layers compare.
     """
     counted = metrics["metric"].isin(dimension_descriptions(plugins.summaries("rule")))
@@ -141,23 +142,31 @@ def courses_of_arms(metrics: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFr
     if not distances.empty:
         moved = distances[distances["relation"].isin(["own start", "pre-trained"])]
         tables.append(moved.assign(quantity=moved["measure"] + " " + moved["relation"]))
-    columns = ["arm", "seed", *TAP, "step", "quantity", "value"]
-    table = pd.concat([table[columns] for table in tables], ignore_index=True)
-    means = table.groupby(["arm", "quantity", *TAP, "step"], sort=False)["value"].mean().reset_index()
+    means = pd.concat([_means_over_seeds(table) for table in tables], ignore_index=True)
     return means.assign(layer=layer_names(means))
+
+
+def _means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of every quantity over all seeds that the table has of an arm at that step, NaN if one lacks."""
+    groups = table.groupby(["arm", "quantity", *TAP, "step"], sort=False)
+    means = groups.agg(value=("value", "mean"), present=("value", "count")).reset_index()
+    runs = table.groupby(["arm", "step"]).agg(runs=("seed", "nunique")).reset_index()
+    means = means.merge(runs, on=["arm", "step"])
+    means.loc[means["present"] < means["runs"], "value"] = np.nan
+    return means.drop(columns=["present", "runs"])
 
 
 def courses(metrics: pd.DataFrame, distances: pd.DataFrame) -> Courses:
     """Return the same for the page, with what lies between arms: a row for each layer, a column for each snapshot."""
     table = courses_of_arms(metrics, distances)
-    layers = list(dict.fromkeys(table["layer"]))
+    layers, quantities = list(dict.fromkeys(table["layer"])), list(dict.fromkeys(table["quantity"]))
     arms = {}
     for arm, of_arm in table.groupby("arm", sort=False):
         steps = sorted(set(of_arm["step"]))
         values = {}
-        for quantity, rows in of_arm.groupby("quantity", sort=False):
-            grid = rows.pivot_table(index="layer", columns="step", values="value")
-            values[quantity] = _rounded(grid.reindex(index=layers, columns=steps))
+        for quantity in quantities:  # one that no layer of the arm has is empty, so that any two arms can be chosen
+            cells = of_arm[of_arm["quantity"] == quantity]
+            values[quantity] = _grid(cells, layers, "step", steps)
         arms[arm] = CoursesOfArm(steps=[int(step) for step in steps], values=values)
     if distances.empty:
         return Courses(layers=layers, arms=arms, between={}, snapshots=[])
@@ -168,17 +177,27 @@ def courses(metrics: pd.DataFrame, distances: pd.DataFrame) -> Courses:
 def _between(distances: pd.DataFrame, layers: Sequence[str]) -> dict[str, dict[str, Grid]]:
     """Return the measures between two arms, by quantity and pair."""
     apart = distances[distances["relation"] == "arms"]
+    snapshots = sorted(set(distances["snapshot"]))
     between: dict[str, dict[str, Grid]] = {}
     for (measure, arm, other), rows in apart.groupby(["measure", "arm", "other_arm"], sort=False):
-        grid = rows.assign(layer=layer_names(rows)).pivot_table(index="layer", columns="snapshot", values="value")
+        cells = rows.assign(layer=layer_names(rows))
         pair = "|".join(sorted([arm, other]))
-        between.setdefault(f"{measure} arms", {})[pair] = _rounded(grid.reindex(layers))
+        between.setdefault(f"{measure} arms", {})[pair] = _grid(cells, layers, "snapshot", snapshots)
     return between
 
 
-def _rounded(grid: pd.DataFrame) -> Grid:
-    """Return the numbers to four digits; what is missing is None, since JSON knows no NaN."""
-    return [[float(f"{value:.4g}") if np.isfinite(value) else None for value in row] for row in grid.to_numpy()]
+def _grid(cells: pd.DataFrame, layers: Sequence[str], column: str, columns: Sequence[int]) -> Grid:
+    """Return the means of a cell's values to four digits; None, since JSON knows no NaN, where one or all are missing.
+
+    Args:
+        cells: columns layer, value, and the one that is named.
+        layers: the rows.
+        column: what the columns are, `step` or `snapshot`.
+        columns: of these.
+    """
+    means = cells.groupby(["layer", column])["value"].agg(lambda values: values.mean(skipna=False)).to_dict()
+    rows = [[means.get((layer, place), np.nan) for place in columns] for layer in layers]
+    return [[float(f"{value:.4g}") if np.isfinite(value) else None for value in row] for row in rows]
 
 
 def packed(tables: Sequence[pd.DataFrame]) -> Packed:

@@ -107,11 +107,12 @@ function courses() {
     return values && draw("course-c", spec(rows(values, chosen.snapshots), {scheme: "viridis"}, `${title}, ${arms.join(" and ")}`));
   }
   const numbers = both.flatMap(arm => arm.values[quantity].flat().filter(value => value !== null));
-  const domain = [Math.min(...numbers), Math.max(...numbers)];
+  if (!numbers.length) element("course-text").textContent += " Neither of the two arms has it in every run of any layer.";
+  const domain = numbers.length ? [Math.min(...numbers), Math.max(...numbers)] : [0, 1];
   const drawn = both.map((arm, place) => draw(
     ["course-a", "course-b"][place],
     spec(rows(arm.values[quantity], arm.steps), {scheme: "viridis", domain}, `${title}: ${arms[place]}`)));
-  const comparable = arms[0] !== arms[1] && both[0].steps.length === both[1].steps.length;
+  const comparable = arms[0] !== arms[1] && String(both[0].steps) === String(both[1].steps);
   element("course-c").hidden = !comparable;
   if (comparable) {
     const apart = both[0].values[quantity].map((row, layer) => row.map((value, column) => {
@@ -152,7 +153,7 @@ function spectraShown() {
   layer.runs.forEach(({run, width, packed}) => {
     const {arm, seed, steps: all} = chosen.runs[run], index = chosen.index[width];
     const place = Math.min(snapshot, all.length - 1), spectra = levels(packed);
-    steps.set(arm, all[place]);
+    steps.set(arm, (steps.get(arm) ?? new Set()).add(all[place]));
     index.forEach((number, point) => {
       const level = spectra[place * index.length + point];
       if (logarithmic && level === 0) return;
@@ -160,7 +161,7 @@ function spectraShown() {
       rows.push({arm, seed, step: all[place], index: number, x: share ? number / width : number, value});
     });
   });
-  const text = [...steps].map(([arm, step]) => `${arm} at step ${step}`).join(", ");
+  const text = [...steps].map(([arm, all]) => `${arm} at step ${[...all].join(" and ")}`).join(", ");
   element("spectrum-steps").textContent = text;
   element("spectrum-snapshot").setAttribute("aria-valuetext", text);
   return rows;

@@ -1,0 +1,287 @@
+"""Every sentence of the page beside data that would make it lie."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eigendet.networks.widths_file import ChosenWidths, Cost
+from eigendet.report import findings, wording
+from eigendet.report.findings import settled
+
+NAN = math.nan
+
+
+def layer(name: str, **values: Any) -> dict[str, Any]:
+    """A layer of a table of tests: found different, unless `values` say otherwise."""
+    return {"module": name, "call": 0, "between": 0.4, "within": 0.1, "statistic": 30.0, "p": 0.01, "corrected": 0.02,
+            "mean": 8.0, "other_mean": 4.0} | values  # fmt: skip
+
+
+def untested(name: str, **values: Any) -> dict[str, Any]:
+    """A layer that is dead in some run."""
+    return layer(name, **dict.fromkeys(["between", "within", "statistic", "p", "corrected"], NAN) | values)
+
+
+def table(
+    *layers: dict[str, Any], overall: float = 0.01, smallest: float = 0.008, of_ranks: float = 0.01, **pair: str
+) -> pd.DataFrame:
+    """The tests of two arms at one snapshot, by distances and by the effective rank."""
+    common = {"arm": "tuned", "other_arm": "scratch", "snapshot": 3, "point": "act", "smallest": smallest} | pair
+    rows = [row | common | {"measure": "jensen_shannon", "overall": overall} for row in layers]
+    return pd.DataFrame(rows + [row | common | {"measure": "effective_rank", "overall": of_ranks} for row in layers])
+
+
+def said(*layers: dict[str, Any], **options: Any) -> str:
+    return " ".join(findings.on_spectra(table(*layers, **options)))
+
+
+# The spectra of two arms.
+
+
+def test_a_dead_layer_is_neither_counted_nor_the_farthest_apart() -> None:
+    text = said(
+        layer("a", mean=9.0, other_mean=3.0), layer("b"), untested("dead", mean=5.0, other_mean=0.0),
+        untested("nan", mean=NAN, other_mean=NAN),
+    )  # fmt: skip
+    assert "in 2 of 2 layers: the arms differ" in text and "Corrected for 2 layers, 2 differ on their own: a, b" in text
+    assert "Left out: dead, nan, without a spectrum in some run." in text
+    assert "larger in tuned in 2 and in scratch in 0 of 2 layers" in text
+    assert "farthest from 1 in a: 9.0 in tuned, 3.0 in scratch" in text
+
+
+def test_a_rank_of_zero_is_no_ratio() -> None:
+    text = said(layer("a", mean=2.0, other_mean=4.0), layer("zero", mean=0.0), layer("last", mean=5.0))
+    assert "farthest from 1 in a: 2.0 in tuned, 4.0 in scratch" in text and "of 2 layers" in text
+
+
+@pytest.mark.parametrize("smallest", [0.008, NAN])
+def test_where_all_layers_are_dead_nothing_is_compared(smallest: float) -> None:
+    text = said(untested("a"), untested("b"), overall=NAN, smallest=smallest)
+    assert text == "No layer has a spectrum in every run of tuned and scratch, so they are not compared."
+
+
+def test_without_two_arms_nothing_is_said_of_how_many_were_observed() -> None:
+    assert findings.on_spectra(pd.DataFrame()) == [findings.NOTHING_TO_COMPARE]
+
+
+def test_no_single_layer_differs_where_all_together_do_not() -> None:
+    text = said(layer("a"), layer("b"), overall=0.2)
+    assert "that the arms differ is not shown (p = 0.2)." in text
+    assert "on its own" not in text and "on their own" not in text and "corrected" not in text.lower()
+    assert "Over all layers this is not shown to be more than of seeds." in text
+
+
+def test_ranks_differ_only_by_their_own_test() -> None:
+    assert "this is by more than seeds differ (p = 0.01)" in said(layer("a"))
+    assert "this is not shown to be more than of seeds" in said(layer("a"), of_ranks=0.3)
+    assert "this is not shown to be more than of seeds" in said(layer("a"), of_ranks=NAN)
+
+
+@pytest.mark.parametrize("within", [NAN, 0.3])  # one arm may have several runs
+def test_an_arm_with_a_single_run_has_no_test(within: float) -> None:
+    one = layer("a", within=within, statistic=NAN, p=NAN, corrected=NAN, between=0.0004)
+    text = said(one, one | {"module": "b"}, overall=NAN, smallest=NAN, of_ranks=NAN)
+    assert "end up 0.0004 apart in the median layer" in text
+    assert "There is no test, which takes two seeds of each arm" in text
+    assert "p =" not in text and "layers differ" not in text and "more than of seeds" in text
+
+
+def test_few_runs_establish_nothing() -> None:
+    text = said(layer("a", p=0.1, corrected=0.1), overall=0.1, smallest=0.1)
+    assert "with so few seeds no difference can be established (p = 0.1; the smallest that they allow is 0.1" in text
+    assert "on its own" not in text
+
+
+def test_equal_runs_are_no_multiple_of_anything() -> None:
+    same = layer("a", between=0.0, within=0.0, statistic=0.0, p=1.0, corrected=1.0, mean=4.0)
+    text = said(same, overall=1.0, of_ranks=1.0)
+    assert text == (
+        "The spectra of tuned and scratch are equal in every run, in 1 layer. "
+        "The effective rank is the same in tuned and in scratch, in 1 layer."
+    )
+    apart = said(layer("a", within=0.0, statistic=np.inf), same | {"module": "b"})
+    assert "differ (median over layers) and those of two seeds of one arm do not" in apart
+    assert "in 1 of 2 layers" in apart and "Corrected for 2 layers, 1 differs on its own: a." in apart
+    nearer = said(layer("a", between=0.001, within=0.1, p=1.0, corrected=1.0), overall=1.0)
+    assert "lie 0.01 times as far apart" in nearer and "in 0 of 1 layer:" in nearer
+
+
+def test_numbers_of_ranks_are_told_apart_and_ties_are_said() -> None:
+    near = said(layer("a", mean=5.04, other_mean=5.01))
+    assert "5.04 in tuned, 5.01 in scratch" in near
+    tied = said(layer("a", mean=2.0, other_mean=1.0), layer("b", mean=5.0, other_mean=10.0), layer("c", mean=4.0))
+    assert "farthest from 1 in a (and as far in 1 more): 2.0 in tuned, 1.0 in scratch" in tied
+    assert ", equal in 1; the ratio" in tied and "in tuned in 1 and in scratch in 1 of 3 layers" in tied
+
+
+def test_the_strongest_layers_are_named_only_where_no_tie_says_otherwise() -> None:
+    many = [
+        layer(name, statistic=statistic) for name, statistic in zip("abcde", [1.0, 5.0, 4.0, 3.0, 2.0], strict=True)
+    ]
+    assert "5 differ on their own, most of all b, c, d." in said(*many)
+    assert "among them a, b, c." in said(*(layer(name, statistic=np.inf) for name in "abcd"))
+    assert "Corrected for 1 layer, none differs on its own." in said(layer("a", corrected=0.06))
+
+
+def test_each_pair_of_arms_is_said_by_itself_and_at_the_last_snapshot() -> None:
+    tests = pd.concat(
+        [table(layer("a")), table(layer("a"), overall=0.5, other_arm="derived"), table(layer("a")).assign(snapshot=1)]
+    )
+    first, _, second, _ = findings.on_spectra(tests)
+    assert "tuned and scratch" in first and "the arms differ by more than" in first
+    assert "tuned and derived" in second and "not shown (p = 0.5)" in second
+
+
+def test_the_table_of_single_layers_says_of_each_pair_what_p_can_be() -> None:
+    tests = pd.concat(
+        [
+            table(layer("a"), overall=0.2, smallest=0.1), table(layer("a"), untested("b"), other_arm="other"),
+            table(layer("a", p=NAN), overall=NAN, smallest=NAN, other_arm="single"),
+            table(untested("a"), overall=NAN, other_arm="dead"),
+        ]
+    ).query("measure == 'jensen_shannon'")  # fmt: skip
+    assert findings.on_tests(tests.astype(object).where(tests.notna(), None)) == [
+        "tuned and scratch: no p-value can be smaller than 0.1; over all layers p = 0.2; so no single layer is called "
+        "different.",
+        "tuned and other: no p-value can be smaller than 0.008; over all layers p = 0.01.",
+        "tuned and single: no test, which takes two seeds of each arm.",
+        "tuned and dead: no test, since no layer has a spectrum in every run.",
+        "Layers without a p were not tested.",
+    ]
+    assert "Layers without a p were not tested." not in findings.on_tests(table(layer("a")))
+
+
+# Accuracy.
+
+
+def scores(tuned: list[float], scratch: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"arm": ["finetune"] * len(tuned) + ["scratch"] * len(scratch), "AP": tuned + scratch})
+
+
+def test_a_difference_of_accuracy_is_seen_in_its_numbers() -> None:
+    tuned = [0.40041, 0.40042, 0.40043, 0.40044]
+    text = findings.on_accuracy(scores(tuned, [value - 0.0003 for value in tuned]))
+    assert text.startswith("Average precision is 40.04 fine-tuned and 40.01 from scratch: a difference (")
+
+
+def test_what_is_not_found_is_not_called_equal() -> None:
+    text = findings.on_accuracy(scores([0.40, 0.42, 0.44, 0.46], [0.41, 0.43, 0.45, 0.44]))
+    assert "a difference is not shown (p = " in text and "no difference" not in text
+
+
+@pytest.mark.parametrize(("tuned", "scratch"), [([0.4], [0.3]), ([0.4], [0.3, 0.31, 0.32]), ([0.4, 0.5], [0.3])])
+def test_accuracy_of_single_runs_has_no_test(tuned: list[float], scratch: list[float]) -> None:
+    text = findings.on_accuracy(scores(tuned, scratch))
+    assert "There is no test, which takes two seeds of each" in text and "p =" not in text
+
+
+def test_runs_without_a_score_are_not_averaged() -> None:
+    assert "not compared" in findings.on_accuracy(scores([0.4, NAN], [0.3, 0.2]))
+    assert findings.on_accuracy(scores([], [0.3])) == ""
+
+
+# Widths.
+
+
+def chosen(widths: dict[str, int], reference: dict[str, int], **options: Any) -> ChosenWidths:
+    costs = {"parameters": Cost(1000, 999), "macs": Cost(100_000, 99_999)}
+    return ChosenWidths(**{"widths": widths, "reference": reference, "rule": "dof", "arm": "scratch"} | costs | options)
+
+
+def test_a_change_of_widths_is_seen_in_its_numbers() -> None:
+    text = findings.on_widths(chosen({"a": 257, "b": 32, "c": 64}, {"a": 256, "b": 64, "c": 64}))
+    assert text == (
+        "At 0.99999 of the operations and 0.999 of the parameters the spectra of scratch give 1 of 3 channel groups "
+        "half their width or less (b ×0.50), and 1 more than they had (a ×1.004)."
+    )
+    none = findings.on_widths(chosen({"a": 64}, {"a": 64}))
+    assert "give 0 of 1 channel group half their width or less, and 0 more than they had." in none
+
+
+def test_ties_of_widths_are_not_ranked() -> None:
+    reference = dict.fromkeys("abcd", 64)
+    assert "(among them a ×0.25, b ×0.25, c ×0.25)" in findings.on_widths(chosen(dict.fromkeys("abcd", 16), reference))
+    ranked = chosen({"a": 16, "b": 8, "c": 4, "d": 32}, reference)
+    assert "(least of all c ×0.06, b ×0.12, a ×0.25)" in findings.on_widths(ranked)
+
+
+def test_widths_whose_interval_reaches_the_other_side_are_counted() -> None:
+    ends = {"a": (16, 40), "b": (60, 72), "c": (8, 24)}
+    text = findings.on_widths(chosen({"a": 32, "b": 68, "c": 16}, dict.fromkeys("abc", 64), undetermined=ends))
+    assert text.endswith("Other images might take 2 of these to the other side.")
+
+
+def test_intervals_claim_nothing_of_other_images_than_they_can() -> None:
+    widths = {"a": 16, "b": 24}
+    narrow = chosen(widths, widths, undetermined={}, width_intervals={"a": (15.0, 17.0), "b": (24.0, 24.0)})
+    text = findings.on_intervals(narrow, parts=8)
+    assert "determine" not in text and "1 of 2 intervals has no extent" in text and "over 8 parts" in text
+    assert text.startswith("No 95 % interval of a width holds two numbers of channels")
+    wide = chosen(widths, widths, undetermined={"a": (8, 24)}, width_intervals={"a": (7.0, 25.0), "b": (23.5, 24.0)})
+    text = findings.on_intervals(wide, parts=8)
+    assert "1 of 2 widths might be another: a might have 8 to 24 (95 % intervals)." in text and "extent" not in text
+    many = {str(number): (8, 16) for number in range(8)}
+    assert "5 might have 8 to 16 and 2 more (95 %" in findings.on_intervals(
+        chosen(dict.fromkeys(many, 8), dict.fromkeys(many, 8), undetermined=many), parts=8
+    )
+    assert findings.on_intervals(chosen(widths, widths), parts=0) == ""
+
+
+def rounds(*widths: tuple[int, int], steps: tuple[int, int] = (8, 8)) -> list[ChosenWidths]:
+    named = [dict(zip("ab", pair, strict=True)) for pair in (*widths, steps)]
+    return [chosen(pair, named[0], multiples=named[-1]) for pair in named[:-1]]
+
+
+def test_the_page_says_whether_widths_settle() -> None:
+    assert settled(rounds((60, 40))) == ""
+    assert settled(rounds((60, 40), (64, 40))) == (
+        "In the last round no group moved by more than its step: 1 of 2 groups changed, the farthest in steps, a, by 4 "
+        "channels (its steps are of 8). Share of all channels that moved, round by round: 4.0 %."
+    )
+    far = settled(rounds((60, 40), (100, 40), (80, 40)))
+    assert far.startswith(
+        "In the last round widths still moved: 1 of 2 groups changed, the farthest in steps, a, by 20"
+    )
+    assert far.endswith("Share of all channels that moved, round by round: 40.0 %, 14.3 %.")
+
+
+def test_widths_that_do_not_move_have_no_farthest_group_and_a_small_share_is_not_none() -> None:
+    still = settled(rounds((60, 40), (60, 40)))
+    assert still == "In the last round no width changed. Share of all channels that moved, round by round: 0.0 %."
+    assert settled(rounds((60_000, 40_000), (60_001, 40_000))).endswith("round by round: 0.001 %.")
+
+
+def test_the_farthest_group_is_the_one_that_keeps_widths_from_settling() -> None:
+    """a moves by more channels, but by one of its steps."""
+    text = settled(rounds((64, 8), (96, 9), (64, 10), steps=(32, 1)))
+    assert "no group moved by more" in text and "farthest in steps, a, by 32 channels (its steps are of 32)" in text
+    assert "widths still moved: 2 of 2 groups changed, the farthest in steps, b, by 2 channels" in settled(
+        rounds((64, 8), (96, 10), steps=(32, 1))
+    )
+
+
+# Runs, and numbers in words.
+
+
+def test_arms_and_seeds_are_counted_where_they_are_not_the_same() -> None:
+    runs = pd.DataFrame({"backbone": "b", "detector": "d", "arm": ["x", "x", "y"], "seed": [0, 1, 0]})
+    assert findings.on_runs(runs) == "2 arms of 1 network, each with 1 to 2 seeds, not the same in all"
+    assert findings.on_runs(runs.iloc[[0, 2]]) == "2 arms of 1 network, each with 1 seed (0)"
+    moved = runs.assign(seed=[0, 1, 5]).iloc[[0, 2]]
+    assert findings.on_runs(moved) == "2 arms of 1 network, each with 1 seed, not the same in all"
+
+
+@pytest.mark.parametrize("p", [0.0504, 0.05000001, 0.0496, 0.05, 0.3, 1e-4])
+def test_a_p_value_stays_on_its_side_of_the_level(p: float) -> None:
+    assert (float(wording.as_p(p)) <= wording.LEVEL) == (p <= wording.LEVEL)
+
+
+@pytest.mark.parametrize("value", [0.9999999, 1e-7, 1.0000001])
+def test_a_share_that_is_not_all_or_nothing_does_not_look_so(value: float) -> None:
+    assert float(wording.share(value)) not in (0.0, 1.0)
+    assert wording.share(round(value)) in ("0.00", "1.00")
