@@ -158,20 +158,20 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 @pytest.mark.parametrize("update", [0, 3, accumulator.PENDING + 1])
-@pytest.mark.parametrize("shape", [(9, 2), (1, 2, 1500, 1500)])
+@pytest.mark.parametrize("shape", [(9, 3), (1, 3, 1500, 1000)])
 def test_the_first_update_that_was_not_finite_is_told_when_a_result_is_read(
     update: int, bad: float, shape: tuple[int, ...]
 ) -> None:
-    covariance = Covariance(2)
+    covariance = Covariance(3)
     for number in range(accumulator.PENDING + 3):
-        samples = torch.randn(shape if number == update else (9, 2))
+        samples = torch.randn(shape if number == update else (9, 3))
         if number >= update:
             samples.view(-1)[-1] = bad
         covariance.update(samples)
     assert covariance.first_rejected == update
-    mapped = covariance.affine(torch.eye(2), torch.ones(2))
-    total, clean = Covariance(2), Covariance(2)
-    clean.update(torch.randn(9, 2))
+    mapped = covariance.affine(torch.eye(3), torch.ones(3))
+    total, clean = Covariance(3), Covariance(3)
+    clean.update(torch.randn(9, 3))
     total.merge(clean)
     total.merge(mapped)
     again = Covariance.from_state_dict(covariance.state_dict())
@@ -180,7 +180,7 @@ def test_the_first_update_that_was_not_finite_is_told_when_a_result_is_read(
             spoilt.covariance()
     assert clean.first_rejected is None and int(clean.state_dict()["rejected"]) < 0
     covariance.forget()
-    covariance.update(torch.randn(9, 2))
+    covariance.update(torch.randn(9, 3))
     assert covariance.count == 9 and covariance.covariance().isfinite().all()
 
 

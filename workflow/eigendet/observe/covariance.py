@@ -131,8 +131,9 @@ class Covariance:
         self._workspace = workspace or self._workspace or Workspace()
         with torch.inference_mode(False), torch.no_grad():
             self._use_stream()
-            chunks = moments_of(without_padding(samples.detach(), channel_dim, sizes), self._workspace)
-            fits = positions_of_chunk(self.channels, precision_of(samples), samples.device)
+            parts = without_padding(samples.detach(), channel_dim, sizes)
+            chunks = moments_of(parts, self._workspace)
+            fits = positions_of_chunk(self.channels, precision_of(parts[0]), samples.device) if parts else 1
             if _answers_at_once(samples.device) and samples.numel() > fits * self.channels:
                 whole = Covariance(self.channels)  # so that all of several chunks is added, or nothing
                 for chunk in chunks:

@@ -42,7 +42,7 @@ def moments_of(parts: list[Tensor], workspace: Workspace) -> Iterator[Moments]:
     if not parts:
         return
     channels, dtype, device = len(parts[0]), precision_of(parts[0]), parts[0].device
-    if parts[0].dtype in fused.DTYPES and fused.is_right(device):
+    if dtype == torch.float32 and parts[0].dtype in fused.DTYPES and fused.is_right(device):
         while parts and (result := fused.moments(parts[0])) is not None:
             yield _checked(parts.pop(0)[0].numel(), *result)
     for pack in packs(parts, positions_of_chunk(channels, dtype, device)):
@@ -55,9 +55,12 @@ def moments_of(parts: list[Tensor], workspace: Workspace) -> Iterator[Moments]:
         yield _checked(positions, shift, slabs.sum((0, 2)), product)
 
 
-def precision_of(samples: Tensor) -> torch.dtype:
-    """Return the dtype in which the products of samples are taken: float32, or float64 if they are."""
-    return torch.float64 if samples.dtype == torch.float64 else torch.float32
+def precision_of(part: Tensor) -> torch.dtype:
+    """Return the dtype in which the products of a tensor (C, ...) are taken: float32, or float64 if it is.
+
+    So are those of one or two channels, which a CPU would add one after another, and which cost nothing.
+    """
+    return torch.float64 if part.dtype == torch.float64 or len(part) <= 2 else torch.float32
 
 
 def _checked(count: int, shift: Tensor, total: Tensor, product: Tensor) -> Moments:
