@@ -52,7 +52,8 @@ def simulate(
             random = np.random.default_rng([number, seed])
             taps = [(step, _taps(random, share, layers, channels, effect if number == 0 else 0.0))
                     for step, share in zip(steps, np.linspace(0, 1, len(steps)), strict=True)]  # fmt: skip
-            provenance = {"run": run, "experiment": experiment.name, "probe": {"split": "train"}}
+            provenance = {"run": run, "experiment": experiment.name, "probe": {"split": "train"},
+                          "backbone": [f"layer{layer}.relu" for layer in range(layers)]}  # fmt: skip
             store.write_covariances(folder / "covariance" / f"{path}.h5", taps, provenance, range(IMAGES))
             spectrum.write_spectra(folder / "covariance" / f"{path}.h5", folder / "spectra" / path)
     return experiment

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,7 +120,9 @@ def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -
 def rewritten(folder: Path, path: str, **changes: object) -> None:
     """Change what a run's covariance file says, or one of its taps, and make its spectra again."""
     file = folder / "covariance" / f"{path}.h5"
-    provenance = store.provenance(file) | {name: value for name, value in changes.items() if name in ("probe", "run")}
+    provenance = store.provenance(file) | {
+        name: value for name, value in changes.items() if name in ("probe", "run", "backbone")
+    }
     snapshots: dict[int, list[store.TapRecord]] = {}
     for record in store.read(file):
         snapshots.setdefault(record.step, []).append(record)
@@ -135,6 +138,41 @@ def rewritten(folder: Path, path: str, **changes: object) -> None:
     taps = [(step, [tap(n, record) for n, record in enumerate(records)]) for step, records in kept.items()]
     store.write_covariances(file, taps, provenance, range(12))
     spectrum.write_spectra(file, folder / "spectra" / path)
+
+
+def test_only_maps_of_the_backbone_are_compared_with_the_pre_trained_one(tmp_path: Path) -> None:
+    """Heads and pyramids begin with random weights in a fine-tuned detector too."""
+    simulate(tmp_path, seeds=(0, 1), layers=3)
+    for path in ("finetune/tiny/rcnn/seed_0", "finetune/tiny/rcnn/seed_1"):
+        rewritten(tmp_path, path, backbone=["layer0.relu", "layer1"])  # layer1.relu is no module of it
+    assert compare(tmp_path) == []
+    rows = eigendet.read_spectra(tmp_path).distances.query("relation == 'pre-trained'")
+    assert set(rows["module"]) == {"layer0.relu"} and set(rows["arm"]) == {"finetune", "scratch"}
+    assert set(rows["other_arm"]) == {"finetune"} and set(rows["other_step"]) == {0}
+
+
+@pytest.mark.parametrize("changes", [{"without": [0]}, {"backbone": None}])
+def test_without_the_pre_trained_backbones_own_maps_nothing_is_compared_with_it(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    simulate(tmp_path, seeds=(0,))
+    rewritten(tmp_path, "finetune/tiny/rcnn/seed_0", **changes)
+    assert (
+        "no run of finetune has a snapshot at step 0 that says which maps are of the backbone" in compare(tmp_path)[-1]
+    )
+    assert "pre-trained" not in set(eigendet.read_spectra(tmp_path).distances["relation"])
+
+
+def test_cka_says_how_many_images_it_rests_on(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=(0,), layers=2)
+    with h5py.File(tmp_path / "spectra/scratch/tiny/rcnn/seed_0/similarity.h5", "r+") as file:
+        file["step_0000004/layer1.relu#0:act/images"][:3] = np.nan  # as where a region has no samples
+    compare(tmp_path)
+    distances = eigendet.read_spectra(tmp_path).distances
+    cka = distances.query("measure == 'cka'").set_index(["module", "relation", "snapshot", "arm"])["images"]
+    assert cka["layer1.relu", "arms", 2, "finetune"] == 9 and cka["layer1.relu", "own start", 2, "scratch"] == 9
+    assert set(cka["layer0.relu"]) == {12} and cka["layer1.relu", "arms", 1, "finetune"] == 12
+    assert distances[distances["measure"] != "cka"]["images"].isna().all()
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def test_shards_merge_to_the_unsplit_dump(run: tuple[config.Experiment, Path], t
         covariances.compute_covariance(*run, tmp_path / "empty.h5", (7, 9))
 
 
+def test_the_file_says_which_maps_are_of_the_backbone(run: tuple[config.Experiment, Path], tmp_path: Path) -> None:
+    """What is not, a pyramid for example, has random weights where a detector begins from a pre-trained backbone."""
+    covariances.compute_covariance(*run, tmp_path / "c.h5")
+    inside = store.provenance(tmp_path / "c.h5")["backbone"]
+    modules = {record.key.module for record in store.read(tmp_path / "c.h5")}
+    assert {module for module in modules if module not in inside} == {m for m in modules if "fpn" in m} != set()
+
+
 def test_a_dump_that_was_stopped_goes_on_with_the_next_snapshot(
     run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,7 +113,7 @@ def test_notes_of_another_format_are_refused(folder: Path, notes: object, messag
 
 def test_what_is_written_is_read_again_with_what_the_run_was(folder: Path) -> None:
     table, provenance = tables.read_run(folder / RUN, "jackknife")
-    assert provenance == tables.Provenance("minimal", None, {"split": "train"})
+    assert provenance == tables.Provenance("minimal", None, {"split": "train"}, ["layer0.relu", "layer1.relu"])
     assert table.empty and list(table) == tables.COLUMNS["jackknife"]
     with tables.reading_similarity(folder / RUN) as similarity:
         assert tables.read_images(similarity) == [str(image) for image in range(12)]

@@ -35,9 +35,13 @@ class CoursesOfArm(TypedDict):
 
 
 class Courses(TypedDict):
-    """The heat maps of a network for the page: of each arm, and by quantity of what lies between two arms, "a|b"."""
+    """The heat maps of a network for the page: of each arm, and by quantity of what lies between two arms, "a|b".
+
+    `images` are the fewest that any CKA of a layer rests on.
+    """
 
     layers: list[str]
+    images: list[int | None]
     arms: dict[str, CoursesOfArm]
     between: dict[str, dict[str, Grid]]
     snapshots: list[int]
@@ -98,7 +102,8 @@ def quantities() -> dict[str, Quantity]:
         ),
         "cka": (
             "CKA with",
-            "Linear centered kernel alignment of the images' means (unbiased), 1: the same but for rotation.",
+            "Linear centered kernel alignment of the images' means (unbiased), 1: the same but for rotation. The fewer "
+            "the images (they stand beside each value) and the more the channels, the more it scatters.",
         ),
     }
     for relation, place in places.items():
@@ -169,9 +174,12 @@ def courses(metrics: pd.DataFrame, distances: pd.DataFrame) -> Courses:
             values[quantity] = _grid(cells, layers, "step", steps)
         arms[arm] = CoursesOfArm(steps=[int(step) for step in steps], values=values)
     if distances.empty:
-        return Courses(layers=layers, arms=arms, between={}, snapshots=[])
+        return Courses(layers=layers, images=[None] * len(layers), arms=arms, between={}, snapshots=[])
     snapshots = [int(step) for step in distances.groupby("snapshot")["step"].max()]
-    return Courses(layers=layers, arms=arms, between=_between(distances, layers), snapshots=snapshots)
+    fewest = distances.assign(layer=layer_names(distances)).groupby("layer")["images"].min().dropna()
+    images = [int(fewest[layer]) if layer in fewest else None for layer in layers]
+    between = _between(distances, layers)
+    return Courses(layers=layers, images=images, arms=arms, between=between, snapshots=snapshots)
 
 
 def _between(distances: pd.DataFrame, layers: Sequence[str]) -> dict[str, dict[str, Grid]]:

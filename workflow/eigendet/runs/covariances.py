@@ -30,6 +30,8 @@ from eigendet.config.sections import IMMATERIAL, CovarianceSettings
 from eigendet.data.datasets import open_splits
 from eigendet.errors import UserError, first_line
 from eigendet.files import Plain, value_digest
+from eigendet.networks.backbones import backbone_of
+from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
 from eigendet.observe.covariance import Tap
@@ -71,7 +73,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
             f"shard {shard[0]}/{shard[1]} of {len(probe.indices)} probe images is empty; make fewer shards."
         )
     device = parallel.device_of(experiment.device)
-    provenance = _provenance(experiment, record, probe)
+    provenance = _provenance(experiment, record, probe, _backbone_modules(record.definition))
     folder_of_parts = output.with_name(f"{output.name}.parts")
     parts = [folder_of_parts / f"step_{step:07d}.h5" for step in record.snapshots]
     missing = [
@@ -183,8 +185,15 @@ def _reporting(reporter: Reporter, number: int, images: int, settings: Covarianc
     return looked
 
 
-def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe) -> Plain:
-    """Return what the file says it was made from."""
+def _backbone_modules(definition: Definition) -> list[str]:
+    """Return the paths of a detector's backbone and of all modules in it, as their taps are named."""
+    with torch.random.fork_rng(devices=[]):
+        model = definition.build()
+    return [str(model.backbone_path), *(path for path, _ in backbone_of(model).named_modules() if path)]
+
+
+def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe, backbone: list[str]) -> Plain:
+    """Return what the file says it was made from; `backbone` are the paths of its modules, as taps are named."""
     settings = experiment.covariance
     immaterial = {"training": IMMATERIAL, "pretraining": IMMATERIAL, "covariance": {"memory"}}
     material = experiment.model_dump(mode="json", exclude=immaterial)
@@ -195,6 +204,7 @@ def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe) -> Pla
         "settings": value_digest(material),
         "probe": {"split": settings.split, "images": len(probe.indices), "data": probe.digest},
         "points": list(settings.points),
+        "backbone": backbone,
         "heads": settings.heads,
         "precision": f"{PRECISION}; network in float32",
         store.CODE: code_versions(),

@@ -25,6 +25,7 @@ from eigendet.spectra.significance import PermutationTest
 from eigendet.spectra.tables import TAP, Comparison, Provenance
 
 Tap = tuple[str, int, str]  # module, call, point
+FINETUNE = "finetune"  # the arm that starts from the pre-trained backbone
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class RunSpectra:
     def steps(self) -> list[int]:
         """Steps of its snapshots, ascending."""
         return sorted({step for step, _ in self.spectra})
+
+    def is_in_backbone(self, tap: Tap) -> bool:
+        """Return whether a map is of a module of the backbone; one of several outputs ends in its name in brackets."""
+        return tap[0].partition("[")[0] in (self.provenance.backbone or ())
 
     @property
     def name(self) -> str:
@@ -125,6 +130,12 @@ def comparable(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]
     if len({tuple(run.steps) for run in compared}) > 1:
         steps = ", ".join(str(step) for step in _moments(compared)[:-1])
         notes.append(f"The runs have snapshots at different steps; compared are those at {steps} and the last of each.")
+    tuned = [run for run in compared if run.arm == FINETUNE]
+    if tuned and not any(run.steps[0] == 0 and run.provenance.backbone for run in tuned):
+        notes.append(
+            "Nothing is compared with the pre-trained backbone: no run of finetune has a snapshot at step 0 that says "
+            "which maps are of the backbone."
+        )
     unnamed = [run.name for run in compared if run.images is None]
     if unnamed:
         notes.append(f"{some(unnamed)}: no CKA, since the images are not named.")
@@ -184,6 +195,7 @@ class FeatureMap:
     spectrum: np.ndarray  # (C,)
     directions: np.ndarray  # (C, k)
     gram: np.ndarray | None  # of the images, see `similarity.gram_of_images`
+    is_pretrained: bool  # in no detector's training yet, with weights from the pre-trained backbone
 
 
 class DistanceRow(NamedTuple):
@@ -203,6 +215,7 @@ class DistanceRow(NamedTuple):
     measure: str
     value: float
     chance: float
+    images: float  # that the value rests on; nan where it is of spectra or directions
 
 
 def distance_table(runs: Sequence[RunSpectra]) -> pd.DataFrame:
@@ -222,7 +235,8 @@ def distance_table(runs: Sequence[RunSpectra]) -> pd.DataFrame:
 def _map(file: h5py.File, run: RunSpectra, step: int, tap: Tap) -> FeatureMap:
     directions, features = tables.read_map(file, step, TapKey(*tap))
     gram = None if run.images is None or features is None else similarity.gram_of_images(features)
-    return FeatureMap(run, step, run.spectra[step, tap], directions, gram)
+    is_pretrained = step == 0 and run.arm == FINETUNE and run.is_in_backbone(tap)
+    return FeatureMap(run, step, run.spectra[step, tap], directions, gram, is_pretrained)
 
 
 def _pairs(maps: Sequence[FeatureMap], starts: Sequence[FeatureMap]) -> Iterator[tuple[str, FeatureMap, FeatureMap]]:
@@ -230,7 +244,7 @@ def _pairs(maps: Sequence[FeatureMap], starts: Sequence[FeatureMap]) -> Iterator
     for first, second in itertools.combinations(maps, 2):
         yield "seeds" if first.run.arm == second.run.arm else "arms", first, second
     # All fine-tuned runs start from the same backbone, so that the first will do.
-    pretrained = next((start for start in starts if start.run.arm == "finetune"), None)
+    pretrained = next((start for start in starts if start.is_pretrained), None)
     for own, start in zip(maps, starts, strict=True):
         yield "own start", own, start
         if pretrained is not None:
@@ -244,16 +258,17 @@ def _distances(tap: Tap, snapshot: int, relation: str, first: FeatureMap, second
     if first.spectrum.any() and second.spectrum.any():
         overlap = similarity.subspace_overlap(first.directions, second.directions)
     measures = [
-        ("jensen_shannon", similarity.jensen_shannon(first.spectrum, second.spectrum), np.nan),
-        ("overlap", overlap, kept / channels),
+        ("jensen_shannon", similarity.jensen_shannon(first.spectrum, second.spectrum), np.nan, np.nan),
+        ("overlap", overlap, kept / channels, np.nan),
     ]
     if first.gram is not None and second.gram is not None:
-        measures.append(("cka", similarity.cka_of_grams(first.gram, second.gram), 0.0))
-    for measure, value, chance in measures:
+        images = float(np.isfinite(np.diag(first.gram) + np.diag(second.gram)).sum())
+        measures.append(("cka", similarity.cka_of_grams(first.gram, second.gram), 0.0, images))
+    for measure, value, chance, images in measures:
         yield DistanceRow(
             *tap, snapshot, relation,
             first.run.arm, first.run.seed, first.step, second.run.arm, second.run.seed, second.step,
-            measure, value, chance,
+            measure, value, chance, images,
         )  # fmt: skip
 
 

@@ -16,8 +16,9 @@
     metrics.parquet       a row a number of every run, step and map; `metric` names it, see `metric_table`
     distances.parquet     a row a pair of maps, of a run and of another at the same snapshot (relation `arms`, or
                           `seeds` of one arm), at the run's own start (`own start`), or in the pre-trained backbone,
-                          before any detector was trained (`pre-trained`). `measure` is jensen_shannon, overlap or cka,
-                          see `similarity`; `chance` is what unrelated maps would have.
+                          before any detector was trained (`pre-trained`, for the backbone's own maps alone). `measure`
+                          is jensen_shannon, overlap or cka, see `similarity`; `chance` is what unrelated maps would
+                          have; `images`, of cka alone, are those of which both maps have samples.
     tests.parquet         a row a test of two arms, for one map at one snapshot, see `significance`. `measure` is what
                           differs: one of the measures of distances, or a metric.
     notes.json            what could not be compared, and why
@@ -60,15 +61,16 @@ class Provenance:
     experiment: str | None = None
     definition: Plain | None = None  # of its network, in plain values
     probe: dict[str, object] | None = None  # the images on which it was observed, in plain values
+    backbone: list[str] | None = None  # paths of its modules: those that a pre-trained backbone brings weights for
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
         """Take what belongs here from plain values, which may hold more.
 
         >>> Provenance.of({"experiment": "digits", "run": {"seed": 0}})
-        Provenance(experiment='digits', definition=None, probe=None)
+        Provenance(experiment='digits', definition=None, probe=None, backbone=None)
         """
-        return cls(content.get("experiment"), content.get("definition"), content.get("probe"))
+        return cls(*(content.get(name) for name in ("experiment", "definition", "probe", "backbone")))
 
 
 def write_run(folder: Path, provenance: Provenance, eigenvalues: pd.DataFrame, jackknife: pd.DataFrame) -> None:

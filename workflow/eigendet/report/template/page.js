@@ -85,24 +85,29 @@ const same = names => names.map(name => [name, name]);
 function courses() {
   const chosen = content.courses[element("course-network").value];
   const quantity = element("course-quantity").value, arms = [element("course-first").value, element("course-second").value];
-  const rows = (values, steps) => chosen.layers.flatMap((layer, row) => steps.map(
-    (step, column) => ({layer, step, value: values[row][column]})));
+  const between = quantity in chosen.between, pair = [...arms].sort().join("|");
+  const both = arms.map(arm => chosen.arms[arm]);
+  const grids = between ? [chosen.between[quantity][pair] ?? []] : both.map(arm => arm.values[quantity]);
+  // A layer that never has the quantity has no row: what was never pre-trained is not compared with what was.
+  const shown = chosen.layers.filter((_, row) => grids.some(grid => grid[row]?.some(value => value !== null)));
+  const images = quantity.startsWith("cka ") ? new Map(chosen.layers.map((layer, row) => [layer, chosen.images[row]])) : null;
+  const rows = (values, steps) => chosen.layers.flatMap((layer, row) => !shown.includes(layer) ? [] : steps.map(
+    (step, column) => ({layer, step, value: values[row][column], ...images && {images: images.get(layer)}})));
   const title = content.quantities[quantity].title;
   const spec = (values, scale, name) => {
     const filled = structuredClone(content.specs.course);
     filled.data = {values};
-    filled.height *= chosen.layers.length;
-    filled.encoding.y.sort = chosen.layers;
+    filled.height *= Math.max(shown.length, 1);
+    filled.encoding.y.sort = shown;
+    if (images) filled.encoding.tooltip.push({field: "images", type: "quantitative", title: "images, at least"});
     filled.encoding.color.scale = scale;
     filled.encoding.color.title = name;
     return filled;
   };
-  const between = quantity in chosen.between;
-  const both = arms.map(arm => chosen.arms[arm]);
   for (const [place, id] of ["course-a", "course-b"].entries()) element(id).hidden = between;
   element("course-text").textContent = content.quantities[quantity].text;
   if (between) {
-    const values = chosen.between[quantity][[...arms].sort().join("|")];
+    const values = chosen.between[quantity][pair];
     element("course-c").hidden = values === undefined;
     return values && draw("course-c", spec(rows(values, chosen.snapshots), {scheme: "viridis"}, `${title}, ${arms.join(" and ")}`));
   }
