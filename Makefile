@@ -65,7 +65,7 @@ test-lowest: .venv-lowest/ready
 	touch $@
 
 # One of the benchmarks: tests/benchmarks/NAME.md, anew. Takes, on two cores,
-#   covariance   8 minutes: what tapping costs, beside what others do (the page is cpu.md, or the name of a GPU)
+#   covariance   8 minutes: what tapping costs, beside what others do (the page is cpu.md)
 #   channels     5 to 20: which networks of torchvision and timm can be resized
 #   allocation   2: how long it takes to spend a budget
 #   analysis     20, and 12 GB of disk: spectra and comparisons of a large experiment

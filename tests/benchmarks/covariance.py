@@ -1,7 +1,7 @@
 """What tapping costs, beside what others do: `make benchmark NAME=covariance`.
 
 All contenders run in one process on the same tensors, in turns, so that a noisy machine is noisy to all; read the
-ratios, not the seconds. The table is written to `<device>.md` beside this file.
+ratios, not the seconds. The table is written to `cpu.md` beside this file; on a GPU `tests/gpu` measures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from eigendet.observe.products import CHUNK_BYTES
 from eigendet.observe.taps import Taps, tap
 from eigendet.spectra.spectrum import eigenvalues
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 POINTS: tuple[Point, ...] = ("conv", "act", "block")
 ROUNDS = 7
 Contender = Callable[[Tensor], None]
@@ -47,7 +46,6 @@ class Naive:
         self.count, self.sum, self.product = 0, torch.zeros(channels), torch.zeros(channels, channels)
 
     def update(self, rows: Tensor) -> None:
-        self.sum, self.product = self.sum.to(rows.device), self.product.to(rows.device)
         self.sum += rows.sum(0)
         self.product += rows.T @ rows
         self.count += len(rows)
@@ -61,7 +59,6 @@ class Centered(Naive):
     """Each batch centered by its own mean in float32, merged as by Chan et al."""
 
     def update(self, rows: Tensor) -> None:
-        self.sum, self.product = self.sum.to(rows.device), self.product.to(rows.device)
         mean = rows.mean(0)
         shifted = rows - mean
         apart = mean - self.sum
@@ -89,7 +86,7 @@ class Delve(TorchCovarianceMatrix):
     """delve's accumulator, called directly; its tracker keeps only the last batch."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(device=str(DEVICE))
+        super().__init__(device="cpu")
 
     def update(self, rows: Tensor) -> None:
         super().update(rows, vae=False)
@@ -111,14 +108,13 @@ def main() -> None:
     for section in (accuracy, classifier, detector, memory, growth, solver, sizes):
         sections.append(section())
         print(sections[-1], flush=True)
-    path = Path(__file__).with_name(f"{DEVICE.type}.md")
-    path.write_text("\n\n".join(sections) + "\n")
+    Path(__file__).with_name("cpu.md").write_text("\n\n".join(sections) + "\n")
 
 
 def machine() -> str:
     described = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in described if "model name" in line), platform.processor())
-    where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads"
+    where = f"{cpu}, {torch.get_num_threads()} threads"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
     return f"{where}; {versions}; {datetime.date.today()}. `make benchmark NAME=covariance` writes this page anew."
 
@@ -159,7 +155,7 @@ def accuracy() -> str:
 
 
 def classifier() -> str:
-    return forward("ResNet-50, 4 images of 224x224", resnet50(), torch.randn(4, 3, 224, 224, device=DEVICE))
+    return forward("ResNet-50, 4 images of 224x224", resnet50(), torch.randn(4, 3, 224, 224))
 
 
 def forward(title: str, model: nn.Module, images: Any, others: bool = True, points: tuple[Point, ...] = POINTS) -> str:
@@ -225,10 +221,10 @@ def memory() -> str:
     peaks = [_peak(tapped) for tapped in (False, True)]
     model = resnet50()
     with torch.no_grad(), tap(model, POINTS, measure=True) as taps:
-        model(torch.randn(1, 3, 64, 64, device=DEVICE))
+        model(torch.randn(1, 3, 64, 64))
     accumulators = sum(8 * channels**2 for channels, _ in taps.roots().values()) / 2**20
     largest = 4 * max(channels**2 for channels, _ in taps.roots().values()) / 2**20
-    chunk = CHUNK_BYTES[DEVICE.type] / 2**20
+    chunk = CHUNK_BYTES["cpu"] / 2**20
     pointwise = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     weights = sum(4 * m.weight.numel() for m in pointwise) / 2**20
     rows = [["peak of the bare pass", f"{peaks[0]:.0f}"], ["added by taps", f"{peaks[1] - peaks[0]:.0f}"]]
@@ -247,21 +243,19 @@ def _peak(tapped: bool) -> float:
 
 def passes(tapped: bool) -> None:
     """Print the peak memory of this process, MiB, after some forward passes."""
-    model, images = resnet50(), torch.randn(4, 3, 224, 224, device=DEVICE)
+    model, images = resnet50(), torch.randn(4, 3, 224, 224)
     with torch.no_grad(), tap(model, POINTS) if tapped else nullcontext():
         for _ in range(5):
             model(images)
-    if DEVICE.type == "cuda":
-        print(torch.cuda.max_memory_allocated() / 2**20)
-    else:  # getrusage would give the peak of the process that started this one
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        print(int(status["VmHWM"].split()[0]) / 2**10)
+    # getrusage would give the peak of the process that started this one
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) / 2**10)
 
 
 def growth() -> str:
     """Cost of an image as images go on."""
-    model = torchvision.models.resnet18(weights=None).eval().to(DEVICE)
-    images = torch.randn(20, 3, 64, 64, device=DEVICE)
+    model = torchvision.models.resnet18(weights=None).eval()
+    images = torch.randn(20, 3, 64, 64)
     rows, seen = [], 0
     with torch.no_grad(), tap(model, POINTS):
         for limit in (100, 1000, 10_000):
@@ -276,8 +270,8 @@ def growth() -> str:
 
 def detector() -> str:
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    model = model.eval().to(DEVICE)
-    images = [torch.rand(3, 800, 1216, device=DEVICE)]
+    model = model.eval()
+    images = [torch.rand(3, 800, 1216)]
     return forward("Faster R-CNN ResNet-50-FPN, 800x1216", model, images, False, (*POINTS, "fpn"))
 
 
@@ -295,12 +289,12 @@ def solver() -> str:
 def sizes() -> str:
     """Files of one snapshot of a ResNet-50-FPN detector."""
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    model = model.eval().to(DEVICE)
+    model = model.eval()
     rows = []
     choices: list[tuple[Point, ...]] = [("act",), ("act", "fpn"), ("conv", "norm", "act", "block", "fpn")]
     for points in choices:
         with torch.no_grad(), tap(model, points, modules="backbone*") as taps:
-            model([torch.rand(3, 320, 480, device=DEVICE)])
+            model([torch.rand(3, 320, 480)])
         cells = []
         for single in (False, True):
             with tempfile.TemporaryDirectory() as folder:
@@ -315,20 +309,13 @@ def sizes() -> str:
 
 
 def resnet50() -> nn.Module:
-    return torchvision.models.resnet50(weights=None).eval().to(DEVICE)
+    return torchvision.models.resnet50(weights=None).eval()
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    _synchronize()
     start = time.perf_counter()
     function(*arguments)
-    _synchronize()
     return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
