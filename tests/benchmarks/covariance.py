@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import h5py
 import numpy as np
 import torch
 import torchvision
-from delve.torch_utils import TorchCovarianceMatrix
 from torch import Tensor, nn
 
 from eigendet.observe import store
@@ -33,72 +32,18 @@ from eigendet.observe.points import point_of
 from eigendet.observe.products import CHUNK_BYTES
 from eigendet.observe.taps import Taps, tap
 from eigendet.spectra.spectrum import eigenvalues
+from tests.gpu.by_hand import Delve, Float64, Naive, Welford, hooked
 
 POINTS: tuple[Point, ...] = ("conv", "act", "block")
 ROUNDS = 7
 Contender = Callable[[Tensor], None]
 
 
-class Naive:
-    """Plain float32 sums of products."""
-
-    def __init__(self, channels: int) -> None:
-        self.count, self.sum, self.product = 0, torch.zeros(channels), torch.zeros(channels, channels)
-
-    def update(self, rows: Tensor) -> None:
-        self.sum += rows.sum(0)
-        self.product += rows.T @ rows
-        self.count += len(rows)
-
-    def covariance(self) -> Tensor:
-        mean = self.sum / self.count
-        return self.product / self.count - torch.outer(mean, mean)
-
-
-class Centered(Naive):
-    """Each batch centered by its own mean in float32, merged as by Chan et al."""
-
-    def update(self, rows: Tensor) -> None:
-        mean = rows.mean(0)
-        shifted = rows - mean
-        apart = mean - self.sum
-        total = self.count + len(rows)
-        self.product += shifted.T @ shifted + torch.outer(apart, apart) * (self.count * len(rows) / total)
-        self.sum += apart * (len(rows) / total)
-        self.count = total
-
-    def covariance(self) -> Tensor:
-        return self.product / self.count
-
-
-class Float64(Naive):
-    """Cast to float64, XᵀX."""
-
-    def __init__(self, channels: int) -> None:
-        self.count, self.sum = 0, torch.zeros(channels, dtype=torch.float64)
-        self.product = torch.zeros(channels, channels, dtype=torch.float64)
-
-    def update(self, rows: Tensor) -> None:
-        super().update(rows.double())
-
-
-class Delve(TorchCovarianceMatrix):
-    """delve's accumulator, called directly; its tracker keeps only the last batch."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(device="cpu")
-
-    def update(self, rows: Tensor) -> None:
-        super().update(rows, vae=False)
-
-    def covariance(self) -> Tensor:
-        return self.fix()
-
-
-OTHERS: dict[str, Callable[[int], Any]] = {
+CPU = torch.device("cpu")
+OTHERS: dict[str, Callable[[int, torch.device], Any]] = {
     "float64, XᵀX": Float64,
     "delve's accumulator": Delve,
-    "centered per batch, float32": Centered,
+    "centered per batch, float32": Welford,
 }
 
 
@@ -140,7 +85,7 @@ def accuracy() -> str:
     for name, make in {"plain sums, float32": Naive, **OTHERS, "**eigendet**": Covariance}.items():
         cells = []
         for batch in samples.values():
-            accumulator = make(256)
+            accumulator = make(256, CPU)
             for part in batch.split(5000):
                 accumulator.update(part)
             exact = torch.cov(batch.double().T, correction=0)
@@ -164,7 +109,8 @@ def forward(title: str, model: nn.Module, images: Any, others: bool = True, poin
     contexts["**eigendet**"] = lambda: tap(model, points)
     contexts["eigendet, shortcuts=False"] = lambda: tap(model, points, shortcuts=False)
     if others:
-        contexts |= {name: lambda make=make: _hooked(model, make, points) for name, make in OTHERS.items()}  # type: ignore[misc]
+        chosen = partial(_is_at, points)
+        contexts |= {name: partial(hooked, model, make, chosen) for name, make in OTHERS.items()}
     times: dict[str, list[float]] = {name: [] for name in contexts}
     finish: dict[str, float] = {}
     with torch.no_grad():
@@ -192,28 +138,8 @@ def _read(taps: Taps) -> None:
         taps[key].scatter  # noqa: B018
 
 
-def _hooked(model: nn.Module, make: Callable[[int], Any], points: tuple[Point, ...]) -> ExitStack:
-    """Hooks as users write them: rows of channels, an accumulator for each call of each module."""
-    found: dict[int, Any] = {}
-    calls = 0
-
-    def start(module: nn.Module, inputs: Any) -> None:
-        nonlocal calls
-        calls = 0
-
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal calls
-        if calls not in found:
-            found[calls] = make(output.shape[1])
-        found[calls].update(output.permute(0, 2, 3, 1).reshape(-1, output.shape[1]))
-        calls += 1
-
-    stack = ExitStack()
-    stack.callback(model.register_forward_pre_hook(start).remove)
-    for module in model.modules():
-        if point_of(module) in points:
-            stack.callback(module.register_forward_hook(hook).remove)
-    return stack
+def _is_at(points: tuple[Point, ...], module: nn.Module) -> bool:
+    return point_of(module) in points
 
 
 def memory() -> str:

@@ -17,20 +17,36 @@ class Accumulator(Protocol):
     def update(self, rows: Tensor) -> None:
         """Add samples."""
 
+    def covariance(self) -> Tensor:
+        """Return the population covariance."""
 
-class Float64:
-    """Sums of samples and of their products in float64."""
+
+class Naive:
+    """Plain sums of samples and of their products."""
+
+    dtype = torch.float32
 
     def __init__(self, channels: int, device: torch.device) -> None:
-        self.count, self.sum = 0, torch.zeros(channels, dtype=torch.float64, device=device)
-        self.product = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        self.count, self.sum = 0, torch.zeros(channels, dtype=self.dtype, device=device)
+        self.product = torch.zeros(channels, channels, dtype=self.dtype, device=device)
 
     def update(self, rows: Tensor) -> None:
         """Add samples."""
-        rows = rows.double()
+        rows = rows.to(self.dtype)
         self.sum += rows.sum(0)
         self.product += rows.T @ rows
         self.count += len(rows)
+
+    def covariance(self) -> Tensor:
+        """Return the population covariance."""
+        mean = self.sum / self.count
+        return self.product / self.count - torch.outer(mean, mean)
+
+
+class Float64(Naive):
+    """The same in float64."""
+
+    dtype = torch.float64
 
 
 class Welford:
@@ -50,6 +66,10 @@ class Welford:
         self.mean += apart * (len(rows) / total)
         self.count = total
 
+    def covariance(self) -> Tensor:
+        """Return the population covariance."""
+        return self.scatter / self.count
+
 
 class Delve:
     """The accumulator of the package delve, called directly."""
@@ -60,6 +80,11 @@ class Delve:
     def update(self, rows: Tensor) -> None:
         """Add samples."""
         self.matrix.update(rows, vae=False)
+
+    def covariance(self) -> Tensor:
+        """Return the population covariance."""
+        covariance: Tensor = self.matrix.fix()
+        return covariance
 
 
 def others() -> dict[str, Callable[[int, torch.device], Accumulator]]:
@@ -75,8 +100,12 @@ def others() -> dict[str, Callable[[int, torch.device], Accumulator]]:
 
 
 @contextlib.contextmanager
-def hooked(model: nn.Module, make: Callable[[int, torch.device], Accumulator]) -> Iterator[dict[int, Accumulator]]:
-    """Accumulate the output (N, C, H, W) of every call of every ReLU, by its place in a pass."""
+def hooked(
+    model: nn.Module,
+    make: Callable[[int, torch.device], Accumulator],
+    chosen: Callable[[nn.Module], bool] = lambda module: isinstance(module, nn.ReLU),
+) -> Iterator[dict[int, Accumulator]]:
+    """Accumulate the output (N, C, H, W) of every call of every ReLU, or other modules, by its place in a pass."""
     accumulators: dict[int, Accumulator] = {}
     place = 0
 
@@ -96,6 +125,6 @@ def hooked(model: nn.Module, make: Callable[[int, torch.device], Accumulator]) -
     with contextlib.ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(start).remove)
         for module in model.modules():
-            if isinstance(module, nn.ReLU):
+            if chosen(module):
                 stack.callback(module.register_forward_hook(hook).remove)
         yield accumulators
