@@ -9,7 +9,7 @@ import numpy as np
 from eigendet import plugins
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError, unknown
-from eigendet.spectra import metrics
+from eigendet.spectra import metrics, tails
 from eigendet.spectra.metrics import intrinsic_dimension
 
 Measure = Callable[[np.ndarray], float]  # of a descending spectrum, (C,), without negative values; not empty
@@ -17,8 +17,8 @@ SHARE = "_share"  # ends the name of a dimension that is divided by the number o
 SHAPES: dict[str, Measure] = {
     "entropy": metrics.entropy,
     "enrichment": metrics.enrichment,
-    "power_law_exponent": lambda values: metrics.power_law(values)[0],
-    "power_law_distance": lambda values: metrics.power_law(values)[1],
+    "power_law_exponent": lambda values: tails.power_law_metrics(values)["power_law_exponent"],
+    "power_law_distance": lambda values: tails.power_law(values).distance,
 }
 SIZES: dict[str, Measure] = {"trace": lambda values: float(values.sum()), "largest": lambda values: float(values[0])}
 
@@ -28,8 +28,8 @@ def measures(names: Collection[str]) -> dict[str, Measure]:
 
     A dimension (`stable_rank`, or a width rule such as `dof`, `energy`, `effective_rank`, `participation`) is a number
     of channels, 0 for a map that never varies; with `_share` at its end, it is divided by the channels there are.
-    `entropy`, `enrichment`, `power_law_exponent` and `power_law_distance` are nan for such a map; `trace` and `largest`
-    are in the squared unit of the features.
+    `entropy`, `enrichment`, `power_law_exponent` and `power_law_distance` are nan for such a map, the exponent also
+    where no power law fits (see `spectra.tails`); `trace` and `largest` are in the squared unit of the features.
 
     Raises:
         UserError: there is no such metric, or none is named.

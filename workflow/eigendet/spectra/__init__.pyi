@@ -3,7 +3,6 @@ from .metrics import effective_samples as effective_samples
 from .metrics import enrichment as enrichment
 from .metrics import entropy as entropy
 from .metrics import noise_share as noise_share
-from .metrics import power_law as power_law
 from .metrics import stable_rank as stable_rank
 from .significance import PermutationTest as PermutationTest
 from .significance import permutation_test as permutation_test
@@ -11,3 +10,5 @@ from .similarity import cka as cka
 from .similarity import jensen_shannon as jensen_shannon
 from .similarity import subspace_overlap as subspace_overlap
 from .spectrum import eigenvalues as eigenvalues
+from .tails import power_law as power_law
+from .tails import power_law_metrics as power_law_metrics

@@ -17,6 +17,7 @@ import scipy.optimize
 import scipy.special
 
 from eigendet.errors import UserError
+from eigendet.spectra import tails
 
 Rule = Callable[[np.ndarray], float]  # from a descending spectrum to a number of channels, see `plugins/rules.py`
 
@@ -24,8 +25,7 @@ DESCRIPTIONS = {
     "stable_rank": "Trace over the largest eigenvalue: 1 if a single one is not zero, C if all are equal.",
     "entropy": "Shannon entropy of the shares of the trace, in nats: 0 for a single one, log C if all are equal.",
     "enrichment": "How much the first eigenvalues hold beyond an equal share: 0 if all are equal, 1 for a single one.",
-    "power_law_exponent": "a of the density x^-a that the largest eigenvalues follow best; the smaller, the heavier.",
-    "power_law_distance": "Kolmogorov-Smirnov distance of the largest eigenvalues from their power law, 0 to 1.",
+    **tails.DESCRIPTIONS,
     "effective_samples": "Number of independent samples whose mean would vary as much as the mean over the images.",
     "noise_share": "Share of the eigenvalues that so many samples of white noise could have given, 0 to 1.",
 }
@@ -39,17 +39,18 @@ def all_metrics(values: np.ndarray, samples: float) -> dict[str, float]:
     stable_rank 2.000
     entropy 1.300
     enrichment 0.531
-    power_law_exponent 2.202
+    power_law_exponent nan
     power_law_distance 0.211
+    power_law_tail 5.000
+    power_law_fit 0.520
+    power_law_over_log_normal -0.036
     noise_share 0.600
     """
-    exponent, distance = power_law(values)
     return {
         "stable_rank": stable_rank(values),
         "entropy": entropy(values),
         "enrichment": enrichment(values),
-        "power_law_exponent": exponent,
-        "power_law_distance": distance,
+        **tails.power_law_metrics(values),
         "noise_share": noise_share(values, samples),
     }
 
@@ -91,36 +92,6 @@ def enrichment(values: np.ndarray) -> float:
     weights = np.arange(len(values) - 1, -len(values), -2)  # the sum above, by eigenvalues: Σₖ (C + 1 - 2k) μₖ
     differences = relative - relative[::-1]  # has the signs of the weights, so rounding gives no negative area
     return float(weights @ differences / (2 * (len(values) - 1) * relative.sum()))
-
-
-def power_law(values: np.ndarray) -> tuple[float, float]:
-    """Fit the density x^-a to the largest eigenvalues; return the exponent a and the distance of the fit.
-
-    As Clauset, Shalizi and Newman (SIAM Review 2009, section 3, continuous case): each eigenvalue in turn is x_min, its
-    a = 1 + n / Σ log(x / x_min) over the n eigenvalues from there on is the most likely, and the x_min is taken whose
-    fit has the smallest Kolmogorov-Smirnov distance, which as in their code is measured just below each step of the
-    data's distribution. The two largest are no x_min. Zeros are left out; (nan, nan) for fewer than 4 distinct others.
-
-    It is what the package `powerlaw` fits, without the upper limit of 3 that its version 2 sets to a.
-
-    >>> quantiles = (np.arange(1000) + 0.5) / 1000
-    >>> exponent, distance = power_law(quantiles**-0.5)  # of the density x^-3
-    >>> round(exponent, 1), round(distance, 2)
-    (3.0, 0.0)
-    """
-    relative = values / values[0]
-    distinct, counts = np.unique(relative[relative > 0], return_counts=True)  # ascending
-    if len(distinct) < 4:
-        return math.nan, math.nan
-    logs, remaining = np.log(distinct), counts[::-1].cumsum()[::-1].astype(np.float64)
-    sums = (remaining[1:] * np.diff(logs))[::-1].cumsum()[::-1]  # Σ log(x / x_min), nothing cancels
-    rates = remaining[:-1] / sums
-    distances = [
-        np.abs(remaining[k:] / remaining[k] - np.exp(rates[k] * (logs[k] - logs[k:]))).max()
-        for k in range(len(distinct) - 2)
-    ]
-    best = int(np.argmin(distances))
-    return float(1 + rates[best]), float(distances[best])
 
 
 def effective_samples(variance: float, means: np.ndarray) -> float:
