@@ -8,8 +8,8 @@ than the independent samples of which all this speaks, so that a fit that fails 
 
 What passes is not shown to be a power law: x_min is where the fit is best, and any tail is straight if it is short
 enough. Of spectra drawn from a power law of exponent 2.5, 62 % of 64, 92 % of 128 and 97 % of 256 and of 1,024
-eigenvalues are given an exponent; from a log-normal law (sd 1.5 of logarithms) none, 25 %, 40 % and 70 %, each time that
-of a part of them. So the tail's size is to be read beside it.
+eigenvalues are given an exponent; from a log-normal law (sd 1.5 of logarithms) none, 25 %, 40 % and 70 %, each time
+that of a part of them. So the tail's size is to be read beside it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CANDIDATES = 64  # of x_min in the test of the fit, at most
 STEEPEST = 20.0  # standard deviations from its mean that a normal law is cut at; beyond, what is left is exponential
 
 DESCRIPTIONS = {
-    "power_law_exponent": "a of the density x^-a of the largest eigenvalues (how many: power_law_tail); the smaller, the "
-    f"heavier. None where no power law fits: fewer than {TAIL}, p below {PLAUSIBLE}, or a log-normal law likelier.",
+    "power_law_exponent": "a of the density x^-a of the largest eigenvalues (how many: power_law_tail); the smaller, "
+    f"the heavier. None where no power law fits: fewer than {TAIL}, p below {PLAUSIBLE}, or a log-normal law likelier.",
     "power_law_distance": "Kolmogorov-Smirnov distance of the largest eigenvalues from their power law, 0 to 1.",
     "power_law_tail": "Number of the largest eigenvalues that the power law is fitted to.",
     "power_law_fit": f"p of the power law's fit: below {PLAUSIBLE} the largest eigenvalues follow none.",
