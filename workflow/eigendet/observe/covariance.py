@@ -10,6 +10,7 @@ intermediates is the allocator's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -149,7 +150,7 @@ class Covariance:
     def _add(self, chunk: Moments) -> None:
         """Add the moments of a chunk, about its own shift."""
         total, product = chunk.total, chunk.product
-        if _answers_at_once(total.device) and not total.isfinite().all():
+        if _answers_at_once(total.device) and not math.isfinite(float(total.sum())):
             raise NonFiniteError(NOT_FINITE)  # a GPU is not asked: a sum that has met NaN stays so
         for begin, end in row_blocks(self.channels) if total.device.type == "cpu" else [(0, self.channels)]:
             self._product[begin:end, begin:] += product[begin:end, begin:]

@@ -49,7 +49,7 @@ def moments_of(parts: list[Tensor], workspace: Workspace) -> Iterator[Moments]:
         shift = shift_of(pack)
         positions, slabs = _shifted(pack, shift, dtype, workspace)
         product = gram(slabs, workspace)
-        if device.type == "cpu" and float(product.diagonal().max()) < UNDERFLOW * positions and slabs.any():
+        if device.type == "cpu" and float(product.trace()) < UNDERFLOW * positions and slabs.any():
             positions, slabs = _shifted(pack, shift, torch.float64, workspace)
             product = gram(slabs, workspace)
         yield _checked(positions, shift, slabs.sum((0, 2)), product)
