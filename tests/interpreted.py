@@ -1,4 +1,4 @@
-"""Run the kernels of `eigendet.observe.fused` in Triton's interpreter, without a GPU, and print their worst errors."""
+"""Run the kernels of `eigendet.moments.fused` in Triton's interpreter, without a GPU, and print their worst errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
 import torch
 from torch import Tensor
 
-from eigendet.observe import fused
-from eigendet.observe.covariance import Covariance, NonFiniteError
+from eigendet.moments import fused
+from eigendet.moments.covariance import Covariance, NonFiniteError
 from tests.tapping import error, exact
 
 SHAPES = [(1, 1, 1, 1), (3, 1, 5, 9), (16, 2, 7, 8), (17, 1, 11, 12), (33, 3, 5, 6), (65, 1, 1, 130), (130, 2, 4, 20)]

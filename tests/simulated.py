@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from eigendet import config, files, plugins
+from eigendet.moments.covariance import Covariance
 from eigendet.observe import store
-from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
+from eigendet.observe.tap import Tap
 from eigendet.spectra import comparison, spectrum
 from tests.conftest import minimal_experiment
 

@@ -25,9 +25,10 @@ import numpy as np
 import scipy
 import torch
 
+from eigendet.moments.covariance import Covariance
 from eigendet.observe import merging, store
-from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
+from eigendet.observe.tap import Tap
 from tests.watching import watched
 
 STEPS = [0, *(2**power for power in range(18)), 180_000]

@@ -25,11 +25,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from eigendet.moments.covariance import Covariance
+from eigendet.moments.products import CHUNK_BYTES
 from eigendet.observe import store
-from eigendet.observe.covariance import Covariance
 from eigendet.observe.keys import Point
 from eigendet.observe.points import point_of
-from eigendet.observe.products import CHUNK_BYTES
 from eigendet.observe.taps import Taps, tap
 from eigendet.spectra.spectrum import eigenvalues
 from tests.gpu.by_hand import Delve, Float64, Naive, Welford, hooked

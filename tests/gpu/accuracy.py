@@ -1,6 +1,6 @@
 """The accumulator on a device against float64 on the CPU: samples, lengths, settings, streams, what is not finite.
 
-On a GPU where the kernels of `eigendet.observe.fused` are used, everything is done with them and once more without.
+On a GPU where the kernels of `eigendet.moments.fused` are used, everything is done with them and once more without.
 Where memory is short or goes back at once, only what that may break is done.
 """
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from eigendet.errors import UserError
-from eigendet.observe import fused
-from eigendet.observe.covariance import Covariance, merged
-from eigendet.observe.products import CHUNK_BYTES
+from eigendet.moments import fused
+from eigendet.moments.covariance import Covariance, merged
+from eigendet.moments.products import CHUNK_BYTES
 from eigendet.observe.taps import tap
 from tests.gpu.figures import Figure, error, exact_covariance, guarded, synchronize
 from tests.gpu.plan import MEMORY

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eigendet.moments.products import CHUNK_BYTES
 from eigendet.observe.keys import Point
-from eigendet.observe.products import CHUNK_BYTES
 from eigendet.observe.taps import Taps, tap
 from tests.gpu.figures import Figure, guarded, synchronize
 from tests.gpu.networks import canvas, classifier, detector

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eigendet.observe.covariance import Covariance
+from eigendet.moments.covariance import Covariance
 from tests.gpu.figures import Figure, seconds, synchronize
 from tests.gpu.networks import float32_products
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.observe import fused
+from eigendet.moments import fused
 from eigendet.observe.keys import Point
 from eigendet.observe.taps import tap
 from tests.gpu.accuracy import plain
@@ -116,7 +116,7 @@ def sustained(model: nn.Module, batch: list[Tensor], small: bool, limit: float |
 
 @contextmanager
 def in_plain_torch(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Open a context without the kernels of `eigendet.observe.fused`."""
+    """Open a context without the kernels of `eigendet.moments.fused`."""
     with plain(), context():
         yield
 

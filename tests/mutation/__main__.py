@@ -35,7 +35,7 @@ HOURGLASS = 300  # seconds by the clock, for what waits without working
 HEAVY = """torch.fx torch._dynamo torchvision.models torch_pruning timm delve.torch_utils scipy.optimize scipy.special
     pandas pyarrow.parquet pydantic rich sklearn.decomposition h5py powerlaw pytest"""  # what modules and tests import
 TESTS = {  # by module, without the prefix `eigendet.`
-    "observe.products": "products",
+    "moments.products": "products",
     "observe.padding": "padding taps",
     "observe.shortcuts": "shortcuts",
     "spectra.similarity": "similarity",
@@ -52,8 +52,9 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "channels.operations": "operations layers tracing",
     "channels.weighted": "operations layers tracing",
     "widths.allocation": "allocation",
-    "observe.covariance": "accumulator covariance",
-    "observe.packs": "accumulator covariance",
+    "moments.covariance": "accumulator covariance",
+    "moments.packs": "accumulator covariance",
+    "moments.chunks": "accumulator covariance",
     "channels.tracing": "channels built_networks",
     "channels.trial": "channels",
     "channels.naming": "channels",

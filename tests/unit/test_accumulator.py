@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from eigendet.observe import covariance as accumulator
-from eigendet.observe.covariance import Covariance, NonFiniteError
-from eigendet.observe.moments import _thinned, shift_of
-from eigendet.observe.packs import packs
-from eigendet.observe.products import Workspace
+from eigendet.moments import covariance as accumulator
+from eigendet.moments.chunks import _thinned, shift_of
+from eigendet.moments.covariance import Covariance, NonFiniteError
+from eigendet.moments.packs import packs
+from eigendet.moments.products import Workspace
 from tests.tapping import error, exact
 
 
@@ -195,7 +195,7 @@ def test_values_whose_squares_underflow_are_multiplied_in_float64(scale: float, 
 
 def test_and_are_said_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     covariance, large, constant = Covariance(6), Covariance(6), Covariance(6)
-    monkeypatch.setattr("eigendet.observe.moments.UNDERFLOW", 0.0)
+    monkeypatch.setattr("eigendet.moments.chunks.UNDERFLOW", 0.0)
     covariance.update(torch.randn(500, 6) * 1e-23)
     large.update(torch.randn(500, 6))
     constant.update(torch.full((500, 6), 1e-23))

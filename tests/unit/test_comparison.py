@@ -12,8 +12,9 @@ from scipy.spatial.distance import jensenshannon
 import eigendet
 from eigendet import config
 from eigendet.errors import UserError
+from eigendet.moments.covariance import Covariance
 from eigendet.observe import store
-from eigendet.observe.covariance import Covariance, Tap
+from eigendet.observe.tap import Tap
 from eigendet.report import findings, results
 from eigendet.spectra import comparison, significance, spectrum
 from tests.simulated import compare, simulate

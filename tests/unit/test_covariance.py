@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sklearn.decomposition import IncrementalPCA
 from torch import Tensor
 
-from eigendet.observe.covariance import Covariance, NonFiniteError
-from eigendet.observe.products import CHUNK_BYTES
+from eigendet.moments.covariance import Covariance, NonFiniteError
+from eigendet.moments.products import CHUNK_BYTES
 
 
 def correlated(mean: float, samples: int = 6000, channels: int = 24, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from eigendet.observe import fused
+from eigendet.moments import fused
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = torch.device("cuda", 0)
@@ -39,7 +39,7 @@ def test_kernels_compile_to_products_of_tensor_cores_without_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from eigendet.observe import kernels
+    from eigendet.moments import kernels
 
     pointers = {"samples": f"*{dtype}", "shift": "*fp32", "out": "*fp64"}
     constants = {"CONTIGUOUS": contiguous, "BLOCK": block, "STEP": 32, "SLAB": fused.SLAB}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from eigendet.observe import products
-from eigendet.observe.products import CHUNK_BYTES, Workspace, gram, positions_of_chunk, row_blocks, slabs_of
+from eigendet.moments import products
+from eigendet.moments.products import CHUNK_BYTES, Workspace, gram, positions_of_chunk, row_blocks, slabs_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -14,7 +14,7 @@ from torchvision.models import resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.errors import UserError
-from eigendet.observe.covariance import Covariance
+from eigendet.moments.covariance import Covariance
 from eigendet.observe.keys import Point
 from eigendet.observe.shortcuts import Affine, affine_of, amplification, is_exact, state_of, strided
 from eigendet.observe.taps import tap

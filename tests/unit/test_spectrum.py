@@ -16,9 +16,10 @@ from hypothesis.extra.numpy import arrays
 from eigendet import plugins
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError
+from eigendet.moments.covariance import Covariance
 from eigendet.observe import merging, store
-from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
+from eigendet.observe.tap import Tap
 from eigendet.spectra import metric_table, metrics, spectrum
 from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 

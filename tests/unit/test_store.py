@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from eigendet.errors import UserError
+from eigendet.moments.covariance import Covariance
 from eigendet.observe import merging, store
-from eigendet.observe.covariance import Covariance, Tap
 from eigendet.observe.keys import TapKey
+from eigendet.observe.tap import Tap
 
 
 def snapshots(seed: int = 0, steps: tuple[int, ...] = (0, 10, 2)) -> Iterator[tuple[int, list[Tap]]]:
@@ -156,7 +157,8 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_half_one(tmp_path: Path) -> 
 import resource, signal, torch
 from pathlib import Path
 from eigendet.observe import store
-from eigendet.observe.covariance import Covariance, Tap
+from eigendet.moments.covariance import Covariance
+from eigendet.observe.tap import Tap
 from eigendet.errors import UserError
 from eigendet.observe.keys import TapKey
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -4,18 +4,13 @@ keys            what taps and their points are called
 points          what a module's output stands for
 calls           every call of every module, pass by pass
 padding         which positions of a map are padding
-products        samples times their transpose, exact to float32 whatever the process has set
-packs           samples gathered in packs that fit a chunk of memory
-moments         sums and products of a chunk, about its own mean
-fused           the same on a GPU, in two kernels
-kernels         these, in Triton
-covariance      the streaming accumulator
 shortcuts       layers whose output's moments follow from the input's
 lineage         what tensors were made from: where their channels are
 sightings       what is noted of a tensor that was seen
 image_sums      sums over the positions of each image
 observer        every tensor of interest accumulated once
 taps            which tensors of a model are observed
+tap             one observed tensor, as it is stored
 passes          the same under a memory limit
 records         one tap at one step of a covariance file
 store           the HDF5 file of covariances

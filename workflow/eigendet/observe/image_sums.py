@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from eigendet.observe.covariance import Covariance
+from eigendet.moments.covariance import Covariance
 from eigendet.observe.keys import TapKey
 
 

@@ -12,9 +12,10 @@ import h5py
 import torch
 
 from eigendet.errors import UserError
+from eigendet.moments.covariance import Covariance, merged
 from eigendet.observe import store
-from eigendet.observe.covariance import Covariance, Tap, merged
 from eigendet.observe.records import TapRecord, read_tap, write_tap
+from eigendet.observe.tap import Tap
 
 
 def join_steps(path: Path, parts: Sequence[Path]) -> None:

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from eigendet.errors import UserError, first_line
-from eigendet.observe.covariance import Covariance, NonFiniteError, merged
+from eigendet.moments.covariance import Covariance, NonFiniteError, merged
+from eigendet.moments.products import Workspace
 from eigendet.observe.image_sums import ImageSums
 from eigendet.observe.keys import TapKey
 from eigendet.observe.lineage import Lineage
 from eigendet.observe.padding import Canvas, canvas_in
 from eigendet.observe.points import feature_maps, point_of
-from eigendet.observe.products import Workspace
 from eigendet.observe.shortcuts import (
     AMPLIFICATION_LIMIT,
     Affine,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from eigendet.errors import UserError
-from eigendet.observe.covariance import Tap
 from eigendet.observe.keys import Point, TapKey
+from eigendet.observe.tap import Tap
 from eigendet.observe.taps import tap
 
 BYTES = 8  # of an entry of an accumulator

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from eigendet.errors import UserError
-from eigendet.observe.covariance import Covariance, Tap, merged
+from eigendet.moments.covariance import Covariance, merged
 from eigendet.observe.keys import TapKey, node_name
+from eigendet.observe.tap import Tap
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import FrozenBatchNorm2d
 
-from eigendet.observe.covariance import Covariance
+from eigendet.moments.covariance import Covariance
 
 # How many times larger than that of a float32 product the relative error of a map's moments may be.
 AMPLIFICATION_LIMIT = 8.0

@@ -31,10 +31,10 @@ import numpy as np
 
 from eigendet.errors import UserError
 from eigendet.files import Plain, replacing
-from eigendet.observe.covariance import Tap
 from eigendet.observe.keys import step_name
 from eigendet.observe.records import TapRecord as TapRecord
 from eigendet.observe.records import read_tap, write_tap
+from eigendet.observe.tap import Tap
 
 FORMAT, VERSION = "eigendet covariance", 3
 CODE = "code"  # key in the provenance: what the code was, which may differ between parts of one experiment

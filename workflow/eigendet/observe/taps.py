@@ -28,12 +28,13 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from eigendet.errors import UserError, kind, some, unknown
+from eigendet.moments.covariance import Covariance, merged
 from eigendet.observe.calls import each_call
-from eigendet.observe.covariance import Covariance, Tap, merged
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.observer import Observer
 from eigendet.observe.padding import Canvas
 from eigendet.observe.points import point_of, refuse_hookless
+from eigendet.observe.tap import Tap
 
 logger = logging.getLogger(__name__)
 

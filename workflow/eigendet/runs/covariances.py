@@ -34,9 +34,9 @@ from eigendet.networks.backbones import backbone_of
 from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
-from eigendet.observe.covariance import Tap
 from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
+from eigendet.observe.tap import Tap
 from eigendet.observe.taps import PRECISION
 from eigendet.progress import Reporter
 from eigendet.runs import parallel

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigendet.observe import fused
-from eigendet.observe.packs import packs
-from eigendet.observe.products import Workspace, gram, positions_of_chunk, slabs_of
+from eigendet.moments import fused
+from eigendet.moments.packs import packs
+from eigendet.moments.products import Workspace, gram, positions_of_chunk, slabs_of
 
 UNDERFLOW = 1e-30  # a variance below which squares are so small that float32 does not hold their digits
 _EXPONENT = 0x7F800000  # bits of a float32 number

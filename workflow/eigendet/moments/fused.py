@@ -58,7 +58,7 @@ def moments(part: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 
 
 def _moments(part: Tensor, layout: _Layout) -> tuple[Tensor, Tensor, Tensor]:
-    from eigendet.observe import kernels  # here, since Triton takes a while to import, and builds for a CPU have none
+    from eigendet.moments import kernels  # here, since Triton takes a while to import, and builds for a CPU have none
 
     channels, positions = len(part), part[0].numel()
     shift = torch.empty(channels, device=part.device)

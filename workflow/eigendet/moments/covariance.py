@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eigendet.observe.keys import TapKey
-from eigendet.observe.moments import UNDERFLOW, Moments, moments_of, precision_of
-from eigendet.observe.packs import without_padding
-from eigendet.observe.products import Workspace, positions_of_chunk, row_blocks
+from eigendet.moments.chunks import UNDERFLOW, Moments, moments_of, precision_of
+from eigendet.moments.packs import without_padding
+from eigendet.moments.products import Workspace, positions_of_chunk, row_blocks
 
 PENDING = 32  # chunks whose shifts are made one at once
 NOT_FINITE = "NaN, infinity, or numbers whose squares overflow float32"
@@ -348,26 +347,6 @@ class Covariance:
             return 0, torch.zeros_like(self._sum)
         total = torch.stack(sums).sum(0) if len(sums) != 1 else sums[0]
         return sum(chunk.count for chunk in chunks), total
-
-
-@dataclass(frozen=True)
-class Tap:
-    """One observed tensor, as it is stored.
-
-    Attributes:
-        key: its module, call and point.
-        position: its place in the order of execution.
-        padding: its positions that are padding: "excluded"; "none" in maps that are not images; "unknown": the model
-            did not say which are.
-        covariance: its moments.
-        image_means: mean over the positions of each image, (images, C); see `taps.Taps.end_image`.
-    """
-
-    key: TapKey
-    position: int
-    padding: str
-    covariance: Covariance
-    image_means: Tensor | None = None
 
 
 def merged(accumulators: Iterable[Covariance]) -> Covariance:
