@@ -28,9 +28,11 @@ def simulate(
     layers: int = 4,
     channels: int = 16,
     effect: float = 0.0,
+    heads: int = 0,
 ) -> config.Experiment:
     """Write results of runs whose spectra fall as k^-a; returns the experiment.
 
+    The last `heads` layers are the detector's own, not of its backbone.
     a is 1 in every arm at the start, plus `effect` in the first arm at the end; seeds differ by 0.1 (sd).
     """
     values = minimal_experiment()
@@ -54,7 +56,7 @@ def simulate(
             taps = [(step, _taps(random, share, layers, channels, effect if number == 0 else 0.0))
                     for step, share in zip(steps, np.linspace(0, 1, len(steps)), strict=True)]  # fmt: skip
             provenance = {"run": run, "experiment": experiment.name, "probe": {"split": "train"},
-                          "backbone": [f"layer{layer}.relu" for layer in range(layers)]}  # fmt: skip
+                          "backbone": [f"layer{layer}.relu" for layer in range(layers - heads)]}  # fmt: skip
             store.write_covariances(folder / "covariance" / f"{path}.h5", taps, provenance, range(IMAGES))
             spectrum.write_spectra(folder / "covariance" / f"{path}.h5", folder / "spectra" / path)
     return experiment

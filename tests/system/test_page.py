@@ -22,7 +22,7 @@ from tests.simulated import compare, simulate
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    simulate(folder, seeds=range(3), effect=1.0)
+    simulate(folder, seeds=range(3), effect=1.0, heads=1)
     compare(folder)
     write_page(folder)
     return folder
@@ -93,6 +93,26 @@ def test_heat_maps_show_any_quantity_of_any_two_arms(page: Page) -> None:
     page.select_option("#course-quantity", "entropy")
     page.select_option("#course-second", "finetune")
     page.wait_for_function("document.getElementById('course-c').hidden")
+
+
+@pytest.mark.browser
+def test_layers_that_were_never_pre_trained_have_no_row_beside_those_that_were(page: Page) -> None:
+    page.select_option("#course-quantity", "cka pre-trained")
+    page.wait_for_function("document.querySelectorAll('#course-b path[aria-label*=layer]').length === 9")
+    labels = page.locator("#course-b svg .role-axis-label text").all_text_contents()
+    assert [label for label in labels if "layer" in label] == [f"layer{number}.relu#0:act" for number in range(3)]
+    page.locator("#course-b path[aria-label*=layer]").first.hover()
+    page.wait_for_function("document.querySelector('#vg-tooltip-element')?.textContent.includes('images, at least12')")
+    page.select_option("#course-quantity", "cka own start")
+    page.wait_for_function("document.querySelectorAll('#course-b path[aria-label*=layer]').length === 12")
+
+
+@pytest.mark.browser
+def test_a_quantity_that_no_layer_has_says_so(page: Page) -> None:
+    """16 channels are too few for the exponent of a power law."""
+    page.select_option("#course-quantity", "power_law_exponent")
+    page.wait_for_function("document.getElementById('course-text').textContent.includes('Neither of the two arms')")
+    assert page.locator("#course-a path[aria-label*=layer]").count() == 0
 
 
 @pytest.mark.browser

@@ -73,13 +73,13 @@ def test_no_single_layer_differs_where_all_together_do_not() -> None:
     text = said(layer("a"), layer("b"), overall=0.2)
     assert "that the arms differ is not shown (p = 0.2)." in text
     assert "on its own" not in text and "on their own" not in text and "corrected" not in text.lower()
-    assert "Over all layers this is not shown to be more than of seeds." in text
+    assert "Over all layers this is not shown to be more than between seeds." in text
 
 
 def test_ranks_differ_only_by_their_own_test() -> None:
     assert "this is by more than seeds differ (p = 0.01)" in said(layer("a"))
-    assert "this is not shown to be more than of seeds" in said(layer("a"), of_ranks=0.3)
-    assert "this is not shown to be more than of seeds" in said(layer("a"), of_ranks=NAN)
+    assert "this is not shown to be more than between seeds" in said(layer("a"), of_ranks=0.3)
+    assert "this is not shown to be more than between seeds" in said(layer("a"), of_ranks=NAN)
 
 
 @pytest.mark.parametrize("within", [NAN, 0.3])  # one arm may have several runs
@@ -88,7 +88,7 @@ def test_an_arm_with_a_single_run_has_no_test(within: float) -> None:
     text = said(one, one | {"module": "b"}, overall=NAN, smallest=NAN, of_ranks=NAN)
     assert "end up 0.0004 apart in the median layer" in text
     assert "There is no test, which takes two seeds of each arm" in text
-    assert "p =" not in text and "layers differ" not in text and "more than of seeds" in text
+    assert "p =" not in text and "layers differ" not in text and "more than between seeds" in text
 
 
 def test_few_runs_establish_nothing() -> None:

@@ -130,7 +130,9 @@ def _ranks(arm: str, other: str, ranks: pd.DataFrame, is_shown: bool) -> list[st
     as_far = f" (and as far in {alike} more)" if alike else ""
     equal = f", equal in {len(ranks) - more - less}" if more + less < len(ranks) else ""
     test = ranks["overall"].iloc[0] if is_shown else math.nan
-    shown = f"by more than seeds differ (p = {as_p(test)})" if test <= LEVEL else "not shown to be more than of seeds"
+    shown = (
+        f"by more than seeds differ (p = {as_p(test)})" if test <= LEVEL else "not shown to be more than between seeds"
+    )
     return [
         f"The effective rank, mean over seeds, is larger in {arm} in {more} and in {other} in {less} of "
         f"{_of_layers(ranks)}{equal}; the ratio is farthest from 1 in {layers(ranks)[farthest]}{as_far}: {own} in "

@@ -30,7 +30,7 @@ STEEPEST = 20.0  # standard deviations from its mean that a normal law is cut at
 
 DESCRIPTIONS = {
     "power_law_exponent": "a of the density x^-a of the largest eigenvalues (how many: power_law_tail); the smaller, "
-    f"the heavier. None where no power law fits: fewer than {TAIL}, p below {PLAUSIBLE}, or a log-normal law likelier.",
+    f"the heavier. Absent where no power law fits: fewer than {TAIL}, p below {PLAUSIBLE}, or a log-normal likelier.",
     "power_law_distance": "Kolmogorov-Smirnov distance of the largest eigenvalues from their power law, 0 to 1.",
     "power_law_tail": "Number of the largest eigenvalues that the power law is fitted to.",
     "power_law_fit": f"p of the power law's fit: below {PLAUSIBLE} the largest eigenvalues follow none.",
