@@ -203,8 +203,25 @@ def test_maps_with_too_few_samples_are_named(tmp_path: Path) -> None:
     table.loc[table["module"] == "layer3.relu", "effective_samples"] = 15.0  # of 16 channels
     table.to_parquet(file, index=False)
     assert compare(tmp_path)[0].startswith(
-        "1 of 4 maps have fewer effective samples than channels (layer3.relu#0:act): their smallest eigenvalues"
+        "Of 4 maps, 1 with fewer effective samples than channels in some run (layer3.relu#0:act): the smallest"
     )
+
+
+def test_notes_count_only_maps_that_are_compared_and_name_no_step_that_is_not(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=(0,), steps=(0, 3, 4), layers=3)
+    rewritten(tmp_path, "scratch/tiny/rcnn/seed_0", without=[0, 3])
+    file = tmp_path / "spectra/finetune/tiny/rcnn/seed_0/eigenvalues.parquet"
+    table = pd.read_parquet(file)
+    table["effective_samples"] = 15.0  # of 16 channels, also in a map that the other run does not have
+    table.to_parquet(file, index=False)
+    other = tmp_path / "spectra/scratch/tiny/rcnn/seed_0/eigenvalues.parquet"
+    table = pd.read_parquet(other)
+    table[table["module"] != "layer2.relu"].to_parquet(other, index=False)
+    notes = " ".join(compare(tmp_path))
+    assert (
+        "Of 2 maps, 2 with fewer effective samples than channels in some run (layer0.relu#0:act, layer1.relu" in notes
+    )
+    assert "The runs have snapshots at different steps; compared is the last of each alone." in notes
 
 
 def test_nan_in_a_table_is_named_and_spoils_nothing_else(tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ def widths(
     the widths are read (for `derived`, `untrained` and `permuted`).
     """
     from eigendet.networks import widths_file
+    from eigendet.report import wording
     from eigendet.widths import controls
     from eigendet.widths import derivation as stage
 
@@ -181,7 +182,8 @@ def widths(
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
     widths_file.write_chosen(output, chosen)
-    click.echo(f"{arm}: {chosen.parameters.share:.3f} of the parameters, {chosen.macs.share:.3f} of the MACs")
+    parameters, macs = (wording.share(cost.share, 3) for cost in (chosen.parameters, chosen.macs))
+    click.echo(f"{arm}: {parameters} of the parameters, {macs} of the MACs")
     if chosen.undetermined:
         click.echo(f"the images leave open the widths of {', '.join(chosen.undetermined)}")
 

@@ -121,15 +121,19 @@ def comparable(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]
     taps = set.intersection(*({tap for _, tap in run.spectra} for run in compared))
     for run in compared:
         notes += _notes_on_maps(run, taps)
-    few = list(dict.fromkeys(label for run in compared for label in _undersampled(run)))
+    undersampled = {label for run in compared for label in _undersampled(run)}
+    few = [label for label in _labels(iter(taps)) if label in undersampled]
     if few:
         notes.append(
-            f"{len(few)} of {len(taps)} maps have fewer effective samples than channels ({some(few)}): their smallest "
-            "eigenvalues say more of the images than of the network; more images would tell."
+            f"Of {len(taps)} maps, {len(few)} with fewer effective samples than channels in some run ({some(few)}): "
+            "the smallest eigenvalues there say more of the images than of the network; more images would tell."
         )
     if len({tuple(run.steps) for run in compared}) > 1:
         steps = ", ".join(str(step) for step in _moments(compared)[:-1])
-        notes.append(f"The runs have snapshots at different steps; compared are those at {steps} and the last of each.")
+        common = (
+            f"compared are those at {steps} and the last of each" if steps else "compared is the last of each alone"
+        )
+        notes.append(f"The runs have snapshots at different steps; {common}.")
     tuned = [run for run in compared if run.arm == FINETUNE]
     if tuned and not any(run.steps[0] == 0 and run.provenance.backbone for run in tuned):
         notes.append(
