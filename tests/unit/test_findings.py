@@ -265,6 +265,19 @@ def test_the_farthest_group_is_the_one_that_keeps_widths_from_settling() -> None
     )
 
 
+def test_a_control_that_misses_its_budget_is_not_said_to_have_it() -> None:
+    def costing(parameters: int, macs: int) -> ChosenWidths:
+        return chosen({"a": 8}, {"a": 8}, parameters=Cost(10_000, parameters), macs=Cost(10_000, macs))
+
+    derived = costing(4000, 9000)
+    files = {"derived": derived, "profile": costing(4000, 8999), "uniform_parameters": costing(3600, 3600)}
+    assert findings.on_controls(files | {"permuted": costing(1, 1)}, derived) == (
+        "Of what derived widths cost, uniform_parameters has 0.900 of the parameters; profile has 1.000 of the "
+        "parameters and 0.9999 of the MACs."
+    )
+    assert findings.on_controls({"derived": derived}, derived) == ""
+
+
 # Runs, and numbers in words.
 
 

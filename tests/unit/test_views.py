@@ -14,6 +14,9 @@ import pandas as pd
 import pytest
 
 from eigendet import config, files
+from eigendet.config import layout
+from eigendet.networks import widths_file
+from eigendet.networks.widths_file import ChosenWidths, Cost
 from eigendet.report import results, views
 from eigendet.report.page import write_page
 from eigendet.spectra import comparison
@@ -179,6 +182,25 @@ def test_the_page_names_all_that_made_its_runs_and_leaves_out_what_is_not_there(
     assert "Times are medians for one image on timed card, of all arms" in page
     assert not re.search(r"\bnan\b|None", page.partition('id="provenance"')[0])
     assert "Not every run has an average precision" in page
+
+
+def test_the_page_says_of_widths_what_their_files_hold(tmp_path: Path) -> None:
+    experiment = simulate(tmp_path, ("scratch", "derived", "profile"), seeds=(0,))
+    for arm, macs in (("derived", 9000), ("profile", 8900)):
+        chosen = ChosenWidths(
+            widths={"a": 16, "b": 60}, reference={"a": 64, "b": 64}, multiples={"a": 8, "b": 4}, rule="dof",
+            parameters=Cost(9999, 9998), macs=Cost(10_000, macs), arm="scratch", bound={"a": "macs", "b": "target"},
+            settings={"point": "act", "centered": True}, dimensions={"a": 3.0, "b": 9.0}, elsewhere={},
+        )  # fmt: skip
+        path = layout.path(tmp_path, layout.WIDTHS, arm=arm, backbone="tiny", detector="rcnn")
+        widths_file.write_chosen(path, chosen)
+    assert results.missing(tmp_path, experiment) == ["The spectra of rcnn on tiny have not been compared yet."]
+    write_page(tmp_path)
+    page = (tmp_path / "report.html").read_text().partition("<script")[0]
+    assert "0.9999 of the backbone's parameters at\n  0.900 of its MACs" in page
+    assert "give 1 of 2 channel groups half their width or less (a ×0.25), and 0 more than they had." in page
+    assert "Of what derived widths cost, profile has 1.000 of the parameters and 0.989 of the MACs." in page
+    assert "interval" not in page.partition('<h2 id="runs">')[0].partition("Widths before and after")[2]
 
 
 def test_spectra_on_the_page_are_those_of_the_run_they_are_called_after(made: tuple[Path, config.Experiment]) -> None:

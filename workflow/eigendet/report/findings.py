@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,10 @@ from eigendet.spectra import significance
 from eigendet.spectra.tables import TAP
 
 EQUAL = 1e-9  # relative difference of two numbers that differ by rounding alone
+COSTS = {"parameters": "parameters", "macs": "MACs"}
+COSTS_OF_CONTROLS = {
+    "uniform_parameters": ["parameters"], "uniform_macs": ["macs"], "profile": ["parameters", "macs"],
+}  # fmt: skip
 NOTHING_TO_COMPARE = "There are no two arms whose spectra can be compared."
 
 
@@ -270,6 +274,26 @@ def settled(rounds: Sequence[ChosenWidths]) -> str:
         f"{counted(len(last), 'group')} changed, the farthest in steps, {farthest}, by "
         f"{counted(last[farthest], 'channel')} (its steps are of {steps[farthest]}).{course}"
     )
+
+
+def on_controls(files: Mapping[str, ChosenWidths], derived: ChosenWidths) -> str:
+    """Say how near the controls come to the costs of the derived widths that they are made for.
+
+    >>> from eigendet.networks.widths_file import Cost
+    >>> def widths(macs: int) -> ChosenWidths:
+    ...     cost = Cost(1000, macs)
+    ...     return ChosenWidths(widths={}, reference={}, parameters=cost, macs=cost, rule="")
+    >>> on_controls({"derived": widths(800), "uniform_macs": widths(700)}, widths(800))
+    'Of what derived widths cost, uniform_macs has 0.875 of the MACs.'
+    """
+    parts = []
+    for arm, costs in COSTS_OF_CONTROLS.items():
+        if arm in files:
+            shares = {cost: getattr(files[arm], cost).result / getattr(derived, cost).result for cost in costs}
+            parts.append(
+                f"{arm} has " + " and ".join(f"{share(of, 3)} of the {COSTS[cost]}" for cost, of in shares.items())
+            )
+    return f"Of what derived widths cost, {'; '.join(parts)}." if parts else ""
 
 
 def on_runs(runs: pd.DataFrame) -> str:

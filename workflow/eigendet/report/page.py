@@ -155,6 +155,7 @@ def _page(shown: Results) -> str:
         widths=shown.widths,
         settled=findings.settled,
         on_intervals=findings.on_intervals,
+        on_controls=findings.on_controls,
         parts=min(experiment.covariance.jackknife or 0, experiment.covariance.images),
         on_tests=findings.on_tests,
         on_runs=findings.on_runs,
