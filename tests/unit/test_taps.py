@@ -19,7 +19,6 @@ import eigendet
 from eigendet.errors import UserError
 from eigendet.observe import store
 from eigendet.observe.keys import TapKey
-from eigendet.observe.points import point_of
 from eigendet.observe.taps import Taps, tap
 from tests.tapping import ALL, block_with_statistics, error, exact
 
@@ -33,12 +32,6 @@ class SharedHead(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         return [self.conv(level) for level in levels]
-
-
-def test_activations_of_transformers_are_activations() -> None:
-    activations = pytest.importorskip("transformers.activations", reason="needs transformers")
-    for name in ("gelu", "gelu_new", "quick_gelu", "relu2", "mish"):
-        assert point_of(activations.get_activation(name)) == "act", name
 
 
 # Behaviors that a peer gets wrong.
@@ -305,6 +298,30 @@ def test_an_unknown_key_lists_the_known_ones() -> None:
         model(torch.randn(1, 2, 3, 3))
     with pytest.raises(KeyError, match=r"unknown tap '0#1:act'. Did you mean '0#0:act'"):
         taps["0#1:act"]
+
+
+def test_a_key_is_its_text_and_a_name_is_enough_where_it_says_which() -> None:
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), act, nn.Conv2d(3, 4, 1), act).eval()
+    with torch.no_grad(), tap(model, ("conv", "act"), shortcuts=False) as taps:
+        model(torch.randn(2, 2, 3, 3))
+    assert list(taps) == ["0#0:conv", "1#0:act", "2#0:conv", "1#1:act"]
+    assert set(taps) == {"0#0:conv", "1#0:act", "2#0:conv", "1#1:act"}
+    assert taps["2"] is taps["2#0"] is taps["2#0:conv"] is taps[TapKey("2", 0, "conv")]
+    assert taps["1#1"].channels == 4
+    assert "2" in taps and "1#1" in taps
+    assert "1" not in taps and "3" not in taps
+    with pytest.raises(KeyError, match=r"'1' has several taps: 1#0:act, 1#1:act. Name one, or take `pooled`."):
+        taps["1"]
+    with pytest.raises(KeyError, match=r"unknown tap '3'"):
+        taps["3"]
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda key: pickle.loads(pickle.dumps(key))])
+def test_a_key_stays_one_when_it_is_copied(again: Callable[[TapKey], TapKey]) -> None:
+    key = again(TapKey("layer1:a#0", 2, "act"))
+    assert key == "layer1:a#0#2:act"
+    assert (key.module, key.call, key.point) == ("layer1:a#0", 2, "act")
 
 
 def test_the_example_of_the_readme(tmp_path: Path) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 Point = Literal["conv", "linear", "norm", "act", "block", "fpn", "output"]
 
 
-@dataclass(frozen=True, order=True)
-class TapKey:
-    """Name of one observed tensor: module path, index of the call in a pass, and point.
+class TapKey(str):
+    """Name of one observed tensor, a text: module path, index of the call in a pass, and point.
 
-    A module that runs several times in one pass has a key for each call. The text of a key serves as well where taps
-    are looked up, but is not parsed: a module's path may hold any sign.
+    A module that runs several times in one pass has a key for each call. A key equals its text, and serves where a text
+    does. The text is not parsed, since a module's path may hold any sign: the parts are attributes.
 
     Attributes:
         module: path in the model, `[name]` added where the module gives several tensors; "" is the model itself.
@@ -23,18 +21,26 @@ class TapKey:
 
     Examples:
         >>> key = TapKey("layer1.0.relu", 2, "act")
-        >>> str(key)
-        'layer1.0.relu#2:act'
-        >>> sorted([key, TapKey("conv1", 0, "conv")])[0].module
-        'conv1'
+        >>> key, key.module, key.call
+        ('layer1.0.relu#2:act', 'layer1.0.relu', 2)
+        >>> key == "layer1.0.relu#2:act"
+        True
     """
+
+    __slots__ = ("call", "module", "point")
 
     module: str
     call: int
     point: str
 
-    def __str__(self) -> str:
-        return f"{self.module}#{self.call}:{self.point}"
+    def __new__(cls, module: str, call: int, point: str) -> Self:
+        """Join the parts; of different parts no two texts are equal."""
+        key = super().__new__(cls, f"{module}#{call}:{point}")
+        key.module, key.call, key.point = module, call, point
+        return key
+
+    def __getnewargs__(self) -> tuple[str, int, str]:  # type: ignore[override]  # copies and pickles are made of the parts
+        return self.module, self.call, self.point
 
 
 def step_name(step: int) -> str:
@@ -52,4 +58,4 @@ def node_name(key: TapKey) -> str:
     >>> node_name(TapKey("head/box", 0, "linear"))
     'head|box#0:linear'
     """
-    return str(key).replace("/", "|")
+    return key.replace("/", "|")

@@ -22,14 +22,20 @@ LAST_DIMENSION = (nn.Linear, nn.LayerNorm, nn.RMSNorm)  # features last, whateve
 NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, FrozenBatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm,
 )  # fmt: skip
+# Functions of each element. Not GLU, which halves the channels, and no Softmax and no attention, which mix elements.
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Softplus, nn.Softsign,
+    nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
 # Residual blocks and pyramids have no common base class; every library names them so.
 BLOCK_NAME = re.compile(r"Block$|Bottleneck$|InvertedResidual$")
 PYRAMID_NAME = re.compile(r"FeaturePyramidNetwork$|^FPN$")
-ACTIVATION_NAME = re.compile(r"Activation$")  # as transformers names its own, which have no children
+# Nor have activations of other libraries, such as timm's GELUTanh and SwishMe, or transformers' XIELUActivation.
+ACTIVATION_NAME = re.compile(
+    r"Act$|Activation$|Nonlinearity$"
+    r"|(?i:(elu|silu|swish|mish|sigmoid|tanh|softplus|softsign|shrink|snake)(6|_?me|_?auto|beta|tanh|squared)?$)"
+)
 
 
 def point_of(module: nn.Module) -> Point:
@@ -37,6 +43,11 @@ def point_of(module: nn.Module) -> Point:
 
     >>> point_of(nn.Conv2d(3, 4, 1)), point_of(nn.GELU()), point_of(nn.Dropout())
     ('conv', 'act', 'output')
+    >>> class Swish(nn.Module):
+    ...     def forward(self, maps):
+    ...         return maps * maps.sigmoid()
+    >>> point_of(Swish())
+    'act'
     """
     name = type(module).__name__
     if isinstance(module, CONVOLUTIONS):
@@ -45,14 +56,24 @@ def point_of(module: nn.Module) -> Point:
         return "linear"
     if isinstance(module, NORMS):
         return "norm"
-    is_leaf = next(module.children(), None) is None
-    if isinstance(module, ACTIVATIONS) or (is_leaf and ACTIVATION_NAME.search(name)):
+    if isinstance(module, ACTIVATIONS) or (ACTIVATION_NAME.search(name) and _may_be_elementwise(module)):
         return "act"
     if PYRAMID_NAME.search(name):
         return "fpn"
-    if BLOCK_NAME.search(name) and not is_leaf:
+    if BLOCK_NAME.search(name) and next(module.children(), None) is not None:
         return "block"
     return "output"
+
+
+def _may_be_elementwise(module: nn.Module) -> bool:
+    """Return whether a module has no weights but one for each channel, and is made of nothing but activations.
+
+    >>> _may_be_elementwise(nn.PReLU(8)), _may_be_elementwise(nn.Sequential(nn.Linear(8, 8), nn.Sigmoid()))
+    (True, False)
+    """
+    weights = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    per_channel = all(weight.numel() == max(weight.shape, default=1) for weight in weights)
+    return per_channel and all(point_of(part) == "act" for part in module.children())
 
 
 def own_channel_dim(module: nn.Module, output: Tensor) -> int | None:

@@ -86,7 +86,7 @@ def tap(
         >>> with torch.no_grad(), tap(model, points=("conv", "act")) as taps:
         ...     for images in (torch.rand(4, 3, 16, 16), torch.rand(2, 3, 16, 16)):
         ...         output = model(images)
-        >>> [str(key) for key in taps]
+        >>> list(taps)
         ['0#0:conv', '1#0:act']
         >>> taps["1#0:act"].count, taps["1#0:act"].covariance().shape
         (1176, torch.Size([8, 8]))
@@ -122,19 +122,25 @@ class _Choice:
 
 
 class Taps(Mapping[TapKey, Covariance]):
-    """Accumulators by tap key, in the order of execution; a key's text does as well. Made by `tap`.
+    """Accumulators by tap key, in the order of execution. Made by `tap`.
 
-    Where moments follow from another tensor's, each look-up computes them anew: keep what is used again.
+    `list(taps)` gives the keys, which are texts: "module#call:point". `taps[...]` looks one up, by the whole text or as
+    far as it says which: "module#call", and "module" where that has one tap. Where moments follow from another
+    tensor's, each look-up computes them anew: keep what is used again.
 
     >>> import torch
     >>> act = nn.ReLU()
     >>> model = nn.Sequential(nn.Linear(3, 4), act, nn.Linear(4, 4), act)  # one activation, called twice
     >>> with torch.no_grad(), tap(model) as taps:
     ...     output = model(torch.rand(10, 3))
-    >>> list(map(str, taps))
+    >>> list(taps)
     ['1#0:act', '1#1:act']
-    >>> taps["1#1:act"].count, taps.pooled("1").count
+    >>> taps["1#1"].count, taps.pooled("1").count
     (10, 20)
+    >>> taps["1"]
+    Traceback (most recent call last):
+      ...
+    KeyError: "'1' has several taps: 1#0:act, 1#1:act. Name one, or take `pooled`."
     """
 
     def __init__(
@@ -151,11 +157,22 @@ class Taps(Mapping[TapKey, Covariance]):
         self._choice, self._tolerant = _Choice(selected, channels, keys), tolerant
         self._observer = Observer(model, self._choice.wants, shortcuts, measure, tolerant)
 
-    def __getitem__(self, key: TapKey | str) -> Covariance:
-        for tap_key in self:
-            if key in (tap_key, str(tap_key)):
-                return self._observer.resolve(tap_key)
-        raise KeyError(unknown("tap", key, map(str, self)))
+    def __getitem__(self, key: str) -> Covariance:
+        keys = self._keys_of(key)
+        if not keys:
+            raise KeyError(unknown("tap", key, self))
+        if len(keys) > 1:
+            raise KeyError(f"'{key}' has several taps: {some(keys, limit=10)}. Name one, or take `pooled`.")
+        return self._observer.resolve(keys[0])
+
+    def __contains__(self, key: object) -> bool:
+        return len(self._keys_of(key)) == 1  # which, other than looking it up, computes nothing
+
+    def _keys_of(self, name: object) -> list[TapKey]:
+        """Return the tap of that name, or else those of the module, or of the call of a module, that it names."""
+        return [key for key in self if key == name] or [
+            key for key in self if name in (key.module, f"{key.module}#{key.call}")
+        ]
 
     def __iter__(self) -> Iterator[TapKey]:
         return iter(self._observer.padding)
@@ -326,5 +343,8 @@ def select(model: nn.Module, points: Point | Collection[Point], patterns: Sequen
     if not selected:
         counts = Counter(point_by_path[path] for path in matched)
         others = ", ".join(f"{point} ({counts[point]})" for point in get_args(Point) if counts[point])
-        raise UserError(f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {others}.")
+        functions = "; functions such as torch.relu are no modules, and cannot be observed" if "act" in points else ""
+        raise UserError(
+            f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {others}{functions}."
+        )
     return selected

@@ -34,6 +34,7 @@ from eigendet.networks.backbones import backbone_of
 from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
+from eigendet.observe.keys import TapKey
 from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
 from eigendet.observe.tap import Tap
@@ -118,7 +119,7 @@ def observed_taps(
     for tap in covariances(
         model, images, settings.points, modules=modules, memory=memory, calibration=first, image_means=True
     ):
-        yield replace(tap, key=replace(tap.key, module=tap.key.module.removeprefix(prefix)))
+        yield replace(tap, key=TapKey(tap.key.module.removeprefix(prefix), tap.key.call, tap.key.point))
 
 
 def probe_indices(available: int, count: int, name: str) -> list[int]:
