@@ -19,8 +19,9 @@ from eigendet.networks import parts
 from eigendet.networks.backbones import backbone_of, parameter_count, reference_groups
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
-from eigendet.runs import covariances, training
+from eigendet.runs import training
 from eigendet.runs.images import Decoded, Images
+from eigendet.runs.observation import observed_taps
 from eigendet.testing import DetectorContract
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -85,7 +86,7 @@ def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, 
         assert list(parts.feature_channels(backbone_of(model)).values())[-1] == widths["layer4.0.conv2"]
         settings = CovarianceSettings(points=["act", "fpn"])
         images = Images(Decoded(data), [0], torch.device("cpu"))
-        found = {str(tap.key): tap for tap in covariances.observed_taps(model.eval(), settings, images)}
+        found = {str(tap.key): tap for tap in observed_taps(model.eval(), settings, images)}
         assert found["layer4.1.relu#1:act"].covariance.channels == widths["layer4.0.conv2"]
         assert sum(tap.key.point == "fpn" for tap in found.values()) == 5
         assert {tap.padding for tap in found.values()} == {"excluded"}
@@ -127,7 +128,7 @@ def test_heads_are_tapped_on_request_a_shared_one_for_each_level(name: str, valu
     data = open_splits(config.parse(values), "detection")["train"]
     settings = CovarianceSettings(points=["conv", "linear"], heads=True)
     images = Images(Decoded(data), [0], torch.device("cpu"))
-    found = {str(tap.key): tap for tap in covariances.observed_taps(definition(name).build(), settings, images)}
+    found = {str(tap.key): tap for tap in observed_taps(definition(name).build(), settings, images)}
     shared = {"retinanet": "head.classification_head.conv.0.0"}.get(name, "rpn.head.conv.0.0")
     assert [key for key in found if key.startswith(f"{shared}#")] == [f"{shared}#{level}:conv" for level in range(5)]
     if name != "retinanet":

@@ -26,9 +26,10 @@ from eigendet.networks.backbones import backbone_of, parameter_count
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
 from eigendet.plugins.discovery import find
-from eigendet.runs import covariances, stages, training
+from eigendet.runs import stages, training
 from eigendet.runs.folder import RunFolder
 from eigendet.runs.images import Decoded, Images
+from eigendet.runs.observation import observed_taps
 from eigendet.spectra import spectrum
 from eigendet.testing import BackboneContract, DetectorContract
 from tests.conftest import ROOT, minimal_experiment
@@ -170,7 +171,7 @@ def test_a_mistake_is_named(options: dict[str, Any], message: str) -> None:
 def test_maps_of_padding_are_known_and_pyramid_and_blocks_are_tapped() -> None:
     images = Images(Decoded(Rectangles(64)), [0], CPU)
     settings = CovarianceSettings(points=["conv", "block", "act", "fpn"], heads=True)
-    found = {str(tap.key): tap for tap in covariances.observed_taps(definition(OWN, **BOXES).build(), settings, images)}
+    found = {str(tap.key): tap for tap in observed_taps(definition(OWN, **BOXES).build(), settings, images)}
     assert {"stem.conv1#0:conv", "res5.1#0:block", "model.backbone[p6]#0:fpn"} <= found.keys()
     assert {tap.padding for key, tap in found.items() if "roi_heads" not in key} == {"excluded"}
     assert found["model.roi_heads.box_head.fc_relu1#0:act"].padding == "none"
@@ -219,8 +220,7 @@ def test_the_same_weights_have_the_same_spectra_under_both_frameworks(size: tupl
     images = [[torch.rand(3, *shape, generator=random)] for shape in shapes]
     settings = CovarianceSettings(points=["conv", "norm", "act", "block"])
     found = {
-        name: {str(tap.key): tap for tap in covariances.observed_taps(model, settings, images)}
-        for name, model in built.items()
+        name: {str(tap.key): tap for tap in observed_taps(model, settings, images)} for name, model in built.items()
     }
     assert found["detectron2"].keys() == found["torchvision"].keys() and len(found["torchvision"]) > 50
     for key, tap in found["detectron2"].items():

@@ -21,8 +21,8 @@ from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
 from eigendet.networks.backbones import parameter_count
 from eigendet.networks.definition import Definition
-from eigendet.runs import covariances
 from eigendet.runs.images import Decoded, Images
+from eigendet.runs.observation import observed_taps
 from eigendet.testing import DetectorContract
 
 PYRAMID = {"fpn_channels": 16, "norm_groups": 4, "anchor_sizes": [8, 16, 32, 48, 64]}
@@ -223,9 +223,9 @@ def test_default_boxes_are_those_of_ssd_on_a_canvas_of_the_images_size_and_the_s
 def test_heads_are_tapped_for_each_level() -> None:
     images = Images(Decoded(Rectangles(64)), [0], torch.device("cpu"))
     settings = CovarianceSettings(points=["norm", "conv"], heads=True)
-    found = {str(tap.key) for tap in covariances.observed_taps(definition("fcos").build(), settings, images)}
+    found = {str(tap.key) for tap in observed_taps(definition("fcos").build(), settings, images)}
     assert {f"head.classification_head.conv.1#{level}:norm" for level in range(5)} <= found
-    found = {str(tap.key) for tap in covariances.observed_taps(definition("ssd").build(), settings, images)}
+    found = {str(tap.key) for tap in observed_taps(definition("ssd").build(), settings, images)}
     assert {"backbone.extra.0.1.0#0:conv", "head.regression_head.module_list.4#0:conv"} <= found
 
 

@@ -12,7 +12,7 @@ from eigendet.cli import plugin_commands
 from eigendet.config.sections import BackboneChoice
 from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
-from eigendet.runs import network_check
+from eigendet.runs import network_check, plan
 
 
 @pytest.fixture
@@ -180,3 +180,39 @@ def test_maps_are_checked_wherever_a_backbone_is_built(folder: Path) -> None:
     (folder / "net.py").write_text((folder / "net.py").read_text().replace("return maps", "return x"))
     with pytest.raises(UserError, match=r"backbone plugin 'net' \(plugins/net.py:\d+\): gave a tensor"):
         Definition(BackboneChoice(plugin="net"), ["a"], (64, 64)).build()
+
+
+HIDDEN = (
+    "            x = self.stem(images)\n",
+    "            stem, norm, act = self.stem\n"
+    "            x = nn.functional.conv2d(images, stem.weight, stride=2, padding=1)\n"
+    "            x = nn.functional.group_norm(x, 8, norm.weight, norm.bias).relu()\n",
+)
+
+
+def test_a_network_whose_widths_could_not_be_read_is_refused_before_it_is_trained(
+    folder: Path, values: dict[str, Any], tmp_path: Path
+) -> None:
+    text = (folder / "net.py").read_text()
+    assert HIDDEN[0] in text
+    (folder / "net.py").write_text(text.replace(*HIDDEN))
+    message = r"it over net: the channel groups stem.0 have no feature map of their own, .*; leave derived out of arms"
+    with pytest.raises(UserError, match=message):
+        tried(values)
+    with pytest.raises(UserError, match=message):
+        plan.planned_stages(config.parse(values), tmp_path)
+    tried(values | {"arms": {"scratch": {}}})  # none of which has widths of its own
+    with pytest.raises(UserError, match="leave untrained out of arms"):
+        tried(values | {"arms": {"scratch": {}, "untrained": {}}})
+
+
+def test_where_a_group_without_an_activation_is_observed_is_said(
+    values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    values["backbones"] = {"net": {"plugin": "torchvision", "name": "mobilenet_v2", "width": 0.25}}
+    with caplog.at_level("INFO"):
+        network_check.check_network(config.parse(values), "net", "rcnn")
+    assert caplog.messages == [
+        "rcnn over net: without a map at act, and observed at block: features.1.conv.1, features.2.conv.2, "
+        "features.4.conv.2, features.7.conv.2, features.11.conv.2 and 2 more"
+    ]

@@ -14,7 +14,7 @@ from eigendet.data.datasets import Detection, Target, open_splits
 from eigendet.errors import UserError
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
-from eigendet.runs import covariances, stages
+from eigendet.runs import covariances, observation, stages
 from eigendet.runs.images import Decoded
 
 
@@ -188,7 +188,7 @@ def test_the_network_runs_in_full_float32_whatever_the_process_has_chosen(
         inside.append((cudnn.conv.fp32_precision, cudnn.allow_tf32))
         return taps(*arguments)
 
-    taps = covariances.observed_taps
+    taps = observation.observed_taps
     monkeypatch.setattr(covariances, "observed_taps", noting)
     torch.set_float32_matmul_precision("medium")
     try:

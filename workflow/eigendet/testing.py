@@ -47,10 +47,11 @@ from eigendet.networks.detector import learns_masks
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe.passes import covariances as covariances_of
 from eigendet.plugins.discovery import Kind, Plugin
-from eigendet.runs import covariances, training
+from eigendet.runs import training
 from eigendet.runs.evaluation import average_precision
 from eigendet.runs.folder import RunFolder
 from eigendet.runs.images import Decoded, Images
+from eigendet.runs.observation import observed_taps
 from eigendet.spectra.metrics import intrinsic_dimension
 
 CPU = torch.device("cpu")
@@ -299,7 +300,7 @@ class DetectorContract(NetworkContract):
         """Require convolutions of the backbone that run as modules."""
         images = Images(Decoded(Rectangles(self.side)), [0], CPU)
         settings = CovarianceSettings(points=["conv"])
-        taps = list(covariances.observed_taps(self.build(), settings, images))
+        taps = list(observed_taps(self.build(), settings, images))
         self.require(bool(taps), "no convolution of its backbone ran as a module, so nothing can be tapped.")
 
 

@@ -195,7 +195,8 @@ class CovarianceSettings(Section):
         ["act"],
         min_length=1,
         description="kinds of modules whose output is observed: convolutions, linear layers, norms, activations, "
-        "residual blocks, feature pyramids, any others",
+        "residual blocks, feature pyramids, any others; a channel group that has none of them is observed at the "
+        "nearest that it has",
     )
     heads: bool = Field(False, description="also at these points of the detector's own layers: proposals, boxes, masks")
     images: PositiveInt = Field(200, description="images of the probe set, the same for every run and snapshot")
@@ -232,7 +233,7 @@ class WidthSettings(Section):
 
     arm: Literal["finetune", "scratch"] = Field("scratch", description="whose last spectra are read")
     point: Literal["conv", "norm", "act", "block"] = Field(
-        "act", description="where spectra are read; one of `covariance.points`"
+        "act", description="where spectra are read, one of `covariance.points`; else at the nearest point there is"
     )
     centered: bool = Field(True, description="spectra of the covariance; false: of raw second moments")
     rule: Annotated[PluginChoice, BeforeValidator(_named, json_schema_input_type=PluginChoice | str)] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ def covariances(
     points: Point | Collection[Point],
     *,
     modules: str | Sequence[str] = "*",
+    keys: Container[TapKey] | None = None,
     memory: float | None = None,
     calibration: Any = None,
     image_means: bool = False,
@@ -39,6 +40,7 @@ def covariances(
             the memory does not suffice for all taps at once.
         points: kinds of modules whose output is observed, see `tap`.
         modules: patterns of module paths, see `tap`.
+        keys: only these taps.
         memory: bytes that accumulators may take at a time; None: no limit.
         calibration: a batch from which the shifts of all accumulators are taken, and which is not counted. The moments
             of parts of a data set that had the same one merge to those of the whole, up to the order of float64 sums.
@@ -60,7 +62,7 @@ def covariances(
     mode = model.training
     model.eval()
     try:
-        order, groups = _plan(model, batches, points, modules, memory, run)
+        order, groups = _plan(model, batches, points, modules, keys, memory, run)
         for group in groups:
             # Gradients are off for the passes alone, not for whoever takes the taps.
             with torch.no_grad(), tap(model, points, modules=modules, keys=group) as taps:
@@ -84,22 +86,23 @@ def _plan(
     batches: Iterable[Any],
     points: Point | Collection[Point],
     modules: str | Sequence[str],
+    keys: Container[TapKey] | None,
     memory: float | None,
     run: Callable[[Any], object],
-) -> tuple[dict[TapKey, int], list[list[TapKey] | None]]:
+) -> tuple[dict[TapKey, int], list[Container[TapKey] | None]]:
     """Plan the passes over the data.
 
     Returns:
         The place of every tap in the order of execution, and the taps of each pass; without a limit of memory no
-        places, and one pass with all taps (None).
+        places, and one pass with all taps.
     """
     if memory is None:
-        return {}, [None]
-    with torch.no_grad(), tap(model, points, modules=modules, measure=True) as taps:
+        return {}, [keys]
+    with torch.no_grad(), tap(model, points, modules=modules, keys=keys, measure=True) as taps:
         run(next(iter(batches)))
     groups: list[list[TapKey]] = [[]]
     free = memory
-    for root, (channels, keys) in taps.roots().items():
+    for root, (channels, own) in taps.roots().items():
         needed = BYTES * channels**2
         if needed > memory:
             raise UserError(
@@ -109,7 +112,7 @@ def _plan(
         if needed > free and groups[-1]:
             groups.append([])
             free = memory
-        groups[-1] += keys
+        groups[-1] += own
         free -= needed
     if len(groups) > 1 and iter(batches) is batches:
         raise UserError(

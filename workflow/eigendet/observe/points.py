@@ -29,7 +29,7 @@ ACTIVATIONS = (
     nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
 # Residual blocks and pyramids have no common base class; every library names them so.
-BLOCK_NAME = re.compile(r"Block$|Bottleneck$|InvertedResidual$")
+BLOCK_NAME = re.compile(r"Block$|Bottleneck$|InvertedResidual$|MBConv$")
 PYRAMID_NAME = re.compile(r"FeaturePyramidNetwork$|^FPN$")
 # Nor have activations of other libraries, such as timm's GELUTanh and SwishMe, or transformers' XIELUActivation.
 ACTIVATION_NAME = re.compile(

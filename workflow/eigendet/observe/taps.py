@@ -49,7 +49,7 @@ def tap(
     modules: str | Sequence[str] = "*",
     channels: Container[int] | None = None,
     shortcuts: bool = True,
-    keys: Collection[TapKey] | None = None,
+    keys: Container[TapKey] | None = None,
     measure: bool = False,
 ) -> Iterator[Taps]:
     """Accumulate the covariance of chosen feature maps over all forward passes inside the context.
@@ -106,7 +106,7 @@ class _Choice:
 
     selected: Collection[str]  # paths of modules
     channels: Container[int] | None
-    keys: Collection[TapKey] | None
+    keys: Container[TapKey] | None
     ran: set[str] = field(default_factory=set)  # of the selected modules
     unwanted_channels: set[int] = field(default_factory=set)  # met in selected modules
 
@@ -149,7 +149,7 @@ class Taps(Mapping[TapKey, Covariance]):
         selected: Collection[str],
         channels: Container[int] | None,
         shortcuts: bool,
-        keys: Collection[TapKey] | None = None,
+        keys: Container[TapKey] | None = None,
         measure: bool = False,
         tolerant: bool = False,
     ) -> None:

@@ -100,7 +100,8 @@ def train_settings(experiment: Experiment, arm: str, backbone: str, detector: st
 
 def covariance_settings(experiment: Experiment) -> Plain:
     """Return what changes the covariances of a run."""
-    return experiment.covariance.model_dump(mode="json", exclude={"arms", "memory", "shards"})
+    settings = experiment.covariance.model_dump(mode="json", exclude={"arms", "memory", "shards"})
+    return settings | {"groups_of_heads": experiment.widths.heads}  # each group is observed somewhere
 
 
 def covariance_shards(experiment: Experiment, arm: str, backbone: str, detector: str, seed: str) -> list[str]:

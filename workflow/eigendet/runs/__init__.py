@@ -9,6 +9,7 @@ definitions     the networks that an experiment names, and what they cost
 stages          a run of each kind, from an experiment to a folder
 images          images decoded once and ahead of the device
 precision       the arithmetic that a network runs in
+observation     which feature maps are observed, and the taps of a detector
 covariances     the covariances of a run's feature maps, at every snapshot
 latency         how long networks take for one image
 network_check   every network built and tried before any run

@@ -15,16 +15,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from eigendet import processes
+from eigendet.channels.groups import Channels
 from eigendet.config import Experiment
 from eigendet.config.sections import IMMATERIAL, CovarianceSettings
 from eigendet.data.datasets import open_splits
@@ -34,15 +34,12 @@ from eigendet.networks.backbones import backbone_of
 from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
-from eigendet.observe.keys import TapKey
-from eigendet.observe.passes import covariances
-from eigendet.observe.points import point_of
-from eigendet.observe.tap import Tap
 from eigendet.observe.taps import PRECISION
 from eigendet.progress import Reporter
 from eigendet.runs import parallel
 from eigendet.runs.folder import RunFolder, RunRecord, code_versions, job_name
 from eigendet.runs.images import Decoded, Images
+from eigendet.runs.observation import observed_taps
 from eigendet.runs.precision import full_float32
 
 logger = logging.getLogger(__name__)
@@ -75,6 +72,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
         )
     device = parallel.device_of(experiment.device)
     provenance = _provenance(experiment, record, probe, _backbone_modules(record.definition))
+    groups, _ = replace(record.definition, heads=experiment.widths.heads).reference()
     folder_of_parts = output.with_name(f"{output.name}.parts")
     parts = [folder_of_parts / f"step_{step:07d}.h5" for step in record.snapshots]
     missing = [
@@ -91,7 +89,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
             pieces = _pieces(part, probe, blocks)
             own = _left_to_do(pieces, provenance)
             looked = _reporting(reporter, number, sum(len(piece.seen) for piece in own), settings)
-            _observe(run.snapshot(step), own, probe, settings, provenance, device, looked)
+            _observe(run.snapshot(step), own, probe, settings, groups, provenance, device, looked)
             processes.wait()
             if processes.rank() == 0:
                 _merge(part, pieces, keep_blocks=blocks > 1)
@@ -99,27 +97,6 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     if processes.rank() == 0:
         merging.join_steps(output, parts)
         shutil.rmtree(folder_of_parts)
-
-
-def observed_taps(
-    model: nn.Module, settings: CovarianceSettings, images: Sequence[list[Tensor]], first: list[Tensor] | None = None
-) -> Iterator[Tap]:
-    """Yield the taps of a detector over images.
-
-    Args:
-        model: the detector, in evaluation mode.
-        settings: say which points of which modules are tapped.
-        images: batches for the detector.
-        first: the batch from which shifts are taken, see `covariances`.
-    """
-    prefix = f"{model.backbone_path}."
-    pyramids = [path for path, module in model.named_modules() if point_of(module) == "fpn"]
-    memory = None if settings.memory is None else settings.memory * 2**30
-    modules = "*" if settings.heads else [f"{prefix}*", *pyramids]
-    for tap in covariances(
-        model, images, settings.points, modules=modules, memory=memory, calibration=first, image_means=True
-    ):
-        yield replace(tap, key=TapKey(tap.key.module.removeprefix(prefix), tap.key.call, tap.key.point))
 
 
 def probe_indices(available: int, count: int, name: str) -> list[int]:
@@ -236,6 +213,7 @@ def _observe(
     pieces: list[_Piece],
     probe: _Probe,
     settings: CovarianceSettings,
+    groups: Channels,
     provenance: Plain,
     device: torch.device,
     looked: Callable[[], None],
@@ -248,7 +226,7 @@ def _observe(
             # The first image fixes the shifts, everywhere alike; where it comes first it is counted too.
             starts_here = piece.seen[0] == probe.indices[0]
             first = None if starts_here else Images(probe.decoded, probe.indices, device)[0]
-            taps = observed_taps(model, settings, Images(probe.decoded, piece.seen, device, looked), first)
+            taps = observed_taps(model, settings, Images(probe.decoded, piece.seen, device, looked), first, groups)
             store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
 
 

@@ -16,8 +16,8 @@ import torch
 from eigendet.config.sections import CovarianceSettings, Optimization
 from eigendet.networks.backbones import parameter_count
 from eigendet.networks.definition import Definition
-from eigendet.runs import covariances
 from eigendet.runs.folder import RunFolder
+from eigendet.runs.observation import observed_taps
 from eigendet.spectra import spectrum
 
 BLOCK = 4096  # bytes that the smallest file takes
@@ -51,7 +51,8 @@ class Footprint:
             snapshot = folder.snapshot(0).stat().st_size
             channels = []
             if definition.detector is not None:
-                taps = covariances.observed_taps(model, settings, [[torch.rand(3, *definition.size)]])
+                groups, _ = definition.reference()
+                taps = observed_taps(model, settings, [[torch.rand(3, *definition.size)]], groups=groups)
                 channels = [tap.covariance.channels for tap in taps]
         return cls(snapshot, 4 * parameter_count(model), tuple(channels), settings)
 

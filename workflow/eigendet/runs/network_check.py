@@ -1,10 +1,12 @@
 """Every network of an experiment built once, trained for a step and made to detect, before any run is started.
 
-So a mistake in a plugin is known at once, by the plugin's file and line, and not after a night of pre-training.
+So a mistake in a plugin is known at once, by the plugin's file and line, and not after a night of pre-training. Nor is
+a night of training spent on a network that cannot be observed, or whose widths could not be read from what is.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TypedDict
 
 import torch
@@ -18,9 +20,14 @@ from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError, some
 from eigendet.networks import checks
 from eigendet.networks.backbones import backbone_of
+from eigendet.networks.definition import Definition
 from eigendet.plugins.discovery import Plugin
 from eigendet.runs import definitions, training
 from eigendet.runs.losses import Losses
+from eigendet.runs.observation import observed_taps, taps_elsewhere
+from eigendet.widths.dimensions import OTHER_POINTS
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 256  # pixels of the shorter side, so that a large experiment is tried in seconds
 
@@ -48,7 +55,8 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
     """Try a detector over a backbone on two training images, on the CPU; return what came of it.
 
     Raises:
-        UserError: a plugin fails, or does not keep its contract; the message names its file and line.
+        UserError: a plugin fails, or does not keep its contract; the message names its file and line. Or nothing of
+            the network can be observed with these settings, or not what its widths would be read from.
     """
     data = open_splits(experiment, "detection")["train"]
     size = small(experiment.training)
@@ -66,12 +74,43 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
         checks.check_trainable(backbone_of(model), backbone_plugin)  # again: a first pass may have frozen it
         checks.check_trainable(model, detector_plugin)
         _check_detections(model, data, detector_plugin)
+    check_observed(experiment, definition, model, f"{detector} over {backbone}")
     return {
         "version": layout.NETWORK_CHECK_VERSION,
         "costs": costs,
         "plugins": plugins.versions(**choices),
         "losses": {name: float(value.detach()) for name, value in losses.items()},
     }
+
+
+def check_observed(experiment: Experiment, definition: Definition, model: nn.Module, name: str) -> None:
+    """Observe an image, and say at which points channel groups are read that have no map at the chosen ones.
+
+    Args:
+        experiment: whose settings say what is observed.
+        definition: of the detector.
+        model: the detector.
+        name: what messages call it.
+
+    Raises:
+        UserError: nothing is observed; the experiment has arms with derived widths, and of a group there is no map.
+    """
+    settings = experiment.covariance
+    groups, _ = definition.reference()
+    image = torch.rand(3, *definition.size)
+    keys = [tap.key for tap in observed_taps(model.eval(), settings, [[image]], groups=groups)]
+    nearest = {groups.outputs[tap]: point for tap, point in taps_elsewhere(model, groups, settings.points).items()}
+    for point in dict.fromkeys(nearest.values()):
+        there = some([group for group in nearest if nearest[group] == point])
+        logger.info("%s: without a map at %s, and observed at %s: %s", name, " or ".join(settings.points), point, there)
+    read = {groups.outputs.get((key.module, key.call)) for key in keys if key.point in OTHER_POINTS}
+    unread = [group for group in groups.widths if group not in read]
+    asking = [arm for arm in experiment.all_arms if experiment.spectra_for(arm)]
+    if unread and asking:
+        raise UserError(
+            f"{name}: the channel groups {some(unread)} have no feature map of their own, from which widths could be "
+            f"read; leave {', '.join(asking)} out of arms."
+        )
 
 
 def _check_maps(backbone: nn.Module, size: tuple[int, int], plugin: Plugin) -> None:

@@ -165,6 +165,7 @@ def _network(
     size = experiment.training.min_size, experiment.training.max_size
     definition = definitions.definition_of(experiment, backbone, detector, classes, size)
     small = replace(definition, size=network_check.small(experiment.training))
+    network_check.check_observed(experiment, small, small.build(), f"{detector} over {backbone}")
     footprints = dict.fromkeys(experiment.all_arms, Footprint.of(small, experiment.covariance))
     for arm in experiment.all_arms:
         own = experiment.arms[arm].widths if arm in experiment.arms else None

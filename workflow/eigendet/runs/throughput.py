@@ -18,10 +18,11 @@ from eigendet.config.sections import Optimization
 from eigendet.data.datasets import open_splits
 from eigendet.networks.backbones import reference_groups
 from eigendet.networks.definition import Definition
-from eigendet.runs import covariances, parallel, training
+from eigendet.runs import parallel, training
 from eigendet.runs.folder import RunFolder
 from eigendet.runs.images import Decoded, Images
 from eigendet.runs.latency import timed
+from eigendet.runs.observation import observed_taps
 from eigendet.runs.precision import full_float32
 
 STEPS, WARM_UP = 6, 2  # measured, of which so many do not count
@@ -52,7 +53,7 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
     """Measure some steps of training, looking and observing on this machine's device; no file stays."""
     device = parallel.device_of(experiment.device)
     data = open_splits(experiment, "detection")["train"]
-    model = detector.build()
+    model, (groups, _) = detector.build(), detector.reference()
     task = training.detection_task(model, data, _short(experiment.training), 0, device)
     rate = _trained(model, detector, task, experiment.training, device)
     pretraining = None
@@ -71,7 +72,7 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
 
     def observe() -> None:
         with full_float32():
-            list(covariances.observed_taps(model, experiment.covariance, images))
+            list(observed_taps(model, experiment.covariance, images, groups=groups))
 
     def rate_of(call: Callable[[], None]) -> float:
         call()  # to warm up
