@@ -58,8 +58,7 @@ def covariances(
         1#0:act 0 1176 (8, 8)
         3#0:act 1 864 (16, 16)
     """
-    run = model if call is None else call
-    mode = model.training
+    run, mode = call or model, model.training
     model.eval()
     try:
         order, groups = _plan(model, batches, points, modules, keys, memory, run)
@@ -74,9 +73,7 @@ def covariances(
                     if image_means:
                         taps.end_image()
             # As an expression, so that no name keeps an accumulator of this group through the passes of the next.
-            yield from (
-                replace(observed, position=order[observed.key]) if order else observed for observed in taps.taps()
-            )
+            yield from (replace(one, position=order[one.key]) if order else one for one in taps.taps())
     finally:
         model.train(mode)
 
