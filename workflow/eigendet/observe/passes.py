@@ -58,7 +58,7 @@ def covariances(
         1#0:act 0 1176 (8, 8)
         3#0:act 1 864 (16, 16)
     """
-    run, mode = call or model, model.training
+    run, mode = model if call is None else call, model.training
     model.eval()
     try:
         order, groups = _plan(model, batches, points, modules, keys, memory, run)
