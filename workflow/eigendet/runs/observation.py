@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import CovarianceSettings
-from eigendet.observe.tap import Tap
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.passes import covariances
 from eigendet.observe.points import point_of
+from eigendet.observe.tap import Tap
 from eigendet.widths.dimensions import OTHER_POINTS
 
 
