@@ -42,8 +42,8 @@ def covariances(
         modules: patterns of module paths, see `tap`.
         keys: only these taps.
         memory: bytes that accumulators may take at a time; None: no limit.
-        calibration: a batch from which the shifts of all accumulators are taken, and which is not counted. The moments
-            of parts of a data set that had the same one merge to those of the whole, up to the order of float64 sums.
+        calibration: a batch that decides which maps follow from others, and which is not counted. The moments of parts
+            of a data set that had the same one merge to those of the whole, up to the order of float64 sums.
         image_means: every batch is one image; keep the mean of each, `Tap.image_means`, as well.
         call: runs the model on a batch; None: `model(batch)`.
 

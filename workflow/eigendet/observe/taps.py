@@ -255,7 +255,7 @@ class Taps(Mapping[TapKey, Covariance]):
         self._observer.end_image()
 
     def forget(self) -> None:
-        """Drop all samples, but not what the first of them decided: shifts and shortcuts.
+        """Drop all samples, but not what the first of them decided: which maps follow from others.
 
         Shards whose taps forgot the same first image merge to the taps of all images, up to the order of float64 sums.
         """
