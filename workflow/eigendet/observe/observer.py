@@ -153,7 +153,7 @@ class Observer:
         return key, self._direct[key].channels
 
     def forget(self) -> None:
-        """Drop all samples, but not what the first of them decided; see `Covariance.forget`."""
+        """Drop all samples, but not what the first of them decided."""
         for covariance in self._direct.values():
             covariance.forget()
         self._image_sums.clear()

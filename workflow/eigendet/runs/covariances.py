@@ -223,7 +223,7 @@ def _observe(
     with _lack_of_memory_named(step, settings), full_float32():
         model.to(device)
         for piece in pieces:
-            # The first image decides which maps follow from others, everywhere alike; where it comes first it is counted too.
+            # The first image decides which maps follow from others; where it comes first it is counted too.
             starts_here = piece.seen[0] == probe.indices[0]
             first = None if starts_here else Images(probe.decoded, probe.indices, device)[0]
             taps = observed_taps(model, settings, Images(probe.decoded, piece.seen, device, looked), first, groups)

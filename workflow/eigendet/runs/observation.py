@@ -34,7 +34,7 @@ def observed_taps(
         model: the detector, in evaluation mode.
         settings: say which points of which modules are tapped.
         images: batches for the detector.
-        first: the batch from which shifts are taken, see `covariances`.
+        first: the batch that decides which maps follow from others, see `covariances`.
         groups: those that are each observed somewhere; None: only the points of the settings.
     """
     prefix = f"{model.backbone_path}."
