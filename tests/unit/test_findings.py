@@ -46,10 +46,11 @@ def said(*layers: dict[str, Any], **options: Any) -> str:
 def test_a_dead_layer_is_neither_counted_nor_the_farthest_apart() -> None:
     text = said(
         layer("a", mean=9.0, other_mean=3.0), layer("b"), untested("dead", mean=5.0, other_mean=0.0),
+        untested("dead in one seed", mean=90.0, other_mean=1.0),
         untested("nan", mean=NAN, other_mean=NAN),
     )  # fmt: skip
     assert "in 2 of 2 layers: the arms differ" in text and "Corrected for 2 layers, 2 differ on their own: a, b" in text
-    assert "Left out: dead, nan, without a spectrum in some run." in text
+    assert "Left out: dead, dead in one seed, nan, without a spectrum in some run." in text
     assert "larger in tuned in 2 and in scratch in 0 of 2 layers" in text
     assert "farthest from 1 in a: 9.0 in tuned, 3.0 in scratch" in text
 

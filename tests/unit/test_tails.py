@@ -157,6 +157,17 @@ def test_an_exponent_is_given_where_the_power_law_is_long_fits_and_is_likeliest(
     assert math.isnan(short["power_law_exponent"]) and short["power_law_fit"] >= 0.1
 
 
+@pytest.mark.parametrize(
+    ("fit", "ratio", "is_given"), [(0.1, -1.6, True), (0.09, -1.6, False), (0.1, -1.7, False), (1.0, 0.0, True)]
+)
+def test_an_exponent_takes_both_a_plausible_fit_and_no_likelier_log_normal(
+    monkeypatch: pytest.MonkeyPatch, fit: float, ratio: float, is_given: bool
+) -> None:
+    monkeypatch.setattr(tails, "goodness_of_fit", lambda values, law: fit)
+    monkeypatch.setattr(tails, "over_log_normal", lambda values, law: ratio)
+    assert math.isfinite(tails.power_law_metrics(pareto(300, 0))["power_law_exponent"]) == is_given
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_log_normal_is_the_likeliest_and_vuongs_statistic_that_of_powerlaw(seed: int) -> None:
     values = descending(np.random.default_rng(seed).lognormal(0, 0.8, 150))

@@ -111,7 +111,7 @@ def _times_as_far(table: pd.DataFrame) -> str:
 def _single_layers(table: pd.DataFrame) -> str:
     """Say which layers differ on their own; asked only where all together do."""
     sure = table[table["corrected"] <= LEVEL].sort_values("statistic", ascending=False, kind="stable")
-    corrected = f". Corrected for {counted(int(table['corrected'].notna().sum()), 'layer')}, "
+    corrected = f". Corrected for {_of_layers(table)}, "
     if sure.empty:
         return corrected + "none differs on its own"
     one = len(sure) == 1
