@@ -1,16 +1,22 @@
-"""What the comparison of arms can find: `make benchmark NAME=power` writes power.md beside this file.
+"""What the comparison of arms can find, and how often it is wrong: `make benchmark NAME=power` writes power.md.
 
-Simulated runs whose spectra fall as k^-a in 50 layers of 64 channels; a has a standard deviation of 0.1 between seeds,
-half of whose variance all layers of a run share, and differs between the arms by so many standard deviations in a share
-of the layers. Spectra are compared by the Jensen-Shannon distance, as in a report. Each row is of 1,000 simulations at
-a level of 5 %. Without a difference, the columns are rates of false findings: of a layer by itself, of any layer when
-corrected, and of all layers together. With one, they are the power: of an affected layer by itself, of any when
-corrected, and of all together.
+Simulated runs whose spectra fall as k^-a in 20 layers of 32 channels; a has a standard deviation of 0.1 between seeds,
+half of whose variance all layers of a run share. In some designs the first arm's is 3 times as large, or a third. In
+some, a differs between the first arm and the others by so many standard deviations of the others, in a share of the
+layers. Spectra are compared by the Jensen-Shannon distance, as in a report, at a level of 5 %.
+
+False findings of any layer or pair of arms at all are counted where no arm has another center, and, of the layers that
+do not differ, where others differ by far. Columns: of a layer by itself (unaffected by the number of layers and pairs);
+of any layer of any pair when corrected; of all layers together, in any pair; and of a difference in spread, in any
+pair, which is a false finding only where the spread is the same. Beside the power, of an affected layer by itself, of
+any, and of all together, the smallest p-value says where nothing can be found.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,41 +24,103 @@ import numpy as np
 from eigendet.spectra import significance, similarity
 from tests.watching import watched
 
-LAYERS, CHANNELS, SIMULATIONS, LEVEL = 50, 64, 1000, 0.05
+LAYERS, CHANNELS, LEVEL = 20, 32, 0.05
+FALSE_SIMULATIONS, POWER_SIMULATIONS = 1000, 300
 
 
-def rates(random: np.random.Generator, seeds: int, effect: float, share: float) -> list[float]:
-    """Of findings in one layer, in any when corrected, in all together."""
-    labels = np.repeat(["a", "b"], seeds)
-    affected = np.arange(LAYERS) < round(share * LAYERS)
-    looked_at = affected if effect else ~affected
-    found = np.zeros(3)
-    for _ in range(SIMULATIONS):
-        shared, own = random.normal(size=(1, 2 * seeds)), random.normal(size=(LAYERS, 2 * seeds))
-        deviations = (shared + own) / np.sqrt(2) + effect * affected[:, None] * (labels == "b")
+@dataclass(frozen=True)
+class Design:
+    """Runs of every arm, and how the first arm differs."""
+
+    runs: tuple[int, ...]
+    spread: float = 1.0
+    paired: bool = False
+    effect: float = 0.0
+    share: float = 0.0
+
+    @property
+    def smallest(self) -> float:
+        """p-value that can be had."""
+        arms = [[str(arm)] * runs for arm, runs in enumerate(self.runs)]
+        pairs = list(itertools.combinations(arms, 2))
+        seeds = [*range(self.runs[0])] * 2 if self.paired else None
+        return max(significance.smallest_p(first + other, seeds) for first, other in pairs) * len(pairs)
+
+
+FALSE = [
+    *(Design(runs, spread) for runs in ((4, 4), (5, 5), (8, 8)) for spread in (1.0, 3.0)),
+    *(Design(runs, spread) for runs in ((3, 9), (5, 10)) for spread in (1.0, 3.0, 1 / 3)),
+    *(Design((runs, runs), spread, paired=True) for runs in (6, 8) for spread in (1.0, 3.0)),
+    *(Design((5, 5, 5), spread) for spread in (1.0, 3.0)),
+    Design((5, 5), 1.0, effect=6.0, share=0.2), Design((5, 5), 3.0, effect=12.0, share=0.2),
+]  # fmt: skip
+POWER = [
+    Design(runs, paired=paired, effect=effect, share=share)
+    for runs, paired in (
+        *(((runs, runs), False) for runs in (3, 4, 5, 8)), ((8, 8), True), ((3, 9), False), ((5, 5, 5), False)
+    )
+    for effect, share in ((1.0, 1.0), (2.0, 0.2), (2.0, 1.0))
+]  # fmt: skip
+
+
+def rates(random: np.random.Generator, design: Design, affected: bool, simulations: int) -> list[float]:
+    """Of findings in one layer, in any when corrected, in all together, and of a difference in spread."""
+    arms = np.repeat(np.arange(len(design.runs)), design.runs)
+    seeds = np.concatenate([np.arange(runs) for runs in design.runs])
+    differing = np.arange(LAYERS) < round(design.share * LAYERS)
+    looked_at = differing if affected else ~differing
+    counts = np.zeros(4)
+    for _ in range(simulations):
+        shared, own = random.normal(size=(1, arms.size)), random.normal(size=(LAYERS, arms.size))
+        deviations = (shared + own) / np.sqrt(2) * np.where(arms == 0, design.spread, 1.0)
+        deviations += design.effect * differing[:, None] * (arms == 0)
         spectra = np.arange(1, CHANNELS + 1.0) ** -(1 + 0.1 * deviations[:, :, None])
-        test = significance.permutation_test(
-            np.array([similarity.jensen_shannon_matrix(layer) for layer in spectra]), labels
+        distances = np.array([similarity.jensen_shannon_matrix(layer) for layer in spectra])
+        tests = []
+        for pair in itertools.combinations(range(len(design.runs)), 2):
+            chosen = np.isin(arms, pair)
+            paired = seeds[chosen] if design.paired else None
+            tests.append(significance.permutation_test(distances[:, chosen][:, :, chosen], arms[chosen], paired))
+        tests = significance.over_pairs(tests)
+        counts += [
+            np.mean([test.p[looked_at] <= LEVEL for test in tests[: len(design.runs) - 1]]),
+            any((test.corrected[looked_at] <= LEVEL).any() for test in tests),
+            any(test.overall <= LEVEL for test in tests),
+            any(test.dispersion <= LEVEL for test in tests),
+        ]
+    return list(counts / simulations)
+
+
+def table(random: np.random.Generator, designs: list[Design], affected: bool) -> list[str]:
+    """Return a table of findings, in lines of Markdown."""
+    lines = [
+        "| runs | first's sd | effect, sd | layers | smallest p | one layer | any, corrected | all together | spread |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    simulations = POWER_SIMULATIONS if affected else FALSE_SIMULATIONS
+    for design in watched(designs, "power" if affected else "false findings"):
+        runs = "+".join(map(str, design.runs)) + (", paired" if design.paired else "")
+        one, any_layer, together, spread = (f"{rate:.3f}" for rate in rates(random, design, affected, simulations))
+        if design.effect and not affected:
+            together = "(true)"
+        if design.spread != 1:
+            spread = f"({spread}, true)"
+        lines.append(
+            f"| {runs} | {design.spread:.2g} | {design.effect:g} | {design.share:.0%} | {design.smallest:.2g} | "
+            f"{one} | {any_layer} | {together} | {spread} |"
         )
-        corrected = bool((test.corrected[looked_at] <= LEVEL).any())
-        found += np.array([np.mean(test.p[looked_at] <= LEVEL), corrected, test.overall <= LEVEL])
-    return list(found / SIMULATIONS)
+    return lines
 
 
 def main() -> int:
-    lines = [
-        "# What the comparison of arms can find", "", *(__doc__ or "").strip().split("\n\n", 1)[1].split("\n"), "",
-        "| seeds an arm | smallest p | effect, sd | layers | one layer | any, corrected | all together |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
     random = np.random.default_rng(0)
-    cases = [(0.0, 0.0), *((effect, share) for effect in (0.5, 1.0, 2.0) for share in (0.2, 1.0))]
-    for seeds in watched((3, 4, 5, 8), "power"):
-        smallest = round(1 / significance.smallest_p(["a"] * seeds + ["b"] * seeds))
-        for effect, share in cases:
-            found = " | ".join(f"{rate:.3f}" for rate in rates(random, seeds, effect, share))
-            lines.append(f"| {seeds} | 1/{smallest} | {effect:g} | {share:.0%} | {found} |")
-    Path(__file__).with_suffix(".md").write_text("\n".join([*lines, ""]))
+    lines = [
+        "# What the comparison of arms can find, and how often it is wrong", "",
+        *(__doc__ or "").strip().split("\n\n", 1)[1].split("\n"), "",
+        f"## False findings, of {FALSE_SIMULATIONS:,} simulations", "", *table(random, FALSE, affected=False), "",
+        f"## Power, of {POWER_SIMULATIONS:,} simulations", "", *table(random, POWER, affected=True), "",
+    ]  # fmt: skip
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines))
     return 0
 
 

@@ -4,6 +4,7 @@ spectrum        eigenvalues and leading eigenvectors; the spectra of a run
 metrics         metrics of one spectrum
 tails           the power law of the largest eigenvalues, and whether it fits
 similarity      distances and similarities of two feature maps
+references      what the statistic of two arms is compared with
 significance    whether arms differ by more than their seeds do
 metric_table    every metric of every spectrum as a table
 comparison      arms and seeds against one another, as tables

@@ -27,6 +27,10 @@ from eigendet.spectra.tables import TAP, Comparison, Provenance
 Tap = tuple[str, int, str]  # module, call, point
 FINETUNE = "finetune"  # the arm that starts from the pre-trained backbone
 
+TEST_COLUMNS = (
+    "between", "within", "statistic", "p", "corrected", "overall", "dispersion", "smallest", "relabelings", "paired"
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunSpectra:
@@ -285,28 +289,57 @@ def significance_table(runs: Sequence[RunSpectra], distances: pd.DataFrame, metr
         metrics: the table of these runs, and perhaps of others.
     """
     taps, tests = _taps(runs), []
-    for arms in itertools.combinations(dict.fromkeys(run.arm for run in runs), 2):
-        chosen = [run for run in runs if run.arm in arms]
-        labels = [run.arm for run in chosen]
-        for snapshot, moment in enumerate(_moments(runs)):
-            steps = [_step(run, moment) for run in chosen]
-            common = {"arm": arms[0], "other_arm": arms[1], "snapshot": snapshot, "step": steps[0]}
-            at = distances[(distances["snapshot"] == snapshot) & distances["relation"].isin(["arms", "seeds"])]
-            for measure, rows in at.groupby("measure", sort=False):
-                test = significance.permutation_test(_distance_matrices(rows, chosen, taps), labels)
-                tests.append(_test_rows(common | {"measure": measure}, taps, test))
-            for metric, rows in metrics.groupby("metric", sort=False):
-                values = _metric_values(rows, chosen, steps, taps)
-                table = _test_rows(common | {"measure": metric}, taps, significance.differences(values, labels))
-                means = [np.mean(values[:, [label == arm for label in labels]], axis=1) for arm in arms]
-                tests.append(table.assign(mean=means[0], other_mean=means[1]))
+    for snapshot, moment in enumerate(_moments(runs)):
+        at = distances[(distances["snapshot"] == snapshot) & distances["relation"].isin(["arms", "seeds"])]
+        for measure, rows in at.groupby("measure", sort=False):
+            matrices = _distance_matrices(rows, runs, taps)
+            tests += [
+                table.assign(snapshot=snapshot, measure=measure) for table in _tests(runs, moment, taps, matrices)
+            ]
+        for metric, rows in metrics.groupby("metric", sort=False):
+            values = _metric_values(rows, runs, [_step(run, moment) for run in runs], taps)
+            with np.errstate(invalid="ignore"):
+                matrices = np.abs(values[:, :, None] - values[:, None, :])
+            for table in _tests(runs, moment, taps, matrices):
+                means = [values[:, [run.arm == arm for run in runs]].mean(1) for arm in _arms_of(table)]
+                tests.append(table.assign(snapshot=snapshot, measure=metric, mean=means[0], other_mean=means[1]))
     return pd.concat(tests, ignore_index=True) if tests else pd.DataFrame(columns=["arm", "other_arm", "measure"])
+
+
+def _tests(
+    runs: Sequence[RunSpectra], moment: int | None, taps: Sequence[Tap], distances: np.ndarray
+) -> Iterator[pd.DataFrame]:
+    """Yield the tests of every two arms by one measure at one moment, corrected for the number of pairs.
+
+    Args:
+        runs: those that are compared.
+        moment: the step, or None for the last of each run.
+        taps: the maps.
+        distances: of the runs, (taps, runs, runs).
+    """
+    pairs = list(itertools.combinations(dict.fromkeys(run.arm for run in runs), 2))
+    chosen = [[index for index, run in enumerate(runs) if run.arm in arms] for arms in pairs]
+    tests = [
+        significance.permutation_test(
+            distances[:, indices][:, :, indices],
+            [runs[index].arm for index in indices],
+            [runs[index].seed for index in indices],
+        )
+        for indices in chosen
+    ]
+    for arms, indices, test in zip(pairs, chosen, significance.over_pairs(tests), strict=True):
+        step = _step(runs[indices[0]], moment)
+        yield _test_rows({"arm": arms[0], "other_arm": arms[1], "step": step}, taps, test)
 
 
 def _test_rows(common: Mapping[str, object], taps: Sequence[Tap], test: PermutationTest) -> pd.DataFrame:
     table = pd.DataFrame(taps, columns=TAP).assign(**common)
-    columns = ("between", "within", "statistic", "p", "corrected", "overall", "smallest", "relabelings")
-    return table.assign(**{column: getattr(test, column) for column in columns})
+    table = table.assign(**{column: getattr(test, column) for column in TEST_COLUMNS})
+    return table.assign(spread=test.spread[:, 0], other_spread=test.spread[:, 1])
+
+
+def _arms_of(table: pd.DataFrame) -> tuple[str, str]:
+    return table["arm"].iloc[0], table["other_arm"].iloc[0]
 
 
 def _distance_matrices(rows: pd.DataFrame, runs: Sequence[RunSpectra], taps: Sequence[Tap]) -> np.ndarray:

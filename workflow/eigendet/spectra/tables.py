@@ -20,7 +20,8 @@
                           is jensen_shannon, overlap or cka, see `similarity`; `chance` is what unrelated maps would
                           have; `images`, of cka alone, are those of which both maps have samples.
     tests.parquet         a row a test of two arms, for one map at one snapshot, see `significance`. `measure` is what
-                          differs: one of the measures of distances, or a metric.
+                          differs: one of the measures of distances, or a metric. `p` is of one map and pair of arms,
+                          `corrected`, `overall`, `dispersion` and `smallest` for all pairs of one measure and snapshot.
     notes.json            what could not be compared, and why
 
 Each file is marked with the version of its format; the tables of a run, and similarity.h5, also say what the run was.
