@@ -82,12 +82,14 @@ def rates(random: np.random.Generator, design: Design, affected: bool, simulatio
             paired = seeds[chosen] if design.paired else None
             tests.append(significance.permutation_test(distances[:, chosen][:, :, chosen], arms[chosen], paired))
         tests = significance.over_pairs(tests)
-        counts += [
-            np.mean([test.p[looked_at] <= LEVEL for test in tests[: len(design.runs) - 1]]),
-            any((test.corrected[looked_at] <= LEVEL).any() for test in tests),
-            any(test.overall <= LEVEL for test in tests),
-            any(test.dispersion <= LEVEL for test in tests),
-        ]
+        counts += np.array(
+            [
+                np.mean([test.p[looked_at] <= LEVEL for test in tests[: len(design.runs) - 1]]),
+                any((test.corrected[looked_at] <= LEVEL).any() for test in tests),
+                any(test.overall <= LEVEL for test in tests),
+                any(test.dispersion <= LEVEL for test in tests),
+            ]
+        )
     return list(counts / simulations)
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -131,6 +132,16 @@ def test_cka_agrees_with_the_definition_of_unbiased_hsic(images: int, channels: 
     for seed in range(4):
         a, b = related(np.random.default_rng(seed), images, channels, others)
         assert similarity.cka(a, b) == pytest.approx(slow_cka(a, b), abs=1e-8)
+
+
+@pytest.mark.parametrize(("images", "channels", "others"), [(4, 3, 3), (12, 40, 9), (200, 16, 64)])
+def test_cka_is_that_of_the_package_pytorch_cka(images: int, channels: int, others: int) -> None:
+    published = pytest.importorskip("cka.hsic")
+    for seed in range(4):
+        maps = related(np.random.default_rng(seed), images, channels, others)
+        grams = [torch.from_numpy(features @ features.T)[None] for features in maps]
+        both, first, second = (float(value) for value in published.hsic(*grams))
+        assert similarity.cka(*maps) == pytest.approx(both / np.sqrt(first * second), abs=1e-8)
 
 
 @given(seeds, st.floats(1e-3, 1e3), st.integers(5, 20), st.integers(1, 30))

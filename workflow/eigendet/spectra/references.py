@@ -48,8 +48,8 @@ def references(first: tuple[bool, ...], partners: Partners | None, most: int, dr
         return [_paired_weights(_swaps(labels, partners, most), partners)]
     relabeled = _welch_weights(_relabelings(labels, most))
     drawn = _gaussian_weights(labels, draws - 1)
-    stacked = [np.vstack(parts) for parts in zip(relabeled.observed()[:3], drawn[:3], strict=True)]
-    return [relabeled, Weights(*stacked, relabeled.freedom)]
+    centers, own, other = (np.vstack(parts) for parts in zip(relabeled.observed()[:3], drawn[:3], strict=True))
+    return [relabeled, Weights(centers, own, other, relabeled.freedom)]
 
 
 def distinct(first: np.ndarray, partners: Partners | None) -> int:
@@ -127,7 +127,8 @@ def _gaussian_weights(first: np.ndarray, draws: int) -> Weights:
         factors -= factors.mean(1, keepdims=True)
         products = np.matmul(factors.transpose(0, 2, 1), factors)[:, rows, columns]
         variances.append(-products / (size * (size - 1)))
-    return Weights(-means[:, rows] * means[:, columns], *variances, (int(first.sum()) - 1, int((~first).sum()) - 1))
+    freedom = int(first.sum()) - 1, int((~first).sum()) - 1
+    return Weights(-means[:, rows] * means[:, columns], variances[0], variances[1], freedom)
 
 
 def parts_of_statistic(squares: np.ndarray, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
