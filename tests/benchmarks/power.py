@@ -10,6 +10,10 @@ do not differ, where others differ by far. Columns: of a layer by itself (unaffe
 of any layer of any pair when corrected; of all layers together, in any pair; and of a difference in spread, in any
 pair, which is a false finding only where the spread is the same. Beside the power, of an affected layer by itself, of
 any, and of all together, the smallest p-value says where nothing can be found.
+
+Rates above 5 % by more than these simulations leave open (0.007, one standard error): 0.066 for 5+10 runs with a
+threefold spread in the smaller arm, and 0.075 for layers blamed beside others that do differ, with a threefold spread.
+The mean pseudo-F of PERMANOVA finds a difference in 50 % of 3+9 runs with a threefold spread in the smaller arm.
 """
 
 from __future__ import annotations

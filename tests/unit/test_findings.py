@@ -147,9 +147,9 @@ def test_the_table_of_single_layers_says_of_each_pair_what_p_can_be() -> None:
         ]
     ).query("measure == 'jensen_shannon'")  # fmt: skip
     assert findings.on_tests(tests.astype(object).where(tests.notna(), None)) == [
-        "tuned and scratch: no p-value can be smaller than 0.1; over all layers p = 0.2; so no single layer is called "
-        "different.",
-        "tuned and other: no p-value can be smaller than 0.008; over all layers p = 0.01.",
+        "tuned and scratch: no corrected p-value can be smaller than 0.1; over all layers p = 0.2; so no single "
+        "layer is called different.",
+        "tuned and other: no corrected p-value can be smaller than 0.008; over all layers p = 0.01.",
         "tuned and single: no test, which takes two seeds of each arm.",
         "tuned and dead: no test, since no layer has a spectrum in every run.",
         "Layers without a p were not tested.",

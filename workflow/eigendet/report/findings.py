@@ -185,7 +185,7 @@ def on_tests(tests: pd.DataFrame) -> list[str]:
         else:
             closed = "" if overall <= LEVEL else "; so no single layer is called different"
             sentences.append(
-                f"{arm} and {other}: no p-value can be smaller than {as_p(smallest)}; over all layers "
+                f"{arm} and {other}: no corrected p-value can be smaller than {as_p(smallest)}; over all layers "
                 f"p = {as_p(overall)}{closed}."
             )
     if pd.to_numeric(tests["p"]).isna().any():
