@@ -13,7 +13,7 @@ any, and of all together, the smallest p-value says where nothing can be found.
 
 Rates above 5 % by more than these simulations leave open (0.007, one standard error): 0.066 for 5+10 runs with a
 threefold spread in the smaller arm, and 0.075 for layers blamed beside others that do differ, with a threefold spread.
-The mean pseudo-F of PERMANOVA finds a difference in 50 % of 3+9 runs with a threefold spread in the smaller arm.
+The mean pseudo-F of PERMANOVA found a difference in 50 % of 3+9 runs of 50 layers with that spread.
 """
 
 from __future__ import annotations

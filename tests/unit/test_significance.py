@@ -342,13 +342,14 @@ def test_layers_that_do_not_differ_are_seldom_blamed_beside_others_that_do() -> 
 
 @pytest.mark.parametrize(
     ("effect", "share", "overall", "layer"),
-    [(1.0, 1.0, 0.42, 0.02), (2.0, 1.0, 0.93, 0.33), (2.0, 0.2, 0.43, 0.21), (4.0, 0.2, 0.98, 0.91)],
+    [(1.0, 1.0, 0.42, 0.02), (2.0, 1.0, 0.93, 0.33), (2.0, 0.2, 0.46, 0.21), (4.0, 0.2, 0.98, 0.91)],
 )
 def test_arms_that_differ_are_found(effect: float, share: float, overall: float, layer: float) -> None:
     """How often: by the test of all layers, and in the first layer by the test corrected for all.
 
-    Measured: @@. The pseudo-F, with relabelings alone and no layer closed by all together, finds 0.472 and 0.041, 0.962
-    and 0.445, 0.514 and 0.292, 0.995 and 0.956: what it costs to keep the level where the spread differs.
+    Measured: 0.442 and 0.033, 0.950 and 0.360, 0.499 and 0.242, 0.997 and 0.935. The pseudo-F, with relabelings alone
+    and no layer closed by all together, finds 0.472 and 0.041, 0.962 and 0.445, 0.514 and 0.292, 0.995 and 0.956: what
+    it costs to keep the level where the spread differs.
     """
     tests = simulations(SIMULATIONS, effect, share)
     assert np.mean([one.overall <= 0.05 for one in tests]) >= overall
