@@ -43,6 +43,7 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "widths.derivation": "widths",
     "spectra.metrics": "metrics",
     "spectra.spectrum": "spectrum",
+    "spectra.references": "significance",
     "spectra.significance": "significance",
     "widths.dimensions": "dimensions",
     "channels.sizes": "sizes operations layers",
