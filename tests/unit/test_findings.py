@@ -19,7 +19,7 @@ NAN = math.nan
 def layer(name: str, **values: Any) -> dict[str, Any]:
     """A layer of a table of tests: found different, unless `values` say otherwise."""
     return {"module": name, "call": 0, "between": 0.4, "within": 0.1, "statistic": 30.0, "p": 0.01, "corrected": 0.02,
-            "mean": 8.0, "other_mean": 4.0} | values  # fmt: skip
+            "mean": 8.0, "other_mean": 4.0, "spread": 0.1, "other_spread": 0.1} | values  # fmt: skip
 
 
 def untested(name: str, **values: Any) -> dict[str, Any]:
@@ -28,10 +28,17 @@ def untested(name: str, **values: Any) -> dict[str, Any]:
 
 
 def table(
-    *layers: dict[str, Any], overall: float = 0.01, smallest: float = 0.008, of_ranks: float = 0.01, **pair: str
+    *layers: dict[str, Any],
+    overall: float = 0.01,
+    smallest: float = 0.008,
+    of_ranks: float = 0.01,
+    dispersion: float = 0.5,
+    paired: bool = False,
+    **pair: str,
 ) -> pd.DataFrame:
     """The tests of two arms at one snapshot, by distances and by the effective rank."""
     common = {"arm": "tuned", "other_arm": "scratch", "snapshot": 3, "point": "act", "smallest": smallest} | pair
+    common |= {"dispersion": dispersion, "paired": paired}
     rows = [row | common | {"measure": "jensen_shannon", "overall": overall} for row in layers]
     return pd.DataFrame(rows + [row | common | {"measure": "effective_rank", "overall": of_ranks} for row in layers])
 
@@ -138,20 +145,35 @@ def test_each_pair_of_arms_is_said_by_itself_and_at_the_last_snapshot() -> None:
     assert "tuned and derived" in second and "not shown (p = 0.5)" in second
 
 
+def test_a_wider_spread_is_said_only_where_it_is_shown_and_of_the_arm_that_has_it() -> None:
+    wide = [layer("a", spread=0.3), layer("b", spread=0.2), layer("c", other_spread=0.2)]
+    text = said(*wide, dispersion=0.02, overall=0.4)
+    assert (
+        "The seeds of tuned and of scratch do not scatter alike (p = 0.02): those of tuned lie farther apart in 2 of 3"
+        in text
+    )
+    assert "differ is not shown" in text  # of their centers
+    for dispersion in (0.0504, NAN):
+        assert "scatter" not in said(*wide, dispersion=dispersion)
+
+
 def test_the_table_of_single_layers_says_of_each_pair_what_p_can_be() -> None:
     tests = pd.concat(
         [
             table(layer("a"), overall=0.2, smallest=0.1), table(layer("a"), untested("b"), other_arm="other"),
             table(layer("a", p=NAN), overall=NAN, smallest=NAN, other_arm="single"),
-            table(untested("a"), overall=NAN, other_arm="dead"),
+            table(untested("a"), overall=NAN, other_arm="dead"), table(layer("a"), paired=True, other_arm="same seeds"),
         ]
     ).query("measure == 'jensen_shannon'")  # fmt: skip
     assert findings.on_tests(tests.astype(object).where(tests.notna(), None)) == [
+        "All but the p of each layer alone are corrected for 3 pairs of arms too.",
         "tuned and scratch: no corrected p-value can be smaller than 0.1; over all layers p = 0.2; so no single "
         "layer is called different.",
         "tuned and other: no corrected p-value can be smaller than 0.008; over all layers p = 0.01.",
         "tuned and single: no test, which takes two seeds of each arm.",
         "tuned and dead: no test, since no layer has a spectrum in every run.",
+        "tuned and same seeds, runs paired by their seeds: no corrected p-value can be smaller than 0.008; over all "
+        "layers p = 0.01.",
         "Layers without a p were not tested.",
     ]
     assert "Layers without a p were not tested." not in findings.on_tests(table(layer("a")))
@@ -161,7 +183,8 @@ def test_the_table_of_single_layers_says_of_each_pair_what_p_can_be() -> None:
 
 
 def scores(tuned: list[float], scratch: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"arm": ["finetune"] * len(tuned) + ["scratch"] * len(scratch), "AP": tuned + scratch})
+    arms = ["finetune"] * len(tuned) + ["scratch"] * len(scratch)
+    return pd.DataFrame({"arm": arms, "seed": [*range(len(tuned)), *range(len(scratch))], "AP": tuned + scratch})
 
 
 def test_a_difference_of_accuracy_is_seen_in_its_numbers() -> None:

@@ -31,7 +31,7 @@ NOTHING_TO_COMPARE = "There are no two arms whose spectra can be compared."
 def on_accuracy(runs: pd.DataFrame) -> str:
     """Say whether the fine-tuned detector and the one from scratch differ in average precision.
 
-    >>> on_accuracy(pd.DataFrame({"arm": ["finetune", "scratch"], "AP": [0.4, 0.3]}))[:59]
+    >>> on_accuracy(pd.DataFrame({"arm": ["finetune", "scratch"], "seed": 0, "AP": [0.4, 0.3]}))[:59]
     'Average precision is 40.0 fine-tuned and 30.0 from scratch.'
     """
     scores = {arm: 100 * runs.loc[runs["arm"] == arm, "AP"].astype(float) for arm in ("finetune", "scratch")}
@@ -44,7 +44,7 @@ def on_accuracy(runs: pd.DataFrame) -> str:
     if min(map(len, scores.values())) < 2:
         return f"{means}. There is no test, which takes two seeds of each: nothing says how much others would differ."
     both = runs[runs["arm"].isin(list(scores))]
-    test = significance.differences(both["AP"].to_numpy(float)[None], list(both["arm"]))
+    test = significance.differences(both["AP"].to_numpy(float)[None], list(both["arm"]), list(both["seed"]))
     return f"{means}: {_verdict(test.overall, test.smallest, 'a difference', 'a difference is not shown')}."
 
 
@@ -63,6 +63,7 @@ def on_spectra(tests: pd.DataFrame) -> list[str]:
         sentences.append(_difference(f"{arm} and {other}", compared) + _left_out(distances))
         ranks = of_pair[of_pair["measure"] == "effective_rank"].merge(compared[TAP], on=TAP)
         sentences += _ranks(arm, other, ranks, is_shown=_is_shown(compared))
+        sentences += _spreads(arm, other, compared)
     return sentences
 
 
@@ -144,6 +145,18 @@ def _ranks(arm: str, other: str, ranks: pd.DataFrame, is_shown: bool) -> list[st
     ]
 
 
+def _spreads(arm: str, other: str, table: pd.DataFrame) -> list[str]:
+    """Say whose seeds lie farther apart, where that is shown."""
+    dispersion = table["dispersion"].iloc[0]
+    if not dispersion <= LEVEL:
+        return []
+    wider = int((table["spread"] > table["other_spread"]).sum())
+    return [
+        f"The seeds of {arm} and of {other} do not scatter alike (p = {as_p(dispersion)}): those of {arm} lie farther "
+        f"apart in {wider} of {_of_layers(table)}."
+    ]
+
+
 def _verdict(p: float, smallest: float, different: str, not_different: str) -> str:
     if smallest > LEVEL:
         return (
@@ -151,7 +164,7 @@ def _verdict(p: float, smallest: float, different: str, not_different: str) -> s
             f"{as_p(smallest)}, and {LEVEL} is asked)"
         )
     if p <= LEVEL:
-        return f"{different} (permutation test over runs, p = {as_p(p)})"
+        return f"{different} (test over runs, p = {as_p(p)})"
     return f"{not_different} (p = {as_p(p)})"
 
 
@@ -184,10 +197,14 @@ def on_tests(tests: pd.DataFrame) -> list[str]:
             sentences.append(f"{arm} and {other}: no test, since no layer has a spectrum in every run.")
         else:
             closed = "" if overall <= LEVEL else "; so no single layer is called different"
+            paired = ", runs paired by their seeds" if bool(rows["paired"].iloc[0]) else ""
             sentences.append(
-                f"{arm} and {other}: no corrected p-value can be smaller than {as_p(smallest)}; over all layers "
-                f"p = {as_p(overall)}{closed}."
+                f"{arm} and {other}{paired}: no corrected p-value can be smaller than {as_p(smallest)}; over all "
+                f"layers p = {as_p(overall)}{closed}."
             )
+    tested = tests[pd.to_numeric(tests["overall"]).notna()].groupby(["arm", "other_arm"]).ngroups
+    if tested > 1:
+        sentences.insert(0, f"All but the p of each layer alone are corrected for {tested} pairs of arms too.")
     if pd.to_numeric(tests["p"]).isna().any():
         sentences.append("Layers without a p were not tested.")
     return sentences
