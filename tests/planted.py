@@ -24,7 +24,8 @@ def planted(traced: Channels, rank: dict[str, int], seed: int, **more: Any) -> p
                 "backbone": "tiny",
                 "detector": "rcnn",
             }
-            tap |= {"seed": seed, "step": 5, "module": module, "call": call, "point": "act", "centered": True} | more
+            tap |= {"seed": seed, "step": 5, "module": module, "call": call, "point": "act", "centered": True}
+            tap |= {"channels": values.size, "samples": 4096, "effective_samples": 1024.0} | more
             rows.append(pd.DataFrame(tap | {"index": np.arange(values.size), "value": values}))
     return pd.concat(rows, ignore_index=True)
 

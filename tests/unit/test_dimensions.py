@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 
 from eigendet import channels, config, plugins
 from eigendet.channels.groups import Channels
@@ -16,8 +15,7 @@ from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
 from eigendet.runs import definitions
 from eigendet.spectra import tables
-from eigendet.widths import derivation, dimensions
-from eigendet.widths.allocation import Budget
+from eigendet.widths import dimensions
 from eigendet.widths.dimensions import group_spectra
 from tests.benchmarks.channels import torchvision_network
 
@@ -184,65 +182,3 @@ def test_a_map_that_never_varies_has_no_shares_and_disturbs_no_other() -> None:
     shown = dimensions.GroupSpectra({"a": {0: [np.array([1.0, 3.0])], 1: [np.zeros(2)]}}, {})
     assert shown.pooled()["a"].tolist() == [0.375, 0.125]
     assert shown.dimensions(WidthSettings(rule=PluginChoice(plugin="ratio"))) == {"a": 1}
-
-
-def test_a_jackknife_must_leave_out_each_part_in_every_seed(caplog: pytest.LogCaptureFixture) -> None:
-    spectra = pd.DataFrame({"seed": [0, 1]})
-    whole = pd.DataFrame({"seed": [0, 1, 0, 1], "left_out": [0, 0, 1, 1]})
-    assert dimensions.jackknife_is_complete(whole, spectra)
-    assert not dimensions.jackknife_is_complete(whole[:0], spectra) and not caplog.text
-    assert (
-        not dimensions.jackknife_is_complete(whole[:3], spectra)
-        and "no intervals: the seeds have different parts" in caplog.text
-    )
-    assert not dimensions.jackknife_is_complete(whole[:2], spectra)
-
-
-def test_the_jackknife_of_a_mean_is_the_interval_of_students_t() -> None:
-    sample = np.random.default_rng(0).normal(5, 2, 9)
-    without = [float(np.delete(sample, k).mean()) for k in range(9)]
-    exact = scipy.stats.t.interval(0.95, 8, sample.mean(), scipy.stats.sem(sample))
-    assert dimensions.jackknife_interval(float(sample.mean()), without) == pytest.approx(exact, rel=1e-12)
-    assert dimensions.jackknife_interval(0.1, [0.0, 0.2, 0.1])[0] == 0
-
-
-def test_nine_of_ten_intervals_of_a_dimension_hold_what_many_images_show() -> None:
-    """Coverage on simulated images with a known spectrum: near the nominal 0.95, whatever the number of images."""
-    scale = np.arange(1, 13) ** -0.5
-    rule = plugins.bind("rule", PluginChoice(plugin="participation"))
-    random = np.random.default_rng(0)
-
-    def dimension(samples: np.ndarray) -> float:
-        return float(rule(np.linalg.eigvalsh(np.cov(samples, rowvar=False))[::-1]))
-
-    truth = float(rule(scale**2))
-    held = 0
-    for _ in range(200):
-        parts = random.normal(size=(8, 250, 12)) * scale
-        without = [dimension(np.delete(parts, k, 0).reshape(-1, 12)) for k in range(8)]
-        low, high = dimensions.jackknife_interval(dimension(parts.reshape(-1, 12)), without)
-        held += low <= truth <= high
-    assert 0.90 <= held / 200 <= 0.99
-
-
-@pytest.mark.parametrize("allocation", ["proportional", "marginal"])
-def test_widths_that_the_images_leave_open_are_named(traced: Channels, allocation: str) -> None:
-    settings = WidthSettings(rule=PluginChoice(plugin="ratio"), allocation=allocation)
-    sure = dict.fromkeys(traced.widths, 40)
-    unsure = "layer3.2.conv1"
-    parts = []
-    for k in range(6):
-        parts.append(planted(traced, sure | {unsure: 30 + 4 * k}).assign(left_out=k))
-    whole = group_spectra(planted(traced, sure), traced, settings)
-    budget = Budget.of(traced, traced.widths, settings)
-    found, target = derivation.allocate(budget, whole, settings)
-    content = derivation.intervals(
-        pd.concat(parts), traced, budget, settings, whole.dimensions(settings), dict(zip(found, target, strict=True))
-    )
-    narrow, wide = content.undetermined[unsure]
-    assert narrow <= found[unsure] <= wide and narrow % 8 == wide % 8 == 0
-    low, high = content.dimensions[unsure]
-    assert low < 40 < high
-    assert content.dimensions["conv1"] == (40, 40)
-    widest = max(content.widths, key=lambda g: np.subtract(*content.widths[g][::-1]) / found[g])
-    assert widest == unsure

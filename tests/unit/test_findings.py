@@ -237,23 +237,26 @@ def test_ties_of_widths_are_not_ranked() -> None:
 def test_widths_whose_interval_reaches_the_other_side_are_counted() -> None:
     ends = {"a": (16, 40), "b": (60, 72), "c": (8, 24)}
     text = findings.on_widths(chosen({"a": 32, "b": 68, "c": 16}, dict.fromkeys("abc", 64), undetermined=ends))
-    assert text.endswith("Other images might take 2 of these to the other side.")
+    assert text.endswith("More images might take 2 of these to the other side.")
 
 
-def test_intervals_claim_nothing_of_other_images_than_they_can() -> None:
-    widths = {"a": 16, "b": 24}
-    narrow = chosen(widths, widths, undetermined={}, width_intervals={"a": (15.0, 17.0), "b": (24.0, 24.0)})
+def test_intervals_say_what_they_claim_or_why_there_are_none() -> None:
+    widths, ends = {"a": 16, "b": 24}, {"a": (15.0, 17.0), "b": (24.0, 24.0)}
+    narrow = chosen(widths, widths, undetermined={}, width_intervals=ends, dimension_intervals=ends)
     text = findings.on_intervals(narrow, parts=8)
-    assert "determine" not in text and "1 of 2 intervals has no extent" in text and "over 8 parts" in text
-    assert text.startswith("No 95 % interval of a width holds two numbers of channels")
-    wide = chosen(widths, widths, undetermined={"a": (8, 24)}, width_intervals={"a": (7.0, 25.0), "b": (23.5, 24.0)})
+    assert text.startswith("Every 95 % interval of a width rounds at both ends to what these images give. An interval")
+    assert "that infinitely many images like the probe images would give" in text and "over 8 parts" in text
+    wide = chosen(widths, widths, undetermined={"a": (8, 24)}, width_intervals=ends, dimension_intervals=ends)
     text = findings.on_intervals(wide, parts=8)
-    assert "1 of 2 widths might be another: a might have 8 to 24 (95 % intervals)." in text and "extent" not in text
+    assert "1 of 2 widths might be another: a might have 8 to 24 (95 % intervals). An interval" in text
     many = {str(number): (8, 16) for number in range(8)}
     assert "5 might have 8 to 16 and 2 more (95 %" in findings.on_intervals(
         chosen(dict.fromkeys(many, 8), dict.fromkeys(many, 8), undetermined=many), parts=8
     )
     assert findings.on_intervals(chosen(widths, widths), parts=0) == ""
+    assert findings.on_intervals(chosen(widths, widths, lacking_intervals="None: it jumps."), 8) == "None: it jumps."
+    partly = chosen(widths, widths, lacking_intervals="None of widths.", dimension_intervals=ends)
+    assert findings.on_intervals(partly, 8).startswith("None of widths. An interval is where")
 
 
 def rounds(*widths: tuple[int, int], steps: tuple[int, int] = (8, 8)) -> list[ChosenWidths]:

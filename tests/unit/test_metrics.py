@@ -84,51 +84,55 @@ def test_enrichment_is_the_gini_coefficient_over_its_largest_value(values: np.nd
     assert metrics.enrichment(values) == exactly(gini / (1 - 1 / len(values)))
 
 
-def variance_and_means(images: np.ndarray) -> tuple[float, np.ndarray]:
-    """Of (N, positions, C)."""
-    return float(images.var(axis=(0, 1)).sum()), images.mean(1)
+def moments(images: np.ndarray, parts: int = 8) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Of (N, positions, C): the covariance of all, and without each part of the images."""
+    left_out = [np.delete(images, np.s_[part::parts], axis=0) for part in range(parts)]
+    whole, *without = (np.cov(rest.reshape(-1, images.shape[2]).T, bias=True) for rest in (images, *left_out))
+    return whole, without
 
 
 def test_independent_positions_are_worth_themselves_and_those_of_a_constant_image_one() -> None:
-    noise = np.random.default_rng(0).normal(size=(400, 25, 16)) + 3
-    assert metrics.effective_samples(*variance_and_means(noise)) == pytest.approx(400 * 25, rel=0.1)
-    constant = np.repeat(noise[:, :1], 25, axis=1)
-    assert metrics.effective_samples(*variance_and_means(constant)) == exactly(400 - 1)
+    noise = np.random.default_rng(0).normal(size=(400, 25, 40)) + 3
+    assert metrics.effective_samples(*moments(noise)) == pytest.approx(400 * 25, rel=0.05)
+    assert metrics.effective_samples(*moments(np.repeat(noise[:, :1], 25, axis=1))) == pytest.approx(400, rel=0.05)
 
 
-def test_effective_samples_follow_from_the_analysis_of_variance() -> None:
-    """For one channel: F is the mean square between N images over that within them, of P positions each."""
+def test_second_moments_count_not_means() -> None:
+    """The positions of an image have one strength and independent signs: means vary as little as if all were alone."""
     random = np.random.default_rng(0)
-    images = random.normal(size=(30, 20)) + 0.5 * random.normal(size=(30, 1))
-    ratio = scipy.stats.f_oneway(*images).statistic
-    found = metrics.effective_samples(*variance_and_means(images[:, :, None]))
-    assert found == exactly(29 + 30 * 19 / ratio)
-    assert 30 < found < 300
+    strength = np.where(random.random((400, 1, 1)) < 0.1, 10.0, 1.0)
+    images = strength * random.normal(size=(400, 25, 40))
+    between = images.mean(1).var(axis=0, ddof=1).sum()
+    assert 400 * images.var(axis=(0, 1)).sum() / between == pytest.approx(400 * 25, rel=0.1)  # Kish's, of means
+    variance = (strength**2).mean()
+    # Of the matrix: within an image its own noise, and between images that of a multiple of the identity.
+    expected = (40**2 + 40) * variance**2 / ((strength**2).var() * 40 / 400 + (strength**4).mean() * (40**2 + 40) / 1e4)
+    assert metrics.effective_samples(*moments(images)) == pytest.approx(expected, rel=0.2)
+    assert expected < 1500
 
 
-def test_images_without_samples_are_left_out_and_means_are_taken_in_double_precision() -> None:
-    means = (np.random.default_rng(0).normal(size=(9, 4)) + 1e5).astype(np.float32)
-    with_gaps = np.insert(means, [0, 5], np.float32("nan"), axis=0)
-    with_gaps[0, 1:] = 1e5
-    between = np.trace(np.cov(means.astype(np.float64), rowvar=False))
-    assert metrics.effective_samples(2.0, means) == exactly(9 * 2.0 / between)
-    assert metrics.effective_samples(2.0, with_gaps) == metrics.effective_samples(2.0, means)
+def test_positions_that_are_alike_are_worth_fewer_by_the_squares_of_their_correlations() -> None:
+    """Of second moments n / Σ ρ², where that of means would be n / Σ ρ."""
+    random, likeness = np.random.default_rng(0), 0.5 + 0.5 * np.eye(20)
+    images = np.linalg.cholesky(likeness) @ random.normal(size=(600, 20, 40))
+    assert metrics.effective_samples(*moments(images)) == pytest.approx(600 * 20 / (1 + 19 * 0.25), rel=0.07)
 
 
 @pytest.mark.filterwarnings("error")
-def test_two_images_are_enough_and_the_unit_does_not_matter() -> None:
-    """By hand: the images' means differ by 3 units, so their unbiased variance is 4.5."""
-    for unit in (1.0, 1e-3, 1e4):
-        assert metrics.effective_samples(9 * unit**2, unit * np.array([[1.0], [4.0]])) == exactly(2 * 9 / 4.5)
+@pytest.mark.parametrize("unit", [1.0, 1e-90, 1e90])
+def test_the_unit_does_not_matter(unit: float) -> None:
+    """By hand: tr(S)² + tr(S²) = 9 + 5, and V = 1/2 · (1 + 1)."""
+    whole, one = np.diag([2.0, 1.0]), np.diag([1.0, 0.0])
+    assert metrics.effective_samples(whole * unit, [(whole + one) * unit, (whole - one) * unit]) == exactly(13)
 
 
 @pytest.mark.parametrize(
-    ("variance", "means"),
-    [(2.0, [[1.0, 2.0]]), (2.0, [[1.0, 2.0], [math.nan, 3.0]]), (0.0, [[1.0], [2.0]]), (2.0, [[1.0], [1.0]])],
-    ids=["one image", "one image with samples", "no variance", "no variance between images"],
+    ("moment", "without"),
+    [(1.0, []), (1.0, [2.0]), (0.0, [0.0, 0.0]), (1.0, [1.0, 1.0])],
+    ids=["no parts", "one part", "no variance", "parts that are alike"],
 )
-def test_effective_samples_are_unknown(variance: float, means: list[list[float]]) -> None:
-    assert math.isnan(metrics.effective_samples(variance, np.array(means)))
+def test_effective_samples_are_unknown(moment: float, without: list[float]) -> None:
+    assert math.isnan(metrics.effective_samples(np.eye(2) * moment, [np.eye(2) * rest for rest in without]))
 
 
 def median_of_the_law(ratio: float) -> float:
@@ -182,7 +186,7 @@ def test_the_edge_of_noise_is_where_the_law_has_it(samples: int, channels: int) 
 def test_copies_of_samples_are_seen_through_by_their_effective_number() -> None:
     """Every image is constant over its 10 positions: taken for 3000 samples, noise of 300 would seem to be signal."""
     images = np.repeat(white(300, 100)[:, None], 10, axis=1)
-    values, effective = eigenvalues(images.reshape(3000, 100)), metrics.effective_samples(*variance_and_means(images))
+    values, effective = eigenvalues(images.reshape(3000, 100)), metrics.effective_samples(*moments(images))
     assert metrics.noise_share(values, effective) >= 0.98
     assert metrics.noise_share(values, 3000) < 0.8
 

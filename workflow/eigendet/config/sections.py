@@ -210,7 +210,7 @@ class CovarianceSettings(Section):
     jackknife: Annotated[int, Field(ge=2)] | None = Field(
         8,
         description="parts of the probe set that are each left out in turn, for intervals of what is read from the "
-        "last snapshot; they are stored too; null: no intervals",
+        "last snapshot; they are stored too; null: no intervals, nor effective samples",
     )
     shards: PositiveInt = Field(
         1, description="jobs among which the images of each run are divided; what they write is merged"

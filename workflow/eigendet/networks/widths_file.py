@@ -57,7 +57,7 @@ class Cost:
 class ChosenWidths(WidthsFile):
     """What `eigendet widths` writes: widths beside the reference's, and where they come from.
 
-    Of derived widths it holds all but `spectrum_of`; intervals only with a jackknife.
+    Of derived widths it holds all but `spectrum_of`; intervals only with a jackknife that can be relied on.
     """
 
     reference: Widths
@@ -75,7 +75,8 @@ class ChosenWidths(WidthsFile):
     spectrum_of: dict[str, str] | None = None  # whose spectrum each group was given, of permuted ones
     dimension_intervals: dict[str, Interval] | None = None
     width_intervals: dict[str, Interval] | None = None
-    undetermined: dict[str, tuple[int, int]] | None = None  # groups whose interval holds several widths, and its ends
+    undetermined: dict[str, tuple[int, int]] | None = None  # groups that an end rounds elsewhere: least, most
+    lacking_intervals: str | None = None  # why some are not there
 
 
 WRITTEN = {"reference", "parameters", "macs"}  # what no file of a user holds, nor lacks one that the command wrote

@@ -222,7 +222,7 @@ def on_widths(derived: ChosenWidths) -> str:
     ends = derived.undetermined or {}
     unsure = [group for group in narrow if group in ends and 2 * ends[group][1] > derived.reference[group]]
     unsure += [group for group in wide if group in ends and ends[group][0] <= derived.reference[group]]
-    doubt = f" Other images might take {len(unsure)} of these to the other side." if unsure else ""
+    doubt = f" More images might take {len(unsure)} of these to the other side." if unsure else ""
     return (
         f"At {share(derived.macs.share)} of the operations and {share(derived.parameters.share)} of the parameters the "
         f"spectra of {derived.arm} give {len(narrow)} of {counted(len(change), 'channel group')} half their width or "
@@ -235,30 +235,30 @@ def _factor(group: str, change: dict[str, float]) -> str:
 
 
 def on_intervals(derived: ChosenWidths, parts: int) -> str:
-    """Say which widths other images might have changed; nothing without intervals.
+    """Say which widths more images might change, and what an interval claims or why there is none.
 
     Args:
         derived: the widths.
         parts: of the images, each of which was left out in turn.
     """
-    if derived.undetermined is None:
-        return ""
-    intervals = list((derived.width_intervals or {}).values())
-    flat = sum(high - low <= EQUAL * max(high, 1) for low, high in intervals)
-    ends = [f"{group} might have {low} to {high}" for group, (low, high) in derived.undetermined.items()]
-    if ends:
-        text = (
-            f"With other images than the probe images {len(ends)} of {counted(len(derived.widths), 'width')} might be "
-            f"another: {some(ends, 6)} (95 % intervals)."
+    sentences = []
+    if derived.undetermined:
+        ends = [f"{group} might have {low} to {high}" for group, (low, high) in derived.undetermined.items()]
+        sentences.append(
+            f"With ever more images like the probe images {len(ends)} of {counted(len(derived.widths), 'width')} might "
+            f"be another: {some(ends, 6)} (95 % intervals)."
         )
-    else:
-        text = "No 95 % interval of a width holds two numbers of channels that a group may have."
-    if flat:
-        text += (
-            f" {flat} of {counted(len(intervals), 'interval')} {'has' if flat == 1 else 'have'} no extent, since every "
-            "part that was left out gave the same: what a rule that jumps would do with other images, these do not say."
+    elif derived.undetermined is not None:
+        sentences.append("Every 95 % interval of a width rounds at both ends to what these images give.")
+    if derived.lacking_intervals:
+        sentences.append(derived.lacking_intervals)
+    if derived.dimension_intervals:
+        sentences.append(
+            "An interval is where, with 95 % confidence, the value lies that infinitely many images like the probe "
+            f"images would give (the jackknife's, over {parts} parts of them). These few show less, so it may lie "
+            "beside what they give; it says nothing of other seeds."
         )
-    return f"{text} Intervals are the jackknife's over {parts} parts of the images; they say nothing of other seeds."
+    return " ".join(sentences)
 
 
 def settled(rounds: Sequence[ChosenWidths]) -> str:

@@ -8,7 +8,7 @@ depends on their unit, and none of their functions raises for such a spectrum. A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +26,7 @@ DESCRIPTIONS = {
     "entropy": "Shannon entropy of the shares of the trace, in nats: 0 for a single one, log C if all are equal.",
     "enrichment": "How much the first eigenvalues hold beyond an equal share: 0 if all are equal, 1 for a single one.",
     **tails.DESCRIPTIONS,
-    "effective_samples": "Number of independent samples whose mean would vary as much as the mean over the images.",
+    "effective_samples": "Number of independent samples whose covariance would vary as much as that over the images.",
     "noise_share": "Share of the eigenvalues that so many samples of white noise could have given, 0 to 1.",
 }
 
@@ -94,30 +94,34 @@ def enrichment(values: np.ndarray) -> float:
     return float(weights @ differences / (2 * (len(values) - 1) * relative.sum()))
 
 
-def effective_samples(variance: float, means: np.ndarray) -> float:
-    """Return how many independent samples would have a mean that varies as much as the mean over all images.
+def effective_samples(moment: np.ndarray, without: Iterable[np.ndarray]) -> float:
+    """Return how many independent normal samples would have a covariance that varies as much as that of all images.
 
-    Neighboring positions of an image are alike, so that n of them are worth fewer. The mean over N images varies by
-    tr(B) / N, B being the unbiased covariance between the images' means; that over n independent samples by tr(Σ) / n.
-    Both are equal for n = N tr(Σ) / tr(B): Kish's effective sample size, the number of samples over their design effect
-    (Survey Sampling, 1965).
+    Neighboring positions of an image are alike, and some images are stronger than others, so that n positions are worth
+    fewer; what counts for eigenvalues is how second moments vary, not means. The covariance S of n independent normal
+    samples has E‖S - Σ‖² = (tr(Σ)² + tr(Σ²)) / n, in the Frobenius norm (the second moments of Wishart's
+    distribution). That of all images varies by V = (K - 1) / K Σₖ ‖S₍ₖ₎ - S‖², as the jackknife estimates it. Both
+    are equal for n = (tr(S)² + tr(S²)) / V - 1; the last 1 because S, which varies too, is larger than Σ in these.
 
     Args:
-        variance: tr(Σ), trace of the covariance over all samples.
-        means: (N, C), mean over the positions of each image, in the same unit; rows with NaN are left out.
+        moment: S, covariance over all samples, (C, C).
+        without: S₍ₖ₎, the same without each of K parts of the images in turn.
 
     Returns:
-        Their number; nan for fewer than 2 images, and where nothing varies, over all samples or between the images.
+        Their number; nan for fewer than 2 parts, and where nothing varies, over all samples or between the parts.
 
-    >>> images = np.random.default_rng(0).normal(size=(400, 1, 3)).repeat(25, axis=1)  # 25 equal positions each
-    >>> round(effective_samples(images.var(axis=(0, 1)).sum(), images.mean(axis=1)))
-    399
+    >>> images = np.random.default_rng(0).normal(size=(400, 1, 20)).repeat(25, axis=1)  # 25 equal positions each
+    >>> parts = [np.delete(images, np.s_[k::8], axis=0).reshape(-1, 20) for k in range(8)]
+    >>> samples = images.reshape(-1, 20)
+    >>> 350 < effective_samples(np.cov(samples.T), [np.cov(rest.T) for rest in parts]) < 450
+    True
     """
-    finite = means[np.isfinite(means).all(1)].astype(np.float64)
-    if len(finite) < 2:
+    unit = float(np.trace(moment))
+    apart = [float(np.sum(((rest - moment) / unit) ** 2)) for rest in without] if unit > 0 else []
+    if len(apart) < 2 or not any(apart):
         return math.nan
-    between = float(finite.var(axis=0, ddof=1).sum())
-    return len(finite) * variance / between if variance > 0 and between > 0 else math.nan
+    variation = (len(apart) - 1) * float(np.mean(apart))
+    return (1 + float(np.sum((moment / unit) ** 2))) / variation - 1
 
 
 def noise_share(values: np.ndarray, samples: float) -> float:

@@ -128,8 +128,8 @@ def write_spectra(covariance_file: Path, folder: Path, centered: bool = True, de
     spectra: list[pd.DataFrame] = []
     jackknife: list[pd.DataFrame] = []
     with tables.writing_similarity(folder, provenance, images) as similarity:
-        for record, values, directions, left_out in _decomposed(covariance_file, centered, device):
-            tap = run | _tap(record, centered)
+        for record, values, directions, left_out, effective in _decomposed(covariance_file, centered, device):
+            tap = run | _tap(record, centered, effective)
             spectra.append(_rows(tap, values))
             jackknife += [_rows(tap | {"left_out": number}, rest) for number, rest in enumerate(left_out)]
             features = None if record.image_means is None else compact(record.image_means)
@@ -144,6 +144,7 @@ class _Decomposed(NamedTuple):
     values: np.ndarray  # (C,)
     directions: np.ndarray  # (C, k)
     left_out: list[np.ndarray]  # eigenvalues without each part of the images in turn
+    effective: float  # samples, see `metrics`; nan where no parts of the images were kept
 
 
 def _decomposed(covariance_file: Path, centered: bool, device: torch.device) -> Iterator[_Decomposed]:
@@ -155,7 +156,7 @@ def _decomposed(covariance_file: Path, centered: bool, device: torch.device) -> 
         else:
             values, directions = eigen(record.moment(centered), leading(len(record.mean)), device)
             left_out = [eigenvalues(rest.moment(centered), device) for rest in record.leaving_one_out()]
-            last = _Decomposed(record, values, directions, left_out)
+            last = _Decomposed(record, values, directions, left_out, _effective_samples(record))
         yield last
 
 
@@ -176,11 +177,13 @@ def compact(means: np.ndarray) -> np.ndarray:
     return features
 
 
-def _tap(record: store.TapRecord, centered: bool) -> Row:
-    effective = np.nan
-    if record.image_means is not None:
-        effective = metrics.effective_samples(float(np.trace(record.moment(centered=True))), record.image_means)
-        effective = float(np.minimum(effective, record.count))  # what varies within images more than between them
+def _effective_samples(record: store.TapRecord) -> float:
+    """Return how many samples a map's covariance is worth, at most those there are: parts may chance to be alike."""
+    without = (rest.moment(centered=True) for rest in record.leaving_one_out())
+    return float(np.minimum(metrics.effective_samples(record.moment(centered=True), without), record.count))
+
+
+def _tap(record: store.TapRecord, centered: bool, effective: float) -> Row:
     return {
         "step": record.step,
         "module": record.key.module,

@@ -3,8 +3,9 @@
 `eigendet spectra` leaves a folder for each run:
 
     eigenvalues.parquet   a row an eigenvalue, at every snapshot: the run's columns (arm, backbone, detector, seed), the
-                          map's (step, module, call, point, channels, samples, effective_samples: see `metrics`,
-                          centered: of the covariance or of the raw second moment), index (0 is the largest) and value
+                          map's (step, module, call, point, channels, samples, effective_samples: see `metrics`, NaN
+                          where no parts of the images were kept, as before the last snapshot; centered: of the
+                          covariance or of the raw second moment), index (0 is the largest) and value
     jackknife.parquet     the same at the last snapshot without one part of the images, whose number is `left_out`
     similarity.h5         what comparisons with other maps need, at every snapshot: step_0000000/<module#call:point>/
         directions        float32 (C, k): eigenvectors of the k largest eigenvalues, see `spectrum.leading`
@@ -44,7 +45,7 @@ from eigendet.errors import UserError
 from eigendet.files import Format, Plain, read_json, replacing, write_json
 from eigendet.observe.keys import TapKey, node_name, step_name
 
-SPECTRA, COMPARISON = Format("eigendet spectra", 1), Format("eigendet comparison", 1)
+SPECTRA, COMPARISON = Format("eigendet spectra", 2), Format("eigendet comparison", 1)
 
 TAP = ["module", "call", "point"]
 RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]

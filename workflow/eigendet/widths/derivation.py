@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from eigendet import plugins
 from eigendet.channels.groups import Channels, Widths
@@ -16,15 +15,10 @@ from eigendet.config import Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.files import file_digest
 from eigendet.networks.definition import Definition
-from eigendet.networks.widths_file import ChosenWidths, Cost, Interval
+from eigendet.networks.widths_file import ChosenWidths, Cost
 from eigendet.widths.allocation import Budget, marginal, proportional, targets
-from eigendet.widths.dimensions import (
-    GroupSpectra,
-    group_spectra,
-    jackknife_interval,
-    jackknife_is_complete,
-    read_spectra_of_arm,
-)
+from eigendet.widths.dimensions import GroupSpectra, group_spectra, read_spectra_of_arm
+from eigendet.widths.intervals import intervals, is_complete
 
 
 def derive_widths(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> ChosenWidths:
@@ -56,7 +50,7 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
         image=list(network.size),
     )
     left_out = read_spectra_of_arm(experiment.name, network, arm, folders, "jackknife")
-    if not jackknife_is_complete(left_out, spectra):
+    if not is_complete(left_out, spectra):
         return derived
     sure = intervals(left_out, channels, budget, settings, dimension, dict(zip(widths, target, strict=True)))
     return replace(
@@ -64,6 +58,7 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
         dimension_intervals=sure.dimensions,
         width_intervals=sure.widths,
         undetermined=sure.undetermined,
+        lacking_intervals=sure.lacking,
     )
 
 
@@ -93,49 +88,6 @@ def allocate(budget: Budget, spectra: GroupSpectra, settings: WidthSettings) -> 
         return proportional(budget, dimension), targets(budget, dimension)
     widths = marginal(budget, spectra.pooled())
     return widths, np.array(list(widths.values()), float)
-
-
-class Intervals(NamedTuple):
-    """How sure dimensions and widths before rounding are, and the groups whose width is left open."""
-
-    dimensions: dict[str, Interval]
-    widths: dict[str, Interval]
-    undetermined: dict[str, tuple[int, int]]
-
-
-def intervals(
-    left_out: pd.DataFrame,
-    channels: Channels,
-    budget: Budget,
-    settings: WidthSettings,
-    dimension: Mapping[str, float],
-    target: Mapping[str, float],
-) -> Intervals:
-    """Return intervals of dimensions and of widths before rounding, and the groups whose width they leave open.
-
-    A width is left open where the ends of its interval round to different multiples, between which it then lies.
-
-    Args:
-        left_out: the table of the jackknife.
-        channels: the network's groups.
-        budget: as for the widths themselves.
-        settings: likewise.
-        dimension: of every group, from all images.
-        target: the width of every group before rounding, from all images.
-    """
-    dimensions_without, targets_without = [], []
-    for _, rest in left_out.groupby("left_out"):
-        spectra = group_spectra(rest, channels, settings)
-        dimensions_without.append(spectra.dimensions(settings))
-        targets_without.append(dict(zip(channels.widths, allocate(budget, spectra, settings)[1], strict=True)))
-    of_dimension = {g: jackknife_interval(dimension[g], [rest[g] for rest in dimensions_without]) for g in dimension}
-    of_width = {g: jackknife_interval(target[g], [rest[g] for rest in targets_without]) for g in dimension}
-    low, high = (
-        np.clip(np.round(np.array(end) / budget.multiple) * budget.multiple, budget.least, budget.most)
-        for end in zip(*of_width.values(), strict=True)
-    )
-    ends = zip(of_width, low.astype(int).tolist(), high.astype(int).tolist(), strict=True)
-    return Intervals(of_dimension, of_width, {group: (least, most) for group, least, most in ends if least != most})
 
 
 def describe_widths(

@@ -1,13 +1,11 @@
-"""What the spectra show of each channel group: its intrinsic dimension, its pooled spectrum, and how sure both are.
+"""What the spectra show of each channel group: its intrinsic dimension, and its pooled spectrum.
 
 A group's dimension is the largest intrinsic dimension over its taps, averaged over seeds: channels that a residual sum
-ties must serve the most demanding of their maps. Its interval is the jackknife's over parts of the probe images (Tukey
-1958): what other images might have shown, not what other seeds would.
+ties must serve the most demanding of their maps. How sure it is, `intervals` tells.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import scipy.special
 
 from eigendet import plugins
 from eigendet.channels.groups import Channels
@@ -28,9 +25,6 @@ from eigendet.spectra.tables import joined, read_run
 
 # Where a group is read that has no map of its own at the chosen point: the nearest to what the next layer reads first.
 OTHER_POINTS: tuple[Point, ...] = ("act", "block", "norm", "conv", "linear")
-CONFIDENCE = 0.95
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,13 @@ class GroupSpectra:
 
     def dimensions(self, settings: WidthSettings) -> dict[str, float]:
         """Return the intrinsic dimension of every group, in channels."""
+        return {group: float(np.mean(seeds)) for group, seeds in self.dimensions_of_seeds(settings).items()}
+
+    def dimensions_of_seeds(self, settings: WidthSettings) -> dict[str, list[float]]:
+        """Return the intrinsic dimension of every group in each seed."""
         rule = plugins.bind("rule", settings.rule, "widths.rule")
         return {
-            group: float(
-                np.mean([max(intrinsic_dimension(values, rule) for values in taps) for taps in seeds.values()])
-            )
+            group: [max(intrinsic_dimension(values, rule) for values in taps) for taps in seeds.values()]
             for group, seeds in self.groups.items()
         }
 
@@ -169,35 +165,3 @@ def _check_moment(spectra: pd.DataFrame, settings: WidthSettings) -> None:
         f"widths.centered is {str(settings.centered).lower()}, which means spectra of {asked}; these are of {read}: "
         f"run 'eigendet spectra' again{option}."
     )
-
-
-def jackknife_is_complete(left_out: pd.DataFrame, spectra: pd.DataFrame) -> bool:
-    """Return whether a jackknife table leaves out each of several parts in every seed."""
-    seeds = left_out.groupby("left_out")["seed"].nunique()
-    if len(seeds) > 1 and (seeds == spectra["seed"].nunique()).all():
-        return True
-    if not left_out.empty:
-        logger.warning("no intervals: the seeds have different parts of the images left out, or one alone")
-    return False
-
-
-def jackknife_interval(estimate: float, without: Sequence[float]) -> tuple[float, float]:
-    """Return where the estimate would lie with other images, with 95 % confidence.
-
-    The jackknife's standard error is √((K - 1) / K · Σ (θ₍ₖ₎ - mean)²); it is taken times Student's t of K - 1 degrees
-    of freedom.
-
-    Args:
-        estimate: from all images.
-        without: the same without each of K parts of the images in turn, θ₍ₖ₎.
-
-    >>> jackknife_interval(5.0, [5.0, 5.0, 5.0])
-    (5.0, 5.0)
-    >>> low, high = jackknife_interval(5.0, [4.9, 5.0, 5.1])
-    >>> round(low, 2), round(high, 2)
-    (4.5, 5.5)
-    """
-    parts = len(without)
-    error = np.sqrt((parts - 1) * np.var(without))
-    half = float(scipy.special.stdtrit(parts - 1, (1 + CONFIDENCE) / 2) * error)  # of Student's t
-    return max(estimate - half, 0.0), estimate + half
