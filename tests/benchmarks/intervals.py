@@ -204,7 +204,7 @@ def row(case: Case, sets: int) -> str:
 
 
 def main() -> int:
-    sets = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+    sets = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     rows = [row(case, sets) for case in watched(CASES, "intervals")]
     text = [
         "# How often intervals hold what they claim to hold", "",

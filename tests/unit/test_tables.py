@@ -45,16 +45,18 @@ def with_an_old_column(file: Path) -> None:
 
 
 EARLIER = (
-    r"of an earlier format, without a version; expected version 1 of what 'eigendet {0}' writes: run 'eigendet {0}'"
+    r"of an earlier format, without a version; expected version {1} of what 'eigendet {0}' writes: run 'eigendet {0}'"
 )
-OTHER = r"of the format 'eigendet {0}', version 9; expected version 1 of what 'eigendet {0}' writes: run 'eigendet {0}'"
+OTHER = (
+    r"of the format 'eigendet {0}', version 9; expected version {1} of what 'eigendet {0}' writes: run 'eigendet {0}'"
+)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_version, EARLIER.format("spectra")),
-        (of_another_version, OTHER.format("spectra")),
+        (without_version, EARLIER.format("spectra", tables.SPECTRA.version)),
+        (of_another_version, OTHER.format("spectra", tables.SPECTRA.version)),
         (with_an_old_column, "without the columns centered; run 'eigendet spectra' again"),
         (Path.unlink, "no such file; 'eigendet spectra' writes it"),
     ],
@@ -82,7 +84,7 @@ def test_a_similarity_file_of_another_format_is_refused(folder: Path, version: i
         del similarity.attrs["version"]
         if version is not None:
             similarity.attrs["version"] = version
-    with pytest.raises(UserError, match=f"seed_0/similarity.h5: {message.format('spectra')}"):
+    with pytest.raises(UserError, match=f"seed_0/similarity.h5: {message.format('spectra', tables.SPECTRA.version)}"):
         comparison.write_comparison([folder / RUN], folder / "out", {})
     file.write_bytes(b"cut")
     with pytest.raises(UserError, match=r"similarity.h5: cannot be read as HDF5 .*; run 'eigendet spectra' again"):
@@ -98,7 +100,9 @@ def test_a_comparison_of_another_format_is_refused(
     folder: Path, table: str, change: Callable[[Path], None], message: str
 ) -> None:
     change(folder / NETWORK / f"{table}.parquet")
-    with pytest.raises(UserError, match=f"rcnn/{table}.parquet: {message.format('comparison')}"):
+    with pytest.raises(
+        UserError, match=f"rcnn/{table}.parquet: {message.format('comparison', tables.COMPARISON.version)}"
+    ):
         results.read_comparison(folder, "tiny", "rcnn")
 
 
@@ -107,7 +111,7 @@ def test_a_comparison_of_another_format_is_refused(
 )
 def test_notes_of_another_format_are_refused(folder: Path, notes: object, message: str) -> None:
     (folder / NETWORK / "notes.json").write_text(json.dumps(notes))
-    with pytest.raises(UserError, match=f"rcnn/notes.json: {message.format('comparison')}"):
+    with pytest.raises(UserError, match=f"rcnn/notes.json: {message.format('comparison', tables.COMPARISON.version)}"):
         results.read_comparison(folder, "tiny", "rcnn")
 
 

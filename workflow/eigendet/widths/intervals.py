@@ -182,7 +182,7 @@ def bias(estimate: float, without: Sequence[float]) -> float:
     >>> round(bias(90.0, [80.0, 80.0]), 3), round(bias(90.0, [80.0] * 8), 3)  # of a half less, and of an eighth
     (-0.118, -0.824)
     """
-    return (len(without) - 1) * float(np.mean(np.log(without)) - math.log(estimate))
+    return (len(without) - 1) * float(np.mean(np.log(np.array(without) / estimate)))
 
 
 def jackknife_interval(estimate: float, without: Sequence[float], left: float = 0.0) -> Interval:
@@ -203,10 +203,10 @@ def jackknife_interval(estimate: float, without: Sequence[float], left: float = 
     (5.0, 5.0)
     >>> low, high = jackknife_interval(5.0, [4.8, 4.9, 5.0])
     >>> round(low, 2), round(high, 2)
-    (4.74, 5.71)
+    (4.71, 5.76)
     """
     parts = len(without)
-    error = math.sqrt((parts - 1) * float(np.var(np.log(without))))
+    error = math.sqrt((parts - 1) * float(np.var(np.log(np.array(without) / estimate))))
     half = math.hypot(float(scipy.special.stdtrit(parts - 1, (1 + CONFIDENCE) / 2)) * error, left)  # of Student's t
-    center = math.log(estimate) - bias(estimate, without)
-    return math.exp(center - half), math.exp(center + half)
+    less = bias(estimate, without)
+    return estimate * math.exp(-less - half), estimate * math.exp(-less + half)
