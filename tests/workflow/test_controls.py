@@ -44,7 +44,7 @@ def test_widths_say_where_they_come_from(finished: Finished) -> None:
         assert "backbone.fpn.inner_blocks.3.0" in content["widths"]
     assert set(found["derived_2"]["bound"].values()) <= {"macs", "target", "least"}
     for group, (low, high) in found["derived"]["dimension_intervals"].items():
-        assert low <= found["derived"]["dimensions"][group] <= high
+        assert 0 < low <= high <= found["derived"]["reference"][group]
     front = pd.read_csv(widths / "front.csv")
     assert front["on_front"].any() and (front["mac_share"] <= front["cap"]).all()
 

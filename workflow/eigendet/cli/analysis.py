@@ -186,6 +186,8 @@ def widths(
     click.echo(f"{arm}: {parameters} of the parameters, {macs} of the MACs")
     if chosen.undetermined:
         click.echo(f"the images leave open the widths of {', '.join(chosen.undetermined)}")
+    if chosen.lacking_intervals:
+        click.echo(chosen.lacking_intervals)
 
 
 @click.command()
