@@ -31,8 +31,8 @@ from torch import nn
 from eigendet import channels, plugins
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import PluginChoice, WidthSettings
+from eigendet.moments.covariance import Covariance, merged
 from eigendet.networks.widths_file import Interval
-from eigendet.observe.covariance import Covariance, merged
 from eigendet.observe.keys import TapKey
 from eigendet.observe.records import TapRecord
 from eigendet.spectra import metrics
