@@ -70,6 +70,7 @@ test-lowest: .venv-lowest/ready
 #   allocation   2: how long it takes to spend a budget
 #   analysis     20, and 12 GB of disk: spectra and comparisons of a large experiment
 #   page         3: how fast the page is at that size, in Chromium
+#   intervals    8: how often intervals of dimensions and widths hold what they claim
 #   power        15: what comparisons of arms can find
 #   throughput   10: training through the library beside each framework's own loop
 #   monitor      5: what watching spectra adds to a training step
