@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from eigendet import channels, plugins
-from eigendet.channels.groups import Channels
+from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.widths import derivation, intervals
 from eigendet.widths.allocation import Budget
@@ -76,7 +76,11 @@ def test_intervals_hold_what_infinitely_many_images_would_show(case: Case) -> No
 
 
 def sure(
-    traced: Channels, settings: WidthSettings, parts: list[dict[str, int]], effective_samples: float = np.inf
+    traced: Channels,
+    settings: WidthSettings,
+    parts: list[dict[str, int]],
+    effective_samples: float = np.inf,
+    reference: Widths | None = None,
 ) -> Intervals:
     """Intervals where every group has rank 40, and without each part the ranks that are given."""
     whole = dict.fromkeys(traced.widths, 40)
@@ -90,6 +94,7 @@ def sure(
     return intervals.intervals(
         pd.concat(left_out),
         traced,
+        reference or traced.widths,
         budget,
         settings,
         spectra.dimensions(settings),
@@ -157,6 +162,9 @@ def test_a_group_that_does_not_vary_without_a_part_has_no_interval_and_disturbs_
 
 
 def test_no_dimension_exceeds_the_channels(traced: Channels) -> None:
-    content = sure(traced, WidthSettings(), [{"conv1": rank} for rank in (20, 63, 30, 60)])
-    assert content.dimensions is not None
-    assert content.dimensions["conv1"][1] == 64
+    """Those of the network that was observed, which may have a factor of the widths of its backbone."""
+    for conv1 in (64, 48):
+        parts, reference = [{"conv1": rank} for rank in (20, 45, 30, 40)], traced.widths | {"conv1": conv1}
+        content = sure(traced, WidthSettings(), parts, reference=reference)
+        assert content.dimensions is not None
+        assert content.dimensions["conv1"][1] == conv1

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from eigendet.channels.groups import Channels
+from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import some
 from eigendet.networks.widths_file import Interval
@@ -55,6 +55,7 @@ def is_complete(left_out: pd.DataFrame, spectra: pd.DataFrame) -> bool:
 def intervals(
     left_out: pd.DataFrame,
     channels: Channels,
+    reference: Widths,
     budget: Budget,
     settings: WidthSettings,
     dimension: Mapping[str, float],
@@ -70,6 +71,7 @@ def intervals(
     Args:
         left_out: the table of the jackknife.
         channels: the network's groups.
+        reference: the widths of the network whose spectra they are.
         budget: as for the widths themselves.
         settings: likewise.
         dimension: of every group, from all images.
@@ -84,7 +86,7 @@ def intervals(
     shortage = channels_per_sample(left_out, channels)
     few = [group for group in varying if not shortage[group] <= MOST_CHANNELS]
     enough = {group: rest for group, rest in varying.items() if group not in few}
-    of_dimension = dimension_intervals(dimension, enough, shortage, channels.widths)
+    of_dimension = dimension_intervals(dimension, enough, shortage, reference)
     if few:
         return Intervals(of_dimension, lacking=TOO_FEW.format(groups=some(few), most=MOST_CHANNELS))
     if settings.allocation == "marginal":
