@@ -36,7 +36,9 @@ class ByHand:
             handle.remove()
 
     def note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        path = self.paths[module]
+        path = self.paths.get(module)
+        if path is None:
+            return
         call = self.calls.get(path, 0)
         self.calls[path] = call + 1
         parts = enumerate(output) if isinstance(output, tuple) else [("", output)]

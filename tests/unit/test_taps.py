@@ -263,9 +263,8 @@ def test_padding_is_left_out_where_the_model_says_which_positions_it_is() -> Non
 def test_a_choice_that_matches_nothing_lists_what_there_is(arguments: dict[str, object], message: str) -> None:
     block = Bottleneck(16, 16).eval()
     block.conv2, block.bn2 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+    block.conv3, block.bn3 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
     with pytest.raises(UserError, match=message), tap(block, **({"points": "act"} | arguments)):  # type: ignore[arg-type]
-        block.conv1 = nn.Conv2d(16, 16, 1) if block.conv1.in_channels != 16 else block.conv1
-        block.conv3, block.bn3 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
         block(torch.randn(1, 16, 5, 5))
 
 

@@ -7,6 +7,7 @@ padding         which positions of a map are padding
 shortcuts       layers whose output's moments follow from the input's
 lineage         what tensors were made from: where their channels are
 sightings       what is noted of a tensor that was seen
+faults          what is wrong with a tap, in one line
 image_sums      sums over the positions of each image
 observer        every tensor of interest accumulated once
 taps            which tensors of a model are observed

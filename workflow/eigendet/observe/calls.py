@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -14,6 +16,8 @@ import torch
 from torch import nn
 
 from eigendet.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -39,10 +43,11 @@ def each_call(
         before: called before every pass.
         after: called after every pass that succeeded.
         counts: called when a pass begins; False leaves it out.
-        strict: whether another thread that runs the model meanwhile is refused, rather than left out.
+        strict: whether what cannot be followed is refused, rather than left out.
 
     Raises:
-        UserError: another thread runs the model at the same time, so that calls cannot be told apart.
+        UserError: another thread runs the model at the same time, so that calls cannot be told apart; a module was
+            replaced by another.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
@@ -77,15 +82,24 @@ class _Follower:
         strict: bool,
     ) -> None:
         self.see, self.before, self.after, self.counts, self.strict = see, before, after, counts, strict
-        self.paths = {id(module): path for path, module in model.named_modules()}
+        self.model, self.parts = model, dict(model.named_modules())
+        self.paths = {id(module): path for path, module in self.parts.items()}
+        self.strangers = weakref.WeakSet[nn.Module]()  # modules that run within the model, and are not of it
         self.calls: Counter[str] = Counter()
         self.depth, self.thread = 0, 0
+        self.handled: BaseException | None = None  # by whoever began the present pass
         self.is_counted = self.is_open = False  # the present pass
         self.method: FrameType | None = None  # of the model or a part of it, that the present pass is a call of
         self.first = "", 0  # which part was called first in it, and from where in the method
+        self.has_warned = False
+        self.entries: dict[tuple[str, int], str] = {}  # how the pass began in which a call was seen first
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
-        if id(module) not in self.paths or _is_in_backward():
+        if _is_in_backward():
+            return
+        if id(module) not in self.paths:
+            if self.depth and self.strict and module not in self.strangers:
+                self.meet(module)
             return
         thread = threading.get_ident()
         if self.depth and thread != self.thread:
@@ -95,6 +109,8 @@ class _Follower:
                 f"{self.paths[id(module)] or 'the model'}: two threads run the model at the same time, so its calls "
                 "cannot be told apart; let them take turns, or give each a copy and observe one."
             )
+        if self.depth and self.paths[id(module)] == self.first[0] and not _is_within(module):
+            self.depth, self.is_open = 0, False  # what is no Exception, such as KeyboardInterrupt, runs no hooks
         if self.depth == 0:
             method = _method(self.paths) if self.paths[id(module)] else None
             place = self.paths[id(module)], method.f_lasti if method else 0
@@ -103,7 +119,7 @@ class _Follower:
                 self.end()
                 self.begin(method)
                 self.first = place
-            self.thread = thread
+            self.thread, self.handled = thread, sys.exc_info()[1]
         self.depth += 1
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -112,12 +128,13 @@ class _Follower:
             return
         try:
             if self.is_counted:
+                self.tell_apart(path)
                 self.see(path, self.calls[path], module, inputs, output)
         finally:
             self.calls[path] += 1
             self.depth -= 1
         if self.depth == 0:
-            if output is None:  # it failed
+            if output is None and sys.exc_info()[1] is not self.handled:  # it failed
                 self.is_open, self.method = False, None
             elif self.method is None:
                 self.end()
@@ -134,6 +151,26 @@ class _Follower:
         if is_complete:
             self.after()
 
+    def meet(self, module: nn.Module) -> None:
+        """Note a module that is not followed, unless it stands where one that is followed stood."""
+        self.strangers.add(module)
+        path = next((path for path, part in self.model.named_modules() if part is module), None)
+        if path in self.parts and all(part is not self.parts[path] for part in module.modules()):
+            raise UserError(
+                f"{path}: another module was put in its place while the model was tapped; open a context for each."
+            )
+
+    def tell_apart(self, path: str) -> None:
+        """Say it once if passes that begin differently make calls of one name: a function that calls parts in turn."""
+        entry = self.method.f_code.co_qualname if self.method else self.first[0] or "the model"
+        first = self.entries.setdefault((path, self.calls[path]), entry)
+        if first != entry and self.strict and not self.has_warned:
+            self.has_warned = True
+            logger.warning(
+                "%s: call %d was seen in passes that began with %s and with %s, and is one tap. If one function calls "
+                "both, make it a method of the model.", path or "the model", self.calls[path], first, entry,
+            )  # fmt: skip
+
 
 def _method(paths: dict[int, str]) -> FrameType | None:
     """Return the outermost frame that runs a method of one of these modules, if there is any.
@@ -148,6 +185,16 @@ def _method(paths: dict[int, str]) -> FrameType | None:
             outermost = frame if id(frame.f_locals.get(code.co_varnames[0])) in paths else outermost
         frame = frame.f_back
     return outermost
+
+
+def _is_within(module: nn.Module) -> bool:
+    """Return whether a call of a module, which has just begun, was made within another one of it."""
+    calls, frame = 0, sys._getframe().f_back
+    while frame is not None and calls < 2:
+        is_call = frame.f_code is nn.Module._call_impl.__code__
+        calls += is_call and frame.f_locals["self"] is module
+        frame = frame.f_back
+    return calls > 1
 
 
 def _is_in_backward() -> bool:

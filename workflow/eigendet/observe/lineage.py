@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendet.observe.padding import Canvas, region_paths
-from eigendet.observe.points import default_channel_dim, own_channel_dim
+from eigendet.observe.points import default_channel_dim, inherited_channel_dim, own_channel_dim
 
 
 class Kind(NamedTuple):
@@ -36,11 +36,13 @@ class Lineage:
         self._regions = region_paths(model)
         self._kinds: dict[int, Kind] = {}  # by identity of the tensor
         self._channel_dims: dict[torch.Size, int] = {}  # of the latest tensor of a shape
+        self._latest: dict[int, tuple[int, int]] = {}  # of that of a number of dimensions, and its number of channels
 
     def clear(self) -> None:
         """Forget the tensors of an earlier pass."""
         self._kinds.clear()
         self._channel_dims.clear()
+        self._latest.clear()
 
     def of(self, tensor: Tensor | None) -> Kind | None:
         """Return what is known of a tensor, if it was noted."""
@@ -61,16 +63,26 @@ class Lineage:
         dim = own_channel_dim(module, output)
         if dim is None and same is not None:
             dim = same.channel_dim
-        if dim is None and parent is not None and source is not None and source.dim() == output.dim():
-            kept = source.shape[parent.channel_dim] == output.shape[parent.channel_dim]
-            dim = parent.channel_dim if kept else None
+        if dim is None and source is not None and (before := self._channel_dim_of(source, parent)) is not None:
+            dim = inherited_channel_dim(module, source, output, before)
         if dim is None:
-            dim = self._channel_dims.get(output.shape, default_channel_dim(output))
+            dim = self._guess(output)
         dim %= output.dim()
         kind = Kind(weakref.ref(output), dim, self._of_images(path, same, parent, output, dim, canvas))
         self._kinds[id(output)] = kind
         self._channel_dims[output.shape] = dim
+        self._latest[output.dim()] = dim, output.shape[dim]
         return kind
+
+    def _channel_dim_of(self, source: Tensor, parent: Kind | None) -> int | None:
+        """Return where a tensor has its channels, or by its shape seems to, if a function has made it of others."""
+        return self._channel_dims.get(source.shape) if parent is None else parent.channel_dim
+
+    def _guess(self, output: Tensor) -> int:
+        """Return where a tensor seems to have its channels: where others of its shape have, or as many."""
+        dim, channels = self._latest.get(output.dim(), (0, -1))
+        default = dim if output.shape[dim] == channels else default_channel_dim(output)
+        return self._channel_dims.get(output.shape, default)
 
     def _of_images(
         self, path: str, same: Kind | None, parent: Kind | None, output: Tensor, dim: int, canvas: Canvas | None

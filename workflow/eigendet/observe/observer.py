@@ -19,19 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eigendet.errors import UserError, first_line
+from eigendet.errors import UserError, some
 from eigendet.moments.covariance import Covariance, NonFiniteError, merged
 from eigendet.moments.products import Workspace
+from eigendet.observe.faults import amplified, changed, described, inconstant, not_accumulated, not_finite, rewritten
 from eigendet.observe.image_sums import ImageSums
 from eigendet.observe.keys import TapKey
 from eigendet.observe.lineage import Lineage
 from eigendet.observe.padding import Canvas, canvas_in
 from eigendet.observe.points import feature_maps, point_of
 from eigendet.observe.shortcuts import (
+    AMPLIFICATION_BOUND,
     AMPLIFICATION_LIMIT,
     Affine,
     affine_of,
     amplification,
+    amplification_by,
+    is_near,
     is_still,
     state_of,
     strided,
@@ -62,8 +66,9 @@ class Observer:
         measure: bool,
         tolerant: bool = False,
     ) -> None:
-        self.passes = 0
+        self.passes, self._is_open = 0, False  # whether one has begun, and not ended
         self.faults: dict[TapKey, UserError] = {}
+        self.useless: dict[str, str] = {}  # outputs that hold no samples, by the path of their module
         self.announced: Canvas | None = None  # of the next pass
         self.padding: dict[TapKey, str] = {}  # of every observed tensor, in the order of execution
         self._wants, self._shortcuts, self._measure, self._tolerant = wants, shortcuts, measure, tolerant
@@ -78,10 +83,13 @@ class Observer:
         # What belongs to the present pass alone:
         self._canvas: Canvas | None = None
         self._registered: dict[tuple[int, tuple[int, ...]], Registered] = {}  # by identity of the tensor, and stride
+        self._seen: set[TapKey] = set()
         self._lineage = Lineage(model)
 
     def begin(self) -> None:
         """Begin a pass."""
+        self._end_failed()
+        self._is_open = True
         self._canvas, self.announced = self.announced, None
         self._registered.clear()
         self._lineage.clear()
@@ -104,10 +112,11 @@ class Observer:
         """
         for key, link in self._links.items():
             if self._calls[key] != self._calls[link.source]:
-                raise _inconstant(key, link.source)
+                raise inconstant(key, link.source)
         if self.passes == 0:
             self._drop_needless_links()
         self.passes += 1
+        self._is_open = False
 
     def see(self, path: str, call: int, module: nn.Module, inputs: Any, output: Any) -> None:
         """Observe the tensors in a module's output, after a call of it.
@@ -117,6 +126,8 @@ class Observer:
         """
         self._canvas = canvas_in(output) or self._canvas
         source = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+        if next(feature_maps(output), None) is None:
+            self.useless[path] = described(output)
         for suffix, tensor in feature_maps(output):
             key = TapKey(path + suffix, call, point_of(module))
             try:
@@ -168,20 +179,30 @@ class Observer:
             for key, covariance in self._direct.items():
                 try:
                     if (rejected := covariance.first_rejected) is not None:
-                        self._fail(key, _not_finite(key, rejected))
+                        self._fail(key, not_finite(key, rejected))
                     elif covariance.underflows:
                         logger.warning("%s: its values vary so little that squares underflow float32", key)
                 except RuntimeError as error:  # samples without values, of a model that was only traced
-                    self._fail(key, _not_accumulated(key, error))
+                    self._fail(key, not_accumulated(key, error))
+        self._end_failed()
         for key, link in self._links.items():
-            if link.module is None or link.affine is None or not link.is_current or self._updated:
+            if link.affine is None or self._measure:
                 continue
-            if not link.affine.equals(affine_of(link.module)):
-                raise UserError(
-                    f"{key}: the weights of its layer were changed through `.data` while it was tapped, so its moments "
-                    "cannot be computed from its input's; open a context for each state of the weights, or give "
-                    "shortcuts=False."
-                )
+            is_rough = self.passes > 1 and link.affine.is_matrix and link.affine.weight.dtype == torch.float32
+            if is_rough and amplification(self.resolve(link.source), link.affine) > AMPLIFICATION_BOUND:
+                self._fail(key, amplified(key))
+            is_unseen = link.is_current and not self._updated and not is_near(link.affine.weight)
+            if is_unseen and link.module is not None and not link.affine.equals(affine_of(link.module)):
+                self._fail(key, rewritten(key))
+
+    def _end_failed(self) -> None:
+        """Say which taps a pass that failed has given samples to, if there was one."""
+        if self._is_open and (keys := [key for key in self.padding if key in self._seen]):
+            for key, link in self._links.items():
+                self._calls[key] = self._calls[link.source]
+            logger.warning("forward pass %d failed, but its samples stay counted in %s", self.passes, some(keys))
+        self._is_open = False
+        self._seen.clear()
 
     def _observe(self, sighting: Sighting) -> None:
         """Accumulate one tensor, or make sure that its moments follow from another's."""
@@ -220,29 +241,33 @@ class Observer:
         source = output.of_source(output.source, affine.stride)
         registered = self._find(source)
         if registered is None:
-            key, follows = source.key, is_wanted and self._accumulate_instead(source, affine)
+            key = source.key
+            follows = is_wanted and self._agrees(affine, source, output) and self._accumulate_instead(source, affine)
         else:
             key = registered.key
             is_alike = registered.channel_dim == source.channel_dim and self._calls[key] == 1
-            follows = is_alike and not self._cancels(affine, key)
+            follows = is_alike and self._agrees(affine, source, output) and not self._cancels(affine, source, key)
         return Link(key, affine, output.module, state_of(output.module)) if follows else None
 
     def _accumulate_instead(self, source: Sighting, affine: Affine) -> bool:
         """Accumulate an input in place of its affine map, if it is no wider; return whether the moments follow."""
-        if affine.weight.dim() == 1 or source.channels > affine.weight.shape[0] or source.tensor.is_inference():
+        if not affine.is_matrix or source.channels > affine.weight.shape[0] or source.tensor.is_inference():
             return False
         self._direct[source.key] = self._new_accumulator(source)
         self._accumulate(source)
-        if not self._cancels(affine, source.key):
+        if not self._cancels(affine, source, source.key):
             return True
         del self._direct[source.key], self._calls[source.key], self._registered[id(source.tensor), source.stride]
         return False
 
-    def _cancels(self, affine: Affine, key: TapKey) -> bool:
-        """Return whether an affine map nearly cancels what varies most in its input, and so amplifies errors."""
-        if self._measure or affine.weight.dim() == 1:
+    def _cancels(self, affine: Affine, source: Sighting, key: TapKey) -> bool:
+        """Return whether errors of moments that are computed by an affine map would be larger than others."""
+        if self._measure or source.tensor.dtype == torch.float64:
             return False
-        return amplification(self.resolve(key), affine) > AMPLIFICATION_LIMIT
+        if affine.is_matrix:
+            return amplification(self.resolve(key), affine) > AMPLIFICATION_LIMIT
+        of_source = source.tensor.detach().movedim(source.channel_dim, 0)
+        return amplification_by(of_source, affine) > AMPLIFICATION_LIMIT
 
     def _follow(self, output: Sighting, link: Link) -> None:
         """Make sure that a linked tensor was made in this pass from what it was made from in the first."""
@@ -251,11 +276,20 @@ class Observer:
             registered = self._find(output)
         elif output.source is not None:
             source = output.of_source(output.source, link.affine.stride)
+            if is_near(output.tensor) and not self._agrees(link.affine, source, output):
+                raise changed(output.key, self.passes)
             registered = self._find(source)
             if registered is None and link.source == source.key:
                 registered = self._accumulate(source)
         if registered is None or registered.key != link.source:
-            raise _inconstant(output.key, link.source)
+            raise inconstant(output.key, link.source)
+
+    def _agrees(self, affine: Affine, source: Sighting, output: Sighting) -> bool:
+        """Return whether an output is what its layer is thought to make of its input."""
+        if self._measure:
+            return True
+        of_source = strided(source.tensor.detach(), affine.stride).movedim(source.channel_dim, 0)
+        return affine.agrees(of_source, output.tensor.detach().movedim(output.channel_dim, 0))
 
     def _accumulate(self, sighting: Sighting) -> Registered:
         """Add the samples of one tensor to its accumulator."""
@@ -265,7 +299,7 @@ class Observer:
             try:
                 self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace)
             except NonFiniteError:
-                self._fail(sighting.key, _not_finite(sighting.key, self.passes))
+                self._fail(sighting.key, not_finite(sighting.key, self.passes))
             except ValueError as error:  # another number of channels than in earlier passes
                 where = f"in forward pass {self.passes} (the first is 0)"
                 self._fail(sighting.key, UserError(f"{sighting.key}: {error}, {where}."))
@@ -277,7 +311,7 @@ class Observer:
             if key not in self._links:
                 self._direct.setdefault(key, Covariance(0))
             self.padding.setdefault(key, "unknown")
-            self._fail(key, _not_accumulated(key, error))
+            self._fail(key, not_accumulated(key, error))
 
     def _fail(self, key: TapKey, error: UserError) -> None:
         if not self._tolerant:
@@ -305,6 +339,7 @@ class Observer:
         registered = Registered(weakref.ref(tensor), version, sighting.key, sighting.channel_dim)
         self._registered[id(tensor), sighting.stride] = registered
         self._calls[sighting.key] += 1
+        self._seen.add(sighting.key)
         return registered
 
     def _find(self, sighting: Sighting) -> Registered | None:
@@ -363,21 +398,3 @@ class Observer:
         link = self._links[key]
         source = self._mapped(link.source, rows)
         return source if link.affine is None else link.affine.apply(source)
-
-
-def _inconstant(key: TapKey, source: TapKey) -> UserError:
-    return UserError(
-        f"{key}: its moments were to be computed from those of {source}, but the two do not belong together in every "
-        "pass: a layer was left out or repeated, or its input was changed in place. Give shortcuts=False."
-    )
-
-
-def _not_accumulated(key: TapKey, error: Exception) -> UserError:
-    return UserError(f"{key}: cannot be accumulated: {type(error).__name__}: {first_line(error)}.")
-
-
-def _not_finite(key: TapKey, index: int) -> UserError:
-    return UserError(
-        f"{key}: NaN, infinity, or numbers whose squares overflow float32, in forward pass {index} (the first is 0); "
-        "the taps keep what was accumulated before."
-    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, Permute
 
 from eigendet.errors import UserError, kind
 from eigendet.observe.keys import Point
@@ -93,7 +93,30 @@ def own_channel_dim(module: nn.Module, output: Tensor) -> int | None:
         return 1 if output.dim() == 4 and output.shape[1] == channels else -1
     if isinstance(module, LAST_DIMENSION):
         return -1
-    return 1 if isinstance(module, NORMS) else None
+    return 1 if isinstance(module, (*NORMS, nn.Unfold)) else None
+
+
+def inherited_channel_dim(module: nn.Module, source: Tensor, output: Tensor, channel_dim: int) -> int | None:
+    """Return the dimension of the channels in the output of a layer that does not fix it, by where its input has them.
+
+    It stays where the number of channels does, or else that of everything but channels.
+
+    >>> maps = torch.zeros(2, 6, 40)
+    >>> inherited_channel_dim(nn.MaxPool1d(2), maps, torch.zeros(2, 6, 20), 1)
+    1
+    >>> inherited_channel_dim(nn.GLU(1), maps, torch.zeros(2, 3, 40), 1)
+    1
+    >>> inherited_channel_dim(Permute([0, 2, 1]), maps, torch.zeros(2, 40, 6), 1)
+    2
+    """
+    if isinstance(module, Permute):
+        return [dim % source.dim() for dim in module.dims].index(channel_dim)
+    if isinstance(module, nn.Flatten):
+        return channel_dim if channel_dim < module.start_dim % source.dim() else None
+    if source.dim() != output.dim():
+        return None
+    kept = [one == other for one, other in zip(source.shape, output.shape, strict=True)]
+    return channel_dim if kept[channel_dim] or kept.count(False) == 1 else None
 
 
 def default_channel_dim(output: Tensor) -> int:

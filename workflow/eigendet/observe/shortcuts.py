@@ -6,6 +6,8 @@ convolutions of maps four times narrower, and every normalization with fixed sta
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from eigendet.moments.covariance import Covariance
 
-# How many times larger than that of a float32 product the relative error of a map's moments may be.
-AMPLIFICATION_LIMIT = 8.0
+# How many times larger than that of a float32 product the relative error of a map's moments may be: by the first pass,
+# and by all of them.
+AMPLIFICATION_LIMIT, AMPLIFICATION_BOUND = 8.0, 30.0
+TOLERANCE = 1e-5  # of one position of a map; float32 products of 4096 channels are within 1e-6, bfloat16's are not
+_norm = torch.linalg.vector_norm
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Affine:
     bias: Tensor | None
     stride: tuple[int, ...] = ()
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it mixes channels."""
+        return self.weight.dim() == 2
+
     def apply(self, samples: Tensor) -> Tensor:
         """Map samples (N, C) to (N, C'), in float64."""
         weight, samples = self.weight.double(), samples.double()
@@ -52,6 +62,33 @@ class Affine:
         same_bias = self.bias is None or other.bias is None or torch.equal(self.bias, other.bias)
         return self.stride == other.stride and same_bias and torch.equal(self.weight, other.weight)
 
+    def agrees(self, source: Tensor, output: Tensor) -> bool:
+        """Return whether an output (C', ...) is the map of a source (C, ...) in the middle, to float32's rounding.
+
+        What changes a layer, its weights or a map without a trace, whatever it is, changes the middle, too.
+
+        >>> images = torch.rand(2, 9, 9)
+        >>> double = Affine(torch.tensor([2.0, 2.0]), None)
+        >>> double.agrees(images, 2 * images), double.agrees(images, 3 * images)
+        (True, False)
+        """
+        if source.shape[1:] != output.shape[1:] or source.dtype != output.dtype:
+            return False
+        if not output.numel():
+            return True
+        x, y = source, output
+        for size in output.shape[1:]:
+            x, y = x.select(1, size // 2), y.select(1, size // 2)
+        weight = self.weight.to(x.dtype)
+        parts = weight * x if weight.dim() == 1 else torch.mv(weight, x)
+        expected = parts if self.bias is None else parts + self.bias.to(x.dtype)
+        size = _norm(parts) if weight.dim() == 1 else self._size * _norm(x)
+        return not float(_norm(expected - y)) > TOLERANCE * float(size + _norm(expected))
+
+    @functools.cached_property
+    def _size(self) -> Tensor:
+        return _norm(self.weight)
+
 
 def affine_of(module: nn.Module) -> Affine | None:
     """Return the affine map that a module is, in copies of its weights, or None if it is another function.
@@ -64,13 +101,11 @@ def affine_of(module: nn.Module) -> Affine | None:
     >>> affine_of(nn.Conv2d(3, 4, kernel_size=3)) is None
     True
     """
-    if module._forward_hooks or module._forward_pre_hooks or is_parametrized(module):
+    if not is_plain(module) or not is_exact(module):
         return None
-    if any(tensor.is_inference() for tensor in _tensors(module)) or not is_exact(module):
+    if any(tensor.is_inference() for tensor in _tensors(module)):
         return None  # changes of these cannot be seen
     kind = type(module)
-    if kind.forward is not _FORWARDS.get(kind) or _METHODS & vars(module).keys():
-        return None
     if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in _tensors(module)):
         return None  # quantized weights, say, whose products are their own
     if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
@@ -100,20 +135,42 @@ def state_of(module: nn.Module) -> tuple[object, ...]:
     False
     """
     tensors = ((id(tensor), tensor._version, tensor.untyped_storage()._cdata) for tensor in _tensors(module))
-    return (module.training, is_exact(module), *tensors)
+    return (module.training, is_plain(module), is_exact(module), *tensors)
+
+
+def is_near(tensor: Tensor) -> bool:
+    """Return whether to look at a tensor takes no waiting for a GPU."""
+    return tensor.device.type == "cpu"
 
 
 def is_still(affine: Affine, module: nn.Module) -> bool:
-    """Return whether a layer seems to be the affine map that it was: of a matrix its first row is compared.
+    """Return whether a layer seems to be the affine map that it was: of a matrix its first row, and the bias.
 
     What writes to `.data` leaves no trace, so weights themselves are looked at; on a GPU that would be to wait for it.
     """
     tensors = _tensors(module)
-    if affine.weight.device.type != "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
+    if not all(map(is_near, (affine.weight, *tensors))):
         return True
     if affine.weight.dim() == 1:
         return affine.equals(affine_of(module))
-    return torch.equal(tensors[0].detach().flatten(1)[0], affine.weight[0])
+    bias = affine.bias is None or torch.equal(tensors[1], affine.bias)
+    return bias and torch.equal(tensors[0].detach().flatten(1)[0], affine.weight[0])
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module is a layer of torch that computes what its class did when torch was imported.
+
+    >>> layer = nn.Linear(3, 4)
+    >>> plain = layer.forward
+    >>> is_plain(layer)
+    True
+    >>> layer.forward = lambda samples: plain(samples).sin()
+    >>> is_plain(layer)
+    False
+    """
+    if module._forward_hooks or module._forward_pre_hooks or is_parametrized(module):
+        return False
+    return _methods(type(module)) == _PLAIN.get(type(module)) and not _METHODS & vars(module).keys()
 
 
 def is_exact(module: nn.Module) -> bool:
@@ -130,6 +187,8 @@ def is_exact(module: nn.Module) -> bool:
     (False, True)
     >>> torch.set_float32_matmul_precision(before)
     """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return False
     if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or module.weight.dtype == torch.float64:
         return True
     device, is_linear = module.weight.device.type, isinstance(module, nn.Linear)
@@ -154,27 +213,57 @@ def strided(feature_map: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 
 def amplification(source: Covariance, affine: Affine) -> float:
-    """Return how much the relative error of Σ_y = W Σ_x Wᵀ may exceed that of Σ_x, for errors without direction.
+    """Return how much the relative error of Σ_y = W Σ_x Wᵀ may exceed that of a float32 product, for a matrix W.
 
-    Such errors, ε ‖Σ_x‖ spread over all directions, pass W with its mean gain ‖W‖² / C, whereas the signal has the
-    gain ‖W Σ_x Wᵀ‖ / ‖Σ_x‖, Frobenius norms throughout. The ratio is large where W suppresses what varies most.
+    Errors of Σ_x without direction, ε ‖Σ_x‖, pass W with its mean gain ‖W‖² / C, whereas the signal has the gain
+    ‖W Σ_x Wᵀ‖ / ‖Σ_x‖, Frobenius norms throughout. The ratio is large where W suppresses what varies most. The layer
+    itself rounds, too, see `rounding`. Where nothing has varied yet, in a black image, nothing is known: infinite.
 
     >>> source = Covariance.from_moments(9, torch.zeros(2), torch.diag(torch.tensor([1e6, 1.0])))
     >>> round(amplification(source, Affine(torch.tensor([[1.0, 0.0]]), None)), 1)
-    0.5
+    0.7
     >>> round(amplification(source, Affine(torch.tensor([[0.0, 1.0]]), None)))
     500000
     """
-    if source.count == 0:
-        return 1.0
     weight, scatter = affine.weight.double(), source.scatter
-    narrow = len(weight) < weight.shape[1]  # the smaller of two products with the same norm
+    if not weight.any():
+        return 1.0
+    narrow = len(weight) < weight.shape[1]  # the smaller of two products with the same norm and trace
     passed = weight @ scatter @ weight.mT if narrow else (weight.mT @ weight) @ scatter
     signal = float((passed * passed.mT).sum().clamp(min=0).sqrt())
-    noise = float(weight.square().sum() / weight.shape[1] * scatter.norm())
-    if signal > 0:
-        return noise / signal
-    return float("inf") if noise > 0 else 1.0
+    gain = float(weight.square().sum() / weight.shape[1])
+    means = float(source.mean.square().sum()) if source.count else 0.0
+    size = gain * (float(scatter.trace()) / max(source.count, 1) + means)
+    own = rounding(size, float(passed.trace()) / max(source.count, 1), affine.bias)
+    return max(own, gain * float(scatter.norm()) / signal if signal > 0 else math.inf)
+
+
+def amplification_by(source: Tensor, affine: Affine) -> float:
+    """Return the same for a factor for each channel, which amplifies nothing, but rounds; by a source (C, ...).
+
+    >>> images = 1000 + torch.tensor([[-1.0, 1.0]])
+    >>> round(amplification_by(images, Affine(torch.tensor([5.0]), None)))
+    1000
+    """
+    factor = affine.weight.double().square()
+    if not factor.any():
+        return 1.0
+    variance, mean = torch.var_mean(source, tuple(range(1, source.dim())), correction=0)
+    varying = float((factor * variance).sum())
+    return rounding(varying + float((factor * mean.double().square()).sum()), varying, affine.bias)
+
+
+def rounding(size: float, variance: float, bias: Tensor | None) -> float:
+    """Return how large what a layer adds up is for how much the sum varies, as a root of mean squares.
+
+    A layer rounds to ε of what it adds up, means and all. What it gives then differs from W x + b by so many ε for its
+    standard deviation, and its moments from those of W x + b.
+
+    >>> round(rounding(size=4.0, variance=1.0, bias=None))
+    2
+    """
+    added = 0.0 if bias is None else float(bias.double().square().sum())
+    return math.sqrt((size + added) / variance) if variance > 0 else math.inf
 
 
 def _fixed_normalization(module: Any) -> Affine:
@@ -188,9 +277,13 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
+def _methods(kind: type[nn.Module]) -> list[object]:
+    return [getattr(kind, name, None) for name in ("forward", "_conv_forward")]
+
+
 _METHODS = {"forward", "_conv_forward", "_call_impl"}  # that an instance may have of its own
-_FORWARDS = {
-    kind: kind.forward
+_PLAIN = {
+    kind: _methods(kind)
     for kind in (
         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
         FrozenBatchNorm2d,

@@ -95,7 +95,7 @@ def tap(
     patterns = patterns_of(modules)
     check_channels(channels)
     taps = Taps(model, select(model, points, patterns), channels, shortcuts, keys, measure)
-    with taps.observing():
+    with taps.observing(lambda: not torch.jit._trace.is_tracing()):
         yield taps
     taps._check_ran(patterns)
 
@@ -104,7 +104,7 @@ def tap(
 class _Choice:
     """Which tensors are observed; apart from `Taps`, whose accumulators would else wait for the garbage collector."""
 
-    selected: Collection[str]  # paths of modules
+    selected: Mapping[str, Point]  # of paths of modules
     channels: Container[int] | None
     keys: Container[TapKey] | None
     ran: set[str] = field(default_factory=set)  # of the selected modules
@@ -146,7 +146,7 @@ class Taps(Mapping[TapKey, Covariance]):
     def __init__(
         self,
         model: nn.Module,
-        selected: Collection[str],
+        selected: Mapping[str, Point],
         channels: Container[int] | None,
         shortcuts: bool,
         keys: Container[TapKey] | None = None,
@@ -276,24 +276,29 @@ class Taps(Mapping[TapKey, Covariance]):
 
     def _check_ran(self, patterns: Sequence[str]) -> None:
         """Raise UserError if nothing of what a pattern asks for has run; log what else has not."""
-        if not self._observer.passes:
+        if not self._observer.passes and not self:
             raise UserError(
                 f"the model ({self._model}) did not run while it was tapped. If it ran as a compiled function, "
                 "compile it inside the context."
             )
-        selected, ran = self._choice.selected, self._choice.ran
-        missing = [path for path in selected if path not in ran]
+        selected, ran, useless = self._choice.selected, self._choice.ran, self._observer.useless
+        missing = [path for path in selected if path not in ran and path not in useless]
         for pattern in patterns:
             chosen = [path for path in selected if fnmatchcase(path, pattern)]
-            if chosen and not ran.intersection(chosen):
+            if not chosen or ran.intersection(chosen):
+                continue
+            if outputs := [f"{path or 'the model itself'} ({useless[path]})" for path in chosen if path in useless]:
                 raise UserError(
-                    f"modules: '{pattern}' chose {some(chosen)}, which never ran while the model was tapped."
+                    f"modules: '{pattern}' chose {some(outputs)}, which gave no batch of real floating-point numbers."
                 )
+            raise UserError(f"modules: '{pattern}' chose {some(chosen)}, which never ran while the model was tapped.")
         if not self and self.unwanted_channels:
             numbers = ", ".join(map(str, self.unwanted_channels))
             raise UserError(
                 f"channels: no feature map has a number of channels in {self._choice.channels}; there are {numbers}."
             )
+        if others := [path for path in useless if selected.get(path, "output") != "output" and path not in ran]:
+            logger.warning("gave no batch of real floating-point numbers: %s", some(others))
         if missing:
             logger.warning("never ran while the model was tapped: %s", some(missing))
 
