@@ -79,15 +79,17 @@ class Affine:
         x, y = source, output
         for size in output.shape[1:]:
             x, y = x.select(1, size // 2), y.select(1, size // 2)
-        weight = self.weight.to(x.dtype)
-        parts = weight * x if weight.dim() == 1 else torch.mv(weight, x)
-        expected = parts if self.bias is None else parts + self.bias.to(x.dtype)
-        size = _norm(parts) if weight.dim() == 1 else self._size * _norm(x)
-        return not float(_norm(expected - y)) > TOLERANCE * float(size + _norm(expected))
+        weight, bias, gain = self._own if x.dtype == torch.float32 else (self.weight, self.bias, self._own[2])
+        expected = torch.mv(weight, x) if self.is_matrix else weight * x
+        if bias is not None:
+            expected += bias
+        return not float(torch.dist(expected, y)) > TOLERANCE * (gain * float(_norm(x)) + float(_norm(y)))
 
     @functools.cached_property
-    def _size(self) -> Tensor:
-        return _norm(self.weight)
+    def _own(self) -> tuple[Tensor, Tensor | None, float]:
+        """Weight and bias in float32, and how much longer a sample may become."""
+        gain = _norm(self.weight) if self.is_matrix else self.weight.abs().max()
+        return self.weight.float(), None if self.bias is None else self.bias.float(), float(gain)
 
 
 def affine_of(module: nn.Module) -> Affine | None:
