@@ -2,7 +2,8 @@
 
 The shift is about the mean, not the mean itself, because many maps hold one value again and again: the zeros of a ReLU.
 Adding the same number many times rounds the same way many times, and that bias, not the random part, is then the error
-of a float32 product (5e-7 instead of 1e-8). A shift with few bits makes those products exact.
+of a float32 product (5e-7 instead of 1e-8). A shift with few bits makes those products exact. Another number than 0 that
+is held as often, as of flat regions of an image, is itself the shift, and then adds nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from eigendet.moments.packs import packs
 from eigendet.moments.products import Workspace, gram, positions_of_chunk, slabs_of
 
 UNDERFLOW = 1e-30  # a variance below which squares are so small that float32 does not hold their digits
+LONG = 64  # positions looked at, from which on repeated values are looked for
+OFTEN = 0.15  # share of positions that hold one value, from which on it is the shift
 _EXPONENT = 0x7F800000  # bits of a float32 number
 
 
@@ -84,7 +88,26 @@ def shift_of(pack: list[Tensor]) -> Tensor:
     spread = torch.linalg.vector_norm(apart.sub_(mean), ord=1, dim=1)  # which has no square that could overflow
     coarse = (spread.view(torch.int32) & _EXPONENT).view(torch.float32)
     coarse.mul_(1.5 * 2**23 / 4 / 2 ** some.shape[1].bit_length())
-    return mean.add_(first).squeeze(1).add_(coarse).sub_(coarse)
+    shift = mean.add_(first).squeeze(1).add_(coarse).sub_(coarse)
+    if some.device.type != "cpu" or some.shape[1] < LONG:
+        return shift
+    few = some.numpy()[:, :: some.shape[1] // LONG]
+    value = _repeated(few)
+    return shift if value is None else torch.from_numpy(value).where(torch.from_numpy(value != 0), shift)
+
+
+def _repeated(samples: np.ndarray) -> np.ndarray | None:
+    """Return what each channel of samples (C, P) holds often, or 0; None: no channel holds anything but 0 often.
+
+    >>> _repeated(np.array([[3.0, 7.0, 7.0, 7.0, 1.0, 2.0, 4.0, 5.0], [0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]])).tolist()
+    [7.0, 0.0]
+    """
+    ordered = np.sort(samples, 1)
+    apart = int(OFTEN * samples.shape[1])
+    is_often = ordered[:, apart:] == ordered[:, :-apart]
+    channels, places = np.arange(len(samples)), is_often.argmax(1)
+    values = ordered[channels, places] * is_often[channels, places]
+    return values if values.any() else None
 
 
 def _thinned(part: Tensor) -> Tensor:
