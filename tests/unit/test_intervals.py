@@ -11,7 +11,7 @@ from eigendet import channels, plugins
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.widths import derivation, intervals
-from eigendet.widths.allocation import Budget
+from eigendet.widths.allocation import Budget, targets
 from eigendet.widths.dimensions import group_spectra
 from eigendet.widths.intervals import Intervals, jackknife_interval
 from tests.benchmarks import intervals as benchmark
@@ -144,6 +144,23 @@ def test_few_samples_for_many_channels_widen_what_has_a_bias_and_too_few_leave_n
     assert "more than 8 channels for each effective sample" in (content.lacking or "")
     nothing = sure(traced, WidthSettings(), lower, np.nan)
     assert nothing.dimensions == {} and nothing.widths is None
+
+
+def test_a_bias_that_all_dimensions_have_in_common_widens_no_width() -> None:
+    network = benchmark.network()
+    budget = Budget.of(network, network.widths, WidthSettings(macs=0.9, parameters=None, activations=None))
+    dimension = {"0": 8.0, "2": 12.0, "4": 20.0}
+    target = dict(zip(budget.costs.groups, targets(budget, dimension).tolist(), strict=True))
+
+    def spans(lower: list[float], shortage: float) -> list[float]:
+        without = {group: [factor * dimension[group]] * 4 for group, factor in zip(dimension, lower, strict=True)}
+        few = dict.fromkeys(dimension, shortage)
+        found = intervals.width_intervals(dimension, without, target, few, budget)
+        return [high - low for low, high in found.values()]
+
+    assert spans([0.97, 0.97, 0.97], shortage=0.5) == pytest.approx([0.0] * 3, abs=1e-6)
+    assert spans([0.97, 0.97, 0.90], shortage=0.0) == pytest.approx([0.0] * 3, abs=1e-6)
+    assert min(spans([0.97, 0.97, 0.90], shortage=0.5)) > 0.5
 
 
 def test_what_jumps_has_no_interval(traced: Channels) -> None:

@@ -54,14 +54,15 @@ def test_layers_that_do_not_differ_are_seldom_blamed_beside_others_that_do() -> 
 
 @pytest.mark.parametrize(
     ("effect", "share", "overall", "layer"),
-    [(1.0, 1.0, 0.42, 0.02), (2.0, 1.0, 0.93, 0.33), (2.0, 0.2, 0.46, 0.21), (4.0, 0.2, 0.98, 0.91)],
+    [(1.0, 1.0, 0.42, 0.02), (2.0, 1.0, 0.93, 0.30), (2.0, 0.2, 0.46, 0.20), (4.0, 0.2, 0.98, 0.90)],
 )
 def test_arms_that_differ_are_found(effect: float, share: float, overall: float, layer: float) -> None:
     """How often: by the test of all layers, and in the first layer by the test corrected for all.
 
-    Measured: 0.442 and 0.033, 0.950 and 0.360, 0.499 and 0.242, 0.997 and 0.935. The pseudo-F, with relabelings alone
-    and no layer closed by all together, finds 0.472 and 0.041, 0.962 and 0.445, 0.514 and 0.292, 0.995 and 0.956: what
-    it costs to keep the level where the spread differs.
+    Measured: 0.442 and 0.023, 0.950 and 0.313, 0.499 and 0.212, 0.997 and 0.914. Were Gaussian draws the same in all
+    layers, the first layer would be found in 0.033, 0.360, 0.242 and 0.935. The pseudo-F, with relabelings alone and
+    no layer closed by all together, finds 0.472 and 0.041, 0.962 and 0.445, 0.514 and 0.292, 0.995 and 0.956: what it
+    costs to keep the level where the spread differs.
     """
     tests = simulations(SIMULATIONS, effect, share)
     assert np.mean([one.overall <= 0.05 for one in tests]) >= overall
@@ -89,6 +90,17 @@ def test_another_spread_is_not_called_another_center(sizes: tuple[int, int], spr
     assert sum(one.p[0] <= 0.05 for one in tests) <= too_many
     assert sum(one.corrected.min() <= 0.05 for one in tests) <= too_many
     assert sum(one.overall <= 0.05 for one in tests) <= too_many
+
+
+def test_with_another_spread_too_layers_that_do_not_differ_are_seldom_blamed_beside_others_that_do() -> None:
+    """With the dependence that five runs show among layers it is 7 %: their draws lie in four dimensions."""
+    random, labels, blamed, found = np.random.default_rng(4), [0] * 5 + [1] * 5, 0, 0
+    for _ in range(SIMULATIONS):
+        values = scattered(random, (5, 5), 3.0)
+        values[:4, :5] += 12
+        corrected = significance.differences(values, labels).corrected
+        blamed, found = blamed + (corrected[4:].min() <= 0.05), found + (corrected[:4].min() <= 0.05)
+    assert blamed <= TOO_MANY and found > 0.95 * SIMULATIONS
 
 
 def test_another_spread_is_found_by_the_test_of_it() -> None:

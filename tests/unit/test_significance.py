@@ -216,12 +216,25 @@ def test_order_matters_to_gaussian_draws_no_more_than_their_number_allows() -> N
 def test_correction_knows_how_layers_depend_on_one_another() -> None:
     values = np.random.default_rng(3).normal(size=10) + np.repeat([0, 1.5], 5)
     copies = significance.differences(np.tile(values, (30, 1)), FIVE)
-    np.testing.assert_array_equal(copies.corrected, copies.p)
+    squares = squared(np.abs(values[:, None] - values)[None].repeat(30, axis=0))
+    relabeled = significance._p_values(squares, only_relabelings(FIVE))
+    np.testing.assert_array_equal(relabeled[1], relabeled[0])
     assert copies.overall == copies.p[0]
     others = np.random.default_rng(0).normal(size=(29, 10))
     among = significance.differences(np.vstack([values, others]), FIVE)
     assert among.p[0] == copies.p[0] and among.corrected[0] > 3 * among.p[0]
     assert (among.corrected >= among.p).all()
+
+
+def test_gaussian_draws_correct_as_if_layers_were_independent() -> None:
+    """Few runs show more dependence than there is: 30 copies of a layer count as 30 layers (Šidák 1967)."""
+    values = np.random.default_rng(3).normal(size=10) + np.repeat([0, 5.0], 5)
+    squares = squared(np.abs(values[:, None] - values)[None].repeat(30, axis=0))
+    (_, drawn) = references.references(tuple(label == FIVE[0] for label in FIVE), None, 10, 10_000)
+    p, corrected, _ = significance._p_values(squares, [drawn])
+    assert 0.001 < p[0] < 0.01 and (corrected >= p).all()
+    assert corrected.max() == pytest.approx(1 - (1 - p[0]) ** 30, abs=0.01)
+    assert significance._p_values(squares[:1], [drawn])[1] == p[:1]
 
 
 def test_a_layer_without_distances_disturbs_no_other() -> None:

@@ -43,7 +43,7 @@ def all_metrics(values: np.ndarray, samples: float) -> dict[str, float]:
     power_law_distance 0.211
     power_law_tail 5.000
     power_law_fit 0.520
-    power_law_over_log_normal -0.036
+    power_law_over_log_normal -0.063
     noise_share 0.600
     """
     return {

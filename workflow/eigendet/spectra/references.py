@@ -27,6 +27,7 @@ class Weights(NamedTuple):
     own: np.ndarray  # the variance of the first arm's center
     other: np.ndarray  # that of the other's
     freedom: tuple[int, int]  # degrees of freedom of either variance
+    drawn: bool = False  # runs are drawn anew, so that they scatter in no more directions than those observed do
 
     def observed(self) -> Weights:
         """Return those of the first reference, the observed labels."""
@@ -49,7 +50,7 @@ def references(first: tuple[bool, ...], partners: Partners | None, most: int, dr
     relabeled = _welch_weights(_relabelings(labels, most))
     drawn = _gaussian_weights(labels, draws - 1)
     centers, own, other = (np.vstack(parts) for parts in zip(relabeled.observed()[:3], drawn[:3], strict=True))
-    return [relabeled, Weights(centers, own, other, relabeled.freedom)]
+    return [relabeled, Weights(centers, own, other, relabeled.freedom, drawn=True)]
 
 
 def distinct(first: np.ndarray, partners: Partners | None) -> int:

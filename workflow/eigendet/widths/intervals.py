@@ -128,18 +128,21 @@ def width_intervals(
 ) -> dict[str, Interval]:
     """Return the interval of every width before rounding, `target` from all images, as `dimension_intervals` does.
 
-    What is left of the bias of any group moves the factor by which the budget multiplies all.
+    What is left of the bias may move a width as far as it does if it is in the dimensions of all groups at once. What
+    they have in common moves none, since the budget multiplies all by one factor.
     """
     parts = [dict(zip(without, rest, strict=True)) for rest in zip(*without.values(), strict=True)]
     spent = [targets(budget, rest) for rest in parts]
-    left = [
-        shortage[group] * abs(bias(dimension[group], rest))
+    left = {
+        group: shortage[group] * bias(dimension[group], rest)
         for group, rest in without.items()
         if min(dimension[group], *rest) > 0
-    ]
+    }
+    moved = targets(budget, {group: dimension[group] * math.exp(-left.get(group, 0.0)) for group in without})
     of_width = {}
     for place, group in enumerate(budget.costs.groups):
-        interval = jackknife_interval(target[group], [float(rest[place]) for rest in spent], max(left, default=0.0))
+        as_far = math.log(moved[place] / target[group])
+        interval = jackknife_interval(target[group], [float(rest[place]) for rest in spent], as_far)
         of_width[group] = _within(interval, budget.least[place], budget.most[place])
     return of_width
 
