@@ -185,14 +185,58 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert len(eigendet.read_spectra(tmp_path).metrics.groupby(["arm", "seed"])) == 4  # it is measured
     rewritten(tmp_path, "scratch/tiny/rcnn/seed_1", probe={"split": "train"}, zero="layer2.relu", without=[1])
     notes = compare(tmp_path)
-    assert notes[0] == "scratch seed 1 has maps that never vary, so that they have no spectrum: layer2.relu#0:act."
+    assert notes[0] == (
+        "scratch seed 1 has maps that do not vary in some snapshot, so that they have no spectrum there: "
+        "layer2.relu#0:act."
+    )
     assert notes[1] == "The runs have snapshots at different steps; compared are those at 0 and the last of each."
     tests = eigendet.read_spectra(tmp_path).tests
     dead = tests[(tests["module"] == "layer2.relu") & (tests["measure"] == "jensen_shannon")]
     assert dead["p"].isna().all() and tests[tests["module"] == "layer1.relu"]["p"].notna().any()
+    ranks = tests[(tests["module"] == "layer2.relu") & (tests["measure"] == "effective_rank")]
+    assert ranks["p"].isna().all() and (ranks["other_mean"] < ranks["mean"] / 1.9).all()  # one of two is zero
     shutil.rmtree(tmp_path / "spectra/scratch")
     assert compare(tmp_path) == []
     assert findings.on_spectra(eigendet.read_spectra(tmp_path).tests) == [findings.NOTHING_TO_COMPARE]
+
+
+def test_a_map_that_is_dead_in_one_arm_decides_no_test(tmp_path: Path) -> None:
+    """Its rank of zero is far from that of the other arm, whatever all other maps do."""
+    simulate(tmp_path, seeds=range(4), layers=6)
+    for seed in range(4):
+        rewritten(tmp_path, f"scratch/tiny/rcnn/seed_{seed}", zero="layer2.relu")
+    compare(tmp_path)
+    last = eigendet.read_spectra(tmp_path).tests.query(
+        "snapshot == 2 and measure in ['effective_rank', 'dof', 'trace']"
+    )
+    assert (last["overall"] > 0.05).all() and last[last["module"] == "layer2.relu"]["p"].isna().all()
+    assert (last[last["module"] == "layer2.relu"]["other_mean"] == 0).all()
+
+
+def test_a_map_that_is_dead_at_the_start_alone_is_not_said_to_be_so_in_the_end(tmp_path: Path) -> None:
+    """As the last normalization of a residual branch whose weights begin with zero."""
+    simulate(tmp_path, seeds=(0, 1))
+    file = tmp_path / "spectra/scratch/tiny/rcnn/seed_0/eigenvalues.parquet"
+    table = pd.read_parquet(file)
+    table.loc[(table["module"] == "layer0.relu") & (table["step"] == 0), "value"] = 0.0
+    table.to_parquet(file, index=False)
+    (note,) = compare(tmp_path)
+    assert note.startswith(
+        "scratch seed 0 has maps that do not vary in some snapshot, so that they have no spectrum there"
+    )
+    tests = eigendet.read_spectra(tmp_path).tests.query("module == 'layer0.relu' and measure == 'jensen_shannon'")
+    assert tests.groupby("snapshot")["p"].first().isna().to_dict() == {0: True, 1: False, 2: False}
+    assert "Left out" not in " ".join(findings.on_spectra(eigendet.read_spectra(tmp_path).tests))
+
+
+def test_a_run_on_other_images_is_the_one_left_out_although_it_comes_first(tmp_path: Path) -> None:
+    simulate(tmp_path, seeds=(0, 1))
+    rewritten(tmp_path, "finetune/tiny/rcnn/seed_0", probe={"split": "val"})
+    assert compare(tmp_path) == [
+        "finetune seed 0 was observed on other images than finetune seed 1, so it is compared with no other run."
+    ]
+    distances = eigendet.read_spectra(tmp_path).distances
+    assert set(distances["seed"][distances["arm"] == "finetune"]) == {1} and set(distances["seed"]) == {0, 1}
 
 
 def test_maps_with_too_few_samples_are_named(tmp_path: Path) -> None:
@@ -203,7 +247,7 @@ def test_maps_with_too_few_samples_are_named(tmp_path: Path) -> None:
     table.loc[table["module"] == "layer3.relu", "effective_samples"] = 15.0  # of 16 channels
     table.to_parquet(file, index=False)
     assert compare(tmp_path)[0].startswith(
-        "Of 4 maps, 1 with fewer effective samples than channels in some run (layer3.relu#0:act): the smallest"
+        "Maps with fewer effective samples than channels in some run: 1 of 4 (layer3.relu#0:act). Their smallest"
     )
 
 
@@ -219,7 +263,7 @@ def test_notes_count_only_maps_that_are_compared_and_name_no_step_that_is_not(tm
     table[table["module"] != "layer2.relu"].to_parquet(other, index=False)
     notes = " ".join(compare(tmp_path))
     assert (
-        "Of 2 maps, 2 with fewer effective samples than channels in some run (layer0.relu#0:act, layer1.relu" in notes
+        "Maps with fewer effective samples than channels in some run: 2 of 2 (layer0.relu#0:act, layer1.relu" in notes
     )
     assert "The runs have snapshots at different steps; compared is the last of each alone." in notes
 
@@ -230,7 +274,9 @@ def test_nan_in_a_table_is_named_and_spoils_nothing_else(tmp_path: Path) -> None
     table = pd.read_parquet(file)
     table.loc[(table["module"] == "layer0.relu") & (table["index"] == 0), "value"] = np.nan
     table.to_parquet(file, index=False)
-    assert compare(tmp_path) == ["scratch seed 0 has NaN or infinity in the spectra of layer0.relu#0:act."]
+    assert compare(tmp_path) == [
+        "scratch seed 0 has NaN or infinity, in some snapshot, in the spectra of layer0.relu#0:act."
+    ]
     tests = eigendet.read_spectra(tmp_path).tests.query("measure == 'jensen_shannon'")
     assert tests.groupby("module")["p"].apply(lambda p: p.isna().all()).to_dict() == {
         "layer0.relu": True, "layer1.relu": False, "layer2.relu": False, "layer3.relu": False,

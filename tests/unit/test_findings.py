@@ -109,12 +109,14 @@ def test_equal_runs_are_no_multiple_of_anything() -> None:
     same = layer("a", between=0.0, within=0.0, statistic=0.0, p=1.0, corrected=1.0, mean=4.0)
     text = said(same, overall=1.0, of_ranks=1.0)
     assert text == (
-        "The spectra of tuned and scratch are equal in every run, in 1 layer. "
+        "The normalized spectra of tuned and scratch are equal in every run, in 1 layer. "
         "The effective rank is the same in tuned and in scratch, in 1 layer."
     )
     apart = said(layer("a", within=0.0, statistic=np.inf), same | {"module": "b"})
     assert "differ (median over layers) and those of two seeds of one arm do not" in apart
     assert "in 1 of 2 layers" in apart and "Corrected for 2 layers, 1 differs on its own: a." in apart
+    half = said(layer("a", within=0.0, statistic=np.inf), layer("b", between=0.2))
+    assert "lie 2.0 times as far apart as those of two seeds" in half and "do not" not in half  # seeds differ in b
     nearer = said(layer("a", between=0.001, within=0.1, p=1.0, corrected=1.0), overall=1.0)
     assert "lie 0.01 times as far apart" in nearer and "in 0 of 1 layer:" in nearer
 

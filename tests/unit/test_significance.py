@@ -315,3 +315,13 @@ def test_several_pairs_are_corrected_for_their_number() -> None:
     assert both[0].overall == alone[1].overall and both[0].smallest == alone[1].smallest
     assert np.isnan([both[1].overall, both[1].smallest]).all() and np.isnan(both[1].corrected).all()
     assert significance.over_pairs([]) == []
+
+
+def test_no_pair_has_a_smaller_p_than_it_is_said_to_allow() -> None:
+    """With 4+4 beside 4+12 runs Holm's method takes the first pair as it is, once both others have been found."""
+    values = np.r_[np.zeros(4), np.full(4, 5.0), np.full(12, 10.0)] + np.random.default_rng(0).normal(size=(3, 20)) / 9
+    arms = np.repeat(["a", "b", "c"], [4, 4, 12])
+    pairs = [np.isin(arms, pair) for pair in (("a", "b"), ("a", "c"), ("b", "c"))]
+    tests = significance.over_pairs([significance.differences(values[:, pair], arms[pair]) for pair in pairs])
+    assert tests[0].overall == tests[0].smallest == 1 / 35
+    assert all(test.overall >= test.smallest and (test.corrected >= test.smallest).all() for test in tests)

@@ -83,7 +83,7 @@ def _difference(arms: str, table: pd.DataFrame) -> str:
     """Say how far apart the spectra of two arms are, and in which layers by more than those of seeds."""
     smallest, overall = table["smallest"].iloc[0], table["overall"].iloc[0]
     if not (table["between"] > 0).any():
-        return f"The spectra of {arms} are equal in every run, in {_of_layers(table)}."
+        return f"The normalized spectra of {arms} are equal in every run, in {_of_layers(table)}."
     if math.isnan(smallest):
         return (
             f"The spectra of {arms} end up {table['between'].median():.3g} apart in the median layer (Jensen-Shannon "
@@ -102,7 +102,8 @@ def _times_as_far(table: pd.DataFrame) -> str:
     """Compare the distance of arms with that of seeds, which may be zero."""
     apart = table[(table["between"] > 0) | (table["within"] > 0)]  # not where all runs are equal
     with np.errstate(divide="ignore"):
-        ratio = float(np.median(apart["between"].to_numpy() / apart["within"].to_numpy()))
+        ratios = apart["between"].to_numpy(float) / apart["within"].to_numpy(float)
+    ratio = float(np.quantile(ratios, 0.5, method="lower"))  # infinite only where it is in more than half of them
     if math.isinf(ratio):
         return "differ (median over layers) and those of two seeds of one arm do not"
     times = f"{ratio:,.1f}" if ratio >= 1 else f"{ratio:.2g}"

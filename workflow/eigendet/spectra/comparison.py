@@ -129,8 +129,8 @@ def comparable(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]
     few = [label for label in _labels(iter(taps)) if label in undersampled]
     if few:
         notes.append(
-            f"Of {len(taps)} maps, {len(few)} with fewer effective samples than channels in some run ({some(few)}): "
-            "the smallest eigenvalues there say more of the images than of the network; more images would tell."
+            f"Maps with fewer effective samples than channels in some run: {len(few)} of {len(taps)} ({some(few)}). "
+            "Their smallest eigenvalues say more of the images than of the network; more images would tell."
         )
     if len({tuple(run.steps) for run in compared}) > 1:
         steps = ", ".join(str(step) for step in _moments(compared)[:-1])
@@ -151,8 +151,9 @@ def comparable(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]
 
 
 def _observed_alike(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[str]]:
-    """Return the runs that saw the images of the first and have spectra of its moment, and a note on each other."""
-    first, alike, notes = runs[0], [], []
+    """Return the runs that saw the same images, of the same moment, as most did, and a note on each other."""
+    kinds = [(run.provenance.probe, run.images, run.centered) for run in runs]
+    first, alike, notes = runs[kinds.index(max(kinds, key=kinds.count))], [], []
     for run in runs:
         other_images = (run.provenance.probe, run.images) != (first.provenance.probe, first.images)
         other_moment = run.centered != first.centered
@@ -176,9 +177,11 @@ def _notes_on_maps(run: RunSpectra, taps: set[Tap]) -> list[str]:
     if missing:
         notes.append(f"Only {run.name} and perhaps others, not all, have the maps {some(missing)}: left out.")
     if spoilt:
-        notes.append(f"{run.name} has NaN or infinity in the spectra of {some(spoilt)}.")
+        notes.append(f"{run.name} has NaN or infinity, in some snapshot, in the spectra of {some(spoilt)}.")
     if dead:
-        notes.append(f"{run.name} has maps that never vary, so that they have no spectrum: {some(dead)}.")
+        notes.append(
+            f"{run.name} has maps that do not vary in some snapshot, so that they have no spectrum there: {some(dead)}."
+        )
     return notes
 
 
@@ -286,10 +289,15 @@ def significance_table(runs: Sequence[RunSpectra], distances: pd.DataFrame, metr
     Args:
         runs: those that are compared.
         distances: the table of these runs; similarities in it count as the distance √(1 - similarity).
-        metrics: the table of these runs, and perhaps of others.
+        metrics: the table of these runs, and perhaps of others. A map that does not vary in some run has no test, as it
+            has none by distances.
     """
     taps, tests = _taps(runs), []
     for snapshot, moment in enumerate(_moments(runs)):
+        spectra = [[run.spectra[_step(run, moment), tap] for run in runs] for tap in taps]
+        vary = np.array(
+            [all(values.any() and np.isfinite(values).all() for values in of_tap) for of_tap in spectra], bool
+        )
         at = distances[(distances["snapshot"] == snapshot) & distances["relation"].isin(["arms", "seeds"])]
         for measure, rows in at.groupby("measure", sort=False):
             matrices = _distance_matrices(rows, runs, taps)
@@ -300,6 +308,7 @@ def significance_table(runs: Sequence[RunSpectra], distances: pd.DataFrame, metr
             values = _metric_values(rows, runs, [_step(run, moment) for run in runs], taps)
             with np.errstate(invalid="ignore"):
                 matrices = np.abs(values[:, :, None] - values[:, None, :])
+            matrices[~vary] = np.nan
             for table in _tests(runs, moment, taps, matrices):
                 means = [values[:, [run.arm == arm for run in runs]].mean(1) for arm in _arms_of(table)]
                 tests.append(table.assign(snapshot=snapshot, measure=metric, mean=means[0], other_mean=means[1]))

@@ -123,22 +123,24 @@ def differences(values: np.ndarray, labels: Labels, seeds: Labels | None = None)
 def over_pairs(tests: Sequence[PermutationTest]) -> list[PermutationTest]:
     """Correct the tests of several pairs of arms for their number: of any false finding in any pair.
 
-    `overall` and `dispersion` by Holm's method, which needs no assumption on how pairs with an arm in common depend on
-    one another; `corrected` and `smallest` times the number of pairs. The `p` of each layer alone stays.
+    `overall`, `dispersion` and `smallest` by Holm's method, which needs no assumption on how pairs with an arm in
+    common depend on one another; `corrected` times the number of pairs. The `p` of each layer alone stays.
 
     >>> apart = differences(np.array([[0.0, 1.0, 2.0, 10.0, 11.0, 12.0]]), ["a", "a", "a", "b", "b", "b"])
     >>> [round(test.overall, 6) for test in over_pairs([apart, apart, apart])]
     [0.3, 0.3, 0.3]
     """
-    number = sum(not math.isnan(test.overall) for test in tests)
+    untested = [math.isnan(test.overall) for test in tests]
+    number = untested.count(False)
     overall, dispersion = _holm([test.overall for test in tests]), _holm([test.dispersion for test in tests])
+    smallest = _holm([math.nan if lacks else test.smallest for lacks, test in zip(untested, tests, strict=True)])
     return [
         replace(
             test,
             overall=overall[index],
             dispersion=dispersion[index],
             corrected=np.maximum(np.minimum(1.0, number * test.corrected), overall[index]),
-            smallest=float(np.minimum(1.0, max(number, 1) * test.smallest)),
+            smallest=test.smallest if untested[index] else smallest[index],
         )
         for index, test in enumerate(tests)
     ]
