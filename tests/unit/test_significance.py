@@ -149,7 +149,7 @@ def test_many_swaps_are_drawn_at_random() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "relabelings"), [((2, 2), 3), ((3, 3), 10), ((4, 4), 35), ((5, 5), 126), ((2, 3), 10), ((6, 3), 84)]
+    ("sizes", "relabelings"), [((2, 2), 3), ((3, 3), 10), ((4, 4), 35), ((5, 5), 126), ((3, 4), 35), ((6, 3), 84)]
 )
 def test_few_runs_allow_no_small_p_value(sizes: tuple[int, int], relabelings: int) -> None:
     labels = ["a"] * sizes[0] + ["b"] * sizes[1]
@@ -159,6 +159,27 @@ def test_few_runs_allow_no_small_p_value(sizes: tuple[int, int], relabelings: in
     assert significance.smallest_p(labels) == apart.smallest == pytest.approx(1 / relabelings)
     assert apart.relabelings == relabelings
     assert apart.p[0] == apart.corrected[0] == apart.overall == pytest.approx(1 / relabelings)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (9, 2), (2, 20)])
+def test_an_arm_of_two_runs_finds_nothing_however_many_the_other_has(sizes: tuple[int, int]) -> None:
+    labels = ["a"] * sizes[0] + ["b"] * sizes[1]
+    values = np.random.default_rng(0).normal(size=(4, sum(sizes))) + 99.0 * np.array([arm == "a" for arm in labels])
+    apart = significance.differences(values, labels)
+    assert significance.smallest_p(labels) == apart.smallest == apart.overall == 1 / 3
+    assert (apart.p == 1 / 3).all() and (apart.corrected == 1 / 3).all() and (apart.statistic > 100).all()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-90, 1e90, 1e200])
+def test_tiny_and_huge_numbers_have_the_same_p(scale: float) -> None:
+    """Squares of their squares are no float64."""
+    values = np.random.default_rng(0).normal(size=(3, 10))
+    values[0, :5] += 2
+    one, other = significance.differences(values, FIVE), significance.differences(scale * values, FIVE)
+    for name in ("statistic", "p", "corrected", "overall", "dispersion"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-9)
+    for name in ("between", "within", "spread"):
+        np.testing.assert_allclose(getattr(other, name), scale * getattr(one, name), rtol=1e-9)
 
 
 def test_relabelings_are_all_different_partitions() -> None:

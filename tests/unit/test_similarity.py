@@ -203,3 +203,14 @@ def test_too_little_to_compare_has_no_cka() -> None:
     assert np.isnan(similarity.cka(np.full_like(a, np.nan), b))
     with pytest.raises(ValueError):
         similarity.cka(a, b[:5])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300, 1.7e308])
+def test_no_scale_is_too_small_or_large_for_the_distance_of_spectra(scale: float) -> None:
+    first, second = np.array([1.0, 0.5, 0.5]), np.array([1.0, 0.9, 0.1])
+    assert similarity.jensen_shannon(scale * first, second) == pytest.approx(similarity.jensen_shannon(first, second))
+
+
+def test_a_subspace_has_an_overlap_of_one_with_itself_as_it_is_stored() -> None:
+    stored = orthonormal(np.random.default_rng(0), 40, 5).astype(np.float32).astype(np.float64)
+    assert similarity.subspace_overlap(stored, stored) == pytest.approx(1.0, abs=1e-15)

@@ -96,6 +96,11 @@ def test_power_law_leaves_zeros_out_and_needs_four_distinct_values() -> None:
         assert all(map(math.isnan, tails.power_law_metrics(few).values()))
 
 
+def test_eigenvalues_that_vanish_beside_the_largest_are_zeros() -> None:
+    measured = tails.power_law_metrics(np.r_[1e300 * tail("lognormal"), np.full(9, 1e-320)])
+    assert measured == tails.power_law_metrics(tail("lognormal"))
+
+
 # Whether it fits.
 
 

@@ -150,7 +150,7 @@ def welch(
     variance = own + other
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = np.where(apart > 0, apart / variance, 0.0)
-        own_freedom = variance**2 / (own**2 / freedom[0] + other**2 / freedom[1])
+        own_freedom = 1 / ((own / variance) ** 2 / freedom[0] + (other / variance) ** 2 / freedom[1])
     return statistic, np.where(variance > 0, own_freedom, sum(freedom))
 
 

@@ -89,10 +89,11 @@ def permutation_test(distances: np.ndarray, labels: Labels, seeds: Labels | None
     first = _first_arm(labels)
     partners = _partners(first, seeds)
     rows, columns = np.triu_indices(len(first), 1)
-    squares = np.asarray(distances, dtype=np.float64)[:, rows, columns] ** 2
+    distances, unit = _in_units(np.asarray(distances, dtype=np.float64))
+    squares = distances[:, rows, columns] ** 2
     own, same = first[rows] & first[columns], first[rows] == first[columns]
-    between, within = _root_mean(squares[:, ~same]), _root_mean(squares[:, same])
-    spread = np.stack([_root_mean(squares[:, own]), _root_mean(squares[:, same & ~own])], axis=1)
+    between, within = unit * _root_mean(squares[:, ~same]), unit * _root_mean(squares[:, same])
+    spread = unit[:, None] * np.stack([_root_mean(squares[:, own]), _root_mean(squares[:, same & ~own])], axis=1)
     statistic, p, corrected = (np.full(len(squares), np.nan) for _ in range(3))
     smallest, overall, dispersion, relabelings = smallest_p(labels, seeds), np.nan, np.nan, 0
     finite = np.isfinite(squares).all(1)
@@ -101,8 +102,10 @@ def permutation_test(distances: np.ndarray, labels: Labels, seeds: Labels | None
         relabelings = len(compared[0].centers)
         if finite.any():
             statistic[finite] = _statistics(squares[finite], compared[0].observed())[0][:, 0]
-            p[finite], corrected[finite], overall = _p_values(squares[finite], compared)
-            dispersion = _dispersion(np.asarray(distances, dtype=np.float64)[finite], first)
+            p[finite], corrected[finite], overall = (
+                np.maximum(p, smallest) for p in _p_values(squares[finite], compared)
+            )
+            dispersion = _dispersion(distances[finite], first)
     return PermutationTest(
         statistic, p, corrected, overall, dispersion, relabelings, partners is not None, smallest,
         between, within, spread,
@@ -150,8 +153,10 @@ def smallest_p(labels: Labels, seeds: Labels | None = None) -> float:
     """Return the smallest p-value that so many runs can give: 1 over the distinct relabelings that are compared.
 
     Or 1 over the Gaussian draws, of unpaired arms, if these are fewer. Arms of 2, 3, 4 and 5 runs: 1/3, 1/10, 1/35 and
-    1/126. Arms paired by 6, 7 and 8 seeds: 1/32, 1/64 and 1/128, of n seeds 2 / 2^n. nan if an arm has one run, and so
-    no spread.
+    1/126. Arms paired by 6, 7 and 8 seeds: 1/32, 1/64 and 1/128, of n seeds 2 / 2^n. An arm of two runs allows no more
+    than two beside two do, however many the other has: two that chance to lie near one another tell nothing of their
+    spread (beside 20 that scatter a third as much, 15 % of tests would find another center). nan if an arm has one run,
+    and so no spread.
 
     Raises:
         ValueError: not exactly two arms; as many seeds as runs are needed.
@@ -162,8 +167,9 @@ def smallest_p(labels: Labels, seeds: Labels | None = None) -> float:
     (0.0021645021645021645, 0.03125)
     """
     first = _first_arm(labels)
-    if min(first.sum(), (~first).sum()) < 2:
-        return float("nan")
+    fewest = min(first.sum(), (~first).sum())
+    if fewest < 3:
+        return 1 / 3 if fewest == 2 else math.nan
     partners = _partners(first, seeds)
     return 1 / min(distinct(first, partners), RELABELINGS if partners else DRAWS)
 
@@ -292,6 +298,13 @@ def _holm(p: Sequence[float]) -> list[float]:
         floor = max(floor, min(1.0, (len(tested) - rank) * p[index]))
         adjusted[index] = floor
     return adjusted
+
+
+def _in_units(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances in units of the largest of each layer, and these: squares of tiny or huge ones would be lost."""
+    largest = distances.max((1, 2), initial=0.0)
+    unit = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
+    return distances / unit[:, None, None], unit
 
 
 def _root_mean(squares: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.special import xlog1py
 
@@ -47,7 +49,8 @@ def _shares(spectra: np.ndarray) -> np.ndarray:
     """Return descending shares of the trace, (..., C); nan for a spectrum without one."""
     values = np.sort(np.clip(np.asarray(spectra, dtype=np.float64), 0.0, None))[..., ::-1]
     with np.errstate(invalid="ignore"):
-        return values / values.sum(-1, keepdims=True)
+        relative = values / values[..., :1]  # the trace of huge eigenvalues would overflow
+        return relative / relative.sum(-1, keepdims=True)
 
 
 def _distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -64,6 +67,8 @@ def _distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def subspace_overlap(first: np.ndarray, second: np.ndarray) -> float:
     """Return the mean squared cosine of the principal angles of two subspaces, ‖UᵀV‖²_F / k (Björck & Golub 1973).
 
+    k is ‖UᵀU‖_F ‖VᵀV‖_F, so that what rounding leaves of the bases' norms does not count.
+
     Args:
         first: an orthonormal basis in columns, (C, k).
         second: that of the other subspace, (C, k).
@@ -78,7 +83,8 @@ def subspace_overlap(first: np.ndarray, second: np.ndarray) -> float:
     """
     if first.shape != second.shape:
         return float("nan")
-    return float(np.sum((first.T @ second) ** 2) / first.shape[1])
+    both, own, other = (float(np.sum((a.T @ b) ** 2)) for a, b in ((first, second), (first, first), (second, second)))
+    return both / math.sqrt(own * other)
 
 
 def cka(first: np.ndarray, second: np.ndarray) -> float:

@@ -118,7 +118,8 @@ def goodness_of_fit(values: np.ndarray, law: PowerLaw) -> float:
     """
     if not law.tail:
         return math.nan
-    relative = np.sort(values[values > 0] / values[0])
+    relative = values / values[0]
+    relative = np.sort(relative[relative > 0])  # of tiny ones nothing may be left
     body = relative[: len(relative) - law.tail]
     random = np.random.default_rng(0)
     shape = (REPLICATES, len(relative))
