@@ -102,9 +102,8 @@ def permutation_test(distances: np.ndarray, labels: Labels, seeds: Labels | None
         relabelings = len(compared[0].centers)
         if finite.any():
             statistic[finite] = _statistics(squares[finite], compared[0].observed())[0][:, 0]
-            p[finite], corrected[finite], overall = (
-                np.maximum(p, smallest) for p in _p_values(squares[finite], compared)
-            )
+            p[finite], corrected[finite], overall = _p_values(squares[finite], compared)
+            p, corrected, overall = np.maximum(p, smallest), np.maximum(corrected, smallest), max(overall, smallest)
             dispersion = _dispersion(distances[finite], first)
     return PermutationTest(
         statistic, p, corrected, overall, dispersion, relabelings, partners is not None, smallest,
