@@ -105,6 +105,18 @@ def test_few_runs_establish_nothing() -> None:
     assert "on its own" not in text
 
 
+def test_where_pairs_of_arms_are_what_makes_seeds_few_it_is_said() -> None:
+    """Four seeds an arm would allow 0.029 for a single pair."""
+    pairs = [
+        table(layer("a"), overall=0.086, smallest=3 / 35, other_arm=other) for other in ("scratch", "mine", "third")
+    ]
+    text = findings.on_spectra(pd.concat(pairs))[0]
+    assert "with so few seeds for 3 pairs of arms no difference can be established (p = 0.086" in text
+    untested_pair = table(layer("a", p=NAN), overall=NAN, smallest=NAN, other_arm="single")
+    alone = findings.on_spectra(pd.concat([table(layer("a"), overall=0.1, smallest=0.1), untested_pair]))[0]
+    assert "with so few seeds no difference can be established (p = 0.1" in alone
+
+
 def test_equal_runs_are_no_multiple_of_anything() -> None:
     same = layer("a", between=0.0, within=0.0, statistic=0.0, p=1.0, corrected=1.0, mean=4.0)
     text = said(same, overall=1.0, of_ranks=1.0)

@@ -53,6 +53,7 @@ def on_spectra(tests: pd.DataFrame) -> list[str]:
     if tests.empty:
         return [NOTHING_TO_COMPARE]
     last = tests[tests["snapshot"] == tests["snapshot"].max()]
+    pairs = _tested_pairs(last[last["measure"] == "jensen_shannon"])
     sentences = []
     for (arm, other), of_pair in last.groupby(["arm", "other_arm"], sort=False):
         distances = of_pair[of_pair["measure"] == "jensen_shannon"]
@@ -60,7 +61,7 @@ def on_spectra(tests: pd.DataFrame) -> list[str]:
         if compared.empty:
             sentences.append(f"No layer has a spectrum in every run of {arm} and {other}, so they are not compared.")
             continue
-        sentences.append(_difference(f"{arm} and {other}", compared) + _left_out(distances))
+        sentences.append(_difference(f"{arm} and {other}", compared, pairs) + _left_out(distances))
         ranks = of_pair[of_pair["measure"] == "effective_rank"].merge(compared[TAP], on=TAP)
         sentences += _ranks(arm, other, ranks, is_shown=_is_shown(compared))
         sentences += _spreads(arm, other, compared)
@@ -79,7 +80,7 @@ def _left_out(distances: pd.DataFrame) -> str:
     return f" Left out: {some(layers(absent), NAMED)}, without a spectrum in some run."
 
 
-def _difference(arms: str, table: pd.DataFrame) -> str:
+def _difference(arms: str, table: pd.DataFrame, pairs: int) -> str:
     """Say how far apart the spectra of two arms are, and in which layers by more than those of seeds."""
     smallest, overall = table["smallest"].iloc[0], table["overall"].iloc[0]
     if not (table["between"] > 0).any():
@@ -90,11 +91,13 @@ def _difference(arms: str, table: pd.DataFrame) -> str:
             "distance, 0 to 1). There is no test, which takes two seeds of each arm: another seed might have changed "
             "as much."
         )
+    verdict = _verdict(
+        overall, smallest, "the arms differ by more than their seeds", "that the arms differ is not shown", pairs
+    )
     text = (
         f"At the last snapshot the spectra of {arms} {_times_as_far(table)}, and are farther apart than these in "
-        f"{int((table['between'] > table['within']).sum())} of {_of_layers(table)}: "
-        + _verdict(overall, smallest, "the arms differ by more than their seeds", "that the arms differ is not shown")
-    )  # fmt: skip
+        f"{int((table['between'] > table['within']).sum())} of {_of_layers(table)}: {verdict}"
+    )
     return f"{text}{_single_layers(table) if _is_shown(table) else ''}."
 
 
@@ -158,15 +161,21 @@ def _spreads(arm: str, other: str, table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _verdict(p: float, smallest: float, different: str, not_different: str) -> str:
+def _verdict(p: float, smallest: float, different: str, not_different: str, pairs: int = 1) -> str:
     if smallest > LEVEL:
+        beside = f" for {pairs} pairs of arms" if pairs > 1 else ""
         return (
-            f"with so few seeds no difference can be established (p = {as_p(p)}; the smallest that they allow is "
-            f"{as_p(smallest)}, and {LEVEL} is asked)"
+            f"with so few seeds{beside} no difference can be established (p = {as_p(p)}; the smallest that they allow "
+            f"is {as_p(smallest)}, and {LEVEL} is asked)"
         )
     if p <= LEVEL:
         return f"{different} (test over runs, p = {as_p(p)})"
     return f"{not_different} (p = {as_p(p)})"
+
+
+def _tested_pairs(tests: pd.DataFrame) -> int:
+    """Return for how many pairs of arms all tests are corrected."""
+    return int(tests[pd.to_numeric(tests["overall"]).notna()].groupby(["arm", "other_arm"]).ngroups)
 
 
 def _of_layers(table: pd.DataFrame) -> str:
@@ -203,7 +212,7 @@ def on_tests(tests: pd.DataFrame) -> list[str]:
                 f"{arm} and {other}{paired}: no corrected p-value can be smaller than {as_p(smallest)}; over all "
                 f"layers p = {as_p(overall)}{closed}."
             )
-    tested = tests[pd.to_numeric(tests["overall"]).notna()].groupby(["arm", "other_arm"]).ngroups
+    tested = _tested_pairs(tests)
     if tested > 1:
         sentences.insert(0, f"All but the p of each layer alone are corrected for {tested} pairs of arms too.")
     if pd.to_numeric(tests["p"]).isna().any():
