@@ -2,8 +2,8 @@
 
 The shift is about the mean, not the mean itself, because many maps hold one value again and again: the zeros of a ReLU.
 Adding the same number many times rounds the same way many times, and that bias, not the random part, is then the error
-of a float32 product (5e-7 instead of 1e-8). A shift with few bits makes those products exact. Another number than 0 that
-is held as often, as of flat regions of an image, is itself the shift, and then adds nothing.
+of a float32 product (5e-7 instead of 1e-8). A shift with few bits makes those products exact. Any other number that is
+held as often, as that of an image's background, is itself the shift, and then adds nothing.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def shift_of(pack: list[Tensor]) -> Tensor:
 def _repeated(samples: np.ndarray) -> np.ndarray | None:
     """Return what each channel of samples (C, P) holds often, or 0; None: no channel holds anything but 0 often.
 
-    >>> _repeated(np.array([[3.0, 7.0, 7.0, 7.0, 1.0, 2.0, 4.0, 5.0], [0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]])).tolist()
+    >>> _repeated(np.array([[3.0, 7.0, 7.0, 7.0, 1.0, 2.0, 4.0, 5.0], [0.0] * 4 + [1.0, 2.0, 3.0, 4.0]])).tolist()
     [7.0, 0.0]
     """
     ordered = np.sort(samples, 1)
