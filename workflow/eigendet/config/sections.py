@@ -216,6 +216,11 @@ class CovarianceSettings(Section):
         1, description="jobs among which the images of each run are divided; what they write is merged"
     )
     single: bool = Field(False, description="scatter stored in float32: half the disk")
+    gradients: bool = Field(
+        False,
+        description="also moments of the loss's gradient at every map, over the probe images with objects: for what "
+        "reads widths from the loss",
+    )
 
     @model_validator(mode="after")
     def _images_for_every_shard(self) -> Self:

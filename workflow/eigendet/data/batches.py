@@ -115,18 +115,48 @@ def detection_batches(
     )
 
     def augment(image: Tensor, target: Target) -> Sample:
-        kept = ~target["crowd"]
-        objects: dict[str, Tensor] = {
-            "boxes": tv_tensors.BoundingBoxes(target["boxes"][kept], format="XYXY", canvas_size=tuple(image.shape[1:])),
-            "labels": target["labels"][kept],
-        }
+        objects = learned_objects(target, masks)
+        size = tuple(image.shape[1:])
+        objects["boxes"] = tv_tensors.BoundingBoxes(objects["boxes"], format="XYXY", canvas_size=size)
         if masks:
-            objects["masks"] = tv_tensors.Mask(_masks(target, kept))
+            objects["masks"] = tv_tensors.Mask(objects["masks"])
         image, objects = transform(tv_tensors.Image(image), objects)
         return image.as_subclass(Tensor), {key: value.as_subclass(Tensor) for key, value in objects.items()}
 
     samples = _TrainingSamples(dataset, used, augment, seed)
     return _loader(samples, settings, start, pinned, collate=_lists)
+
+
+def learned_objects(target: Target, masks: bool) -> dict[str, Tensor]:
+    """Return the objects of an image that a detector learns from, crowds left out.
+
+    Args:
+        target: all objects of the image.
+        masks: whether it learns masks.
+
+    Returns:
+        boxes (N, 4), labels (N,), and masks (N, H, W) uint8.
+
+    Raises:
+        UserError: there are no masks.
+
+    Examples:
+        >>> from eigendet.data.samples import Rectangles
+        >>> objects = learned_objects(Rectangles(64)[0][1], masks=True)
+        >>> {name: tuple(values.shape) for name, values in objects.items()}
+        {'boxes': (2, 4), 'labels': (2,), 'masks': (2, 64, 64)}
+    """
+    kept = ~target["crowd"]
+    objects = {"boxes": target["boxes"][kept], "labels": target["labels"][kept]}
+    if not masks:
+        return objects
+    if target["masks"] is None:
+        raise UserError(
+            "the detector learns masks, but not every object of the training data has a segmentation; "
+            "use a detector without masks, or data with 'segmentation' for each annotation."
+        )
+    decoded = [coco_mask.decode(rle) for rle, keep in zip(target["masks"], kept.tolist(), strict=True) if keep]
+    return objects | {"masks": torch.from_numpy(np.stack(decoded))}
 
 
 def evaluation_crop(settings: Pretraining) -> Callable[[Tensor], Tensor]:
@@ -151,17 +181,6 @@ def as_float(image: Tensor) -> Tensor:
     tensor([0.0000, 0.2000, 1.0000])
     """
     return image.float() / 255
-
-
-def _masks(target: Target, kept: Tensor) -> Tensor:
-    """Return the masks (N, H, W) of the objects that are kept."""
-    if target["masks"] is None:
-        raise UserError(
-            "the detector learns masks, but not every object of the training data has a segmentation; "
-            "use a detector without masks, or data with 'segmentation' for each annotation."
-        )
-    decoded = [coco_mask.decode(rle) for rle, keep in zip(target["masks"], kept.tolist(), strict=True) if keep]
-    return torch.from_numpy(np.stack(decoded))
 
 
 def _loader(

@@ -11,6 +11,7 @@ faults          what is wrong with a tap, in one line
 image_sums      sums over the positions of each image
 observer        every tensor of interest accumulated once
 taps            which tensors of a model are observed
+gradients       the same of a loss's gradient at them
 tap             one observed tensor, as it is stored
 passes          the same under a memory limit
 records         one tap at one step of a covariance file

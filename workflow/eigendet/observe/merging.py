@@ -15,7 +15,7 @@ from eigendet.errors import UserError
 from eigendet.moments.covariance import Covariance, merged
 from eigendet.observe import store
 from eigendet.observe.records import TapRecord, read_tap, write_tap
-from eigendet.observe.tap import Tap
+from eigendet.observe.tap import Gradient, Tap
 
 
 def join_steps(path: Path, parts: Sequence[Path]) -> None:
@@ -64,7 +64,7 @@ def merge(path: Path, parts: Sequence[Path], blocks: Sequence[int] = ()) -> None
 
 def _merge_tap(target: h5py.Group, nodes: Sequence[h5py.Group], order: list[int], blocks: Sequence[int]) -> None:
     """Write one tap from the groups that several files have of it; `order` is that of the rows of its image means."""
-    records = [read_tap(node, 0) for node in nodes]
+    records = [read_tap(node, 0, gradients=True) for node in nodes]
     image_means = None
     if all(record.image_means is not None for record in records):
         image_means = torch.cat([torch.from_numpy(record.image_means) for record in records])[order]
@@ -74,8 +74,17 @@ def _merge_tap(target: h5py.Group, nodes: Sequence[h5py.Group], order: list[int]
         padding=records[0].padding,
         covariance=merged(record.accumulator for record in records),
         image_means=image_means,
+        gradient=_gradient(records),
     )
     write_tap(target, tap, nodes[0]["scatter"].dtype, _parts(records, blocks))
+
+
+def _gradient(records: Sequence[TapRecord]) -> Gradient | None:
+    """Return the moments of the gradient over all records, which all have them or none has."""
+    gradients = [record.gradient for record in records if record.gradient is not None]
+    if not gradients:
+        return None
+    return Gradient(merged(own.moments for own in gradients), sum(own.passes for own in gradients))
 
 
 def _parts(records: Sequence[TapRecord], blocks: Sequence[int]) -> dict[int, Covariance]:
@@ -131,6 +140,7 @@ def _experiment(path: Path) -> dict[str, object]:
                     "channels": str(tap.attrs["channels"]),
                     "padding": str(tap.attrs["padding"]),
                     "stored as": str(tap["scatter"].dtype),
+                    "gradient": "there" if "gradient" in tap else "missing",
                 }
                 for name, tap in file[step].items()
             }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eigendet.errors import UserError
+from eigendet.observe.gradients import tap_gradients
 from eigendet.observe.keys import Point, TapKey
-from eigendet.observe.tap import Tap
-from eigendet.observe.taps import tap
+from eigendet.observe.tap import Gradient, Tap
+from eigendet.observe.taps import Taps, tap
 
 BYTES = 8  # of an entry of an accumulator
 
@@ -59,12 +62,13 @@ def covariances(
         3#0:act 1 864 (16, 16)
     """
     run, mode = model if call is None else call, model.training
+    tapped = partial(tap, model, points, modules=modules)
     model.eval()
     try:
-        order, groups = _plan(model, batches, points, modules, keys, memory, run)
+        order, groups = _plan(tapped, batches, keys, memory, run)
         for group in groups:
             # Gradients are off for the passes alone, not for whoever takes the taps.
-            with torch.no_grad(), tap(model, points, modules=modules, keys=group) as taps:
+            with torch.no_grad(), tapped(keys=group) as taps:
                 if calibration is not None:
                     run(calibration)
                     taps.forget()
@@ -78,16 +82,64 @@ def covariances(
         model.train(mode)
 
 
-def _plan(
+def gradients(
     model: nn.Module,
     batches: Iterable[Any],
+    loss: Callable[[Any], Tensor],
     points: Point | Collection[Point],
-    modules: str | Sequence[str],
+    *,
+    modules: str | Sequence[str] = "*",
+    keys: Container[TapKey] | None = None,
+    memory: float | None = None,
+) -> Iterator[tuple[TapKey, Gradient]]:
+    """Yield the moments of a loss's gradient at every tap of a model over all batches, in the mode that it is in.
+
+    What `tap_gradients` says of them holds. The gradients of parameters are left as they are.
+
+    Args:
+        model: any module.
+        batches: what the loss is of, one by one, each a pass; it must be possible to go through them several times if
+            the memory does not suffice for all taps at once.
+        loss: runs the model on a batch, and returns its loss, (); the same at every call with a batch.
+        points: kinds of modules at whose output the gradient is observed, see `tap`.
+        modules: patterns of module paths, see `tap`.
+        keys: only these taps.
+        memory: bytes that accumulators may take at a time; None: no limit.
+
+    Raises:
+        UserError: as `covariances` and `tap_gradients`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> for key, gradient in gradients(model, torch.rand(4, 1, 3), lambda batch: model(batch).sum(), "act"):
+        ...     print(key, gradient.passes, gradient.positions, gradient.second_moment.shape)
+        1#0:act 4 1.0 (2, 2)
+    """
+    tapped = partial(tap_gradients, model, points, modules=modules)
+    _, groups = _plan(tapped, batches, keys, memory, loss)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for group in groups:
+        with torch.enable_grad(), tapped(keys=group) as taps:
+            for batch in batches:
+                torch.autograd.grad(loss(batch), parameters, allow_unused=True)
+        yield from ((key, taps.of(key)) for key in taps)
+
+
+def _plan(
+    tapped: Callable[..., AbstractContextManager[Taps]],
+    batches: Iterable[Any],
     keys: Container[TapKey] | None,
     memory: float | None,
     run: Callable[[Any], object],
 ) -> tuple[dict[TapKey, int], list[Container[TapKey] | None]]:
     """Plan the passes over the data.
+
+    Args:
+        tapped: opens the taps, with their `keys` and whether only to `measure`.
+        batches: the first is run.
+        keys: of all taps that are to be observed.
+        memory: bytes that accumulators may take at a time.
+        run: what a batch is run by.
 
     Returns:
         The place of every tap in the order of execution, and the taps of each pass; without a limit of memory no
@@ -95,7 +147,7 @@ def _plan(
     """
     if memory is None:
         return {}, [keys]
-    with torch.no_grad(), tap(model, points, modules=modules, keys=keys, measure=True) as taps:
+    with torch.no_grad(), tapped(keys=keys, measure=True) as taps:
         run(next(iter(batches)))
     groups: list[list[TapKey]] = [[]]
     free = memory

@@ -14,7 +14,9 @@ import torch
 from eigendet.errors import UserError
 from eigendet.moments.covariance import Covariance, merged
 from eigendet.observe.keys import TapKey, node_name
-from eigendet.observe.tap import Tap
+from eigendet.observe.tap import Gradient, Tap
+
+SMALL = 1e-25  # the largest entry of a scatter whose others float32 might not hold with all digits
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class TapRecord:
     scatter: np.ndarray  # (C, C)
     image_means: np.ndarray | None = None  # (images, C), where they were kept
     parts: Mapping[int, Covariance] = field(default_factory=dict)  # of the images, by number, where they were kept
+    gradient: Gradient | None = None  # of the loss, where it was asked for and is there
 
     @property
     def undersampled(self) -> bool:
@@ -38,9 +41,7 @@ class TapRecord:
     @property
     def accumulator(self) -> Covariance:
         """The moments as an accumulator, which more samples can be added to."""
-        if not self.count:
-            return Covariance(len(self.mean))
-        return Covariance.from_moments(self.count, torch.from_numpy(self.mean), torch.from_numpy(self.scatter))
+        return _accumulator(self.count, self.mean, self.scatter)
 
     def moment(self, centered: bool) -> np.ndarray:
         """Return the covariance, or the raw second moment, (C, C).
@@ -108,6 +109,35 @@ def write_tap(group: h5py.Group, tap: Tap, dtype: Any, parts: Mapping[int, Covar
         node.create_dataset("image_means", data=tap.image_means.cpu().numpy().astype(np.float32))
     if parts:
         _write_parts(node.create_group("parts"), parts)
+    if tap.gradient is not None:
+        write_gradient(node, tap.gradient, dtype)
+
+
+def write_gradient(node: h5py.Group, gradient: Gradient, dtype: Any) -> None:
+    """Write the moments of a tap's gradient into its group.
+
+    Args:
+        node: the group of the tap.
+        gradient: what is written.
+        dtype: of the scatter; float64 where that is so small that float32 would lose digits.
+
+    Raises:
+        UserError: a moment is not finite.
+    """
+    moments = gradient.moments
+    mean, scatter = _mean(moments), moments.scatter.cpu().numpy()
+    if not (np.isfinite(scatter).all() and np.isfinite(mean).all()):
+        raise UserError(
+            f"the gradient at {node.attrs['module']}#{node.attrs['call']}:{node.attrs['point']}: its moments hold NaN "
+            f"or infinity; nothing was written to {node.file.filename}."
+        )
+    if np.abs(scatter).max(initial=0) < SMALL:
+        dtype = np.float64
+    group = node.create_group("gradient")
+    group.attrs["passes"] = gradient.passes
+    group.create_dataset("count", data=np.int64(moments.count))
+    group.create_dataset("mean", data=mean)
+    group.create_dataset("scatter", data=_packed(scatter).astype(dtype))
 
 
 def _write_parts(group: h5py.Group, parts: Mapping[int, Covariance]) -> None:
@@ -118,8 +148,8 @@ def _write_parts(group: h5py.Group, parts: Mapping[int, Covariance]) -> None:
     group.create_dataset("scatter", data=np.array(scatters))
 
 
-def read_tap(node: h5py.Group, step: int) -> TapRecord:
-    """Read the group of one tap."""
+def read_tap(node: h5py.Group, step: int, gradients: bool = False) -> TapRecord:
+    """Read the group of one tap, and if asked for what it holds of the gradient there."""
     channels = int(node.attrs["channels"])
     record = TapRecord(
         step=step,
@@ -129,6 +159,7 @@ def read_tap(node: h5py.Group, step: int) -> TapRecord:
         mean=node["mean"][()],
         scatter=_unpacked(node["scatter"][()], channels),
         image_means=node["image_means"][()] if "image_means" in node else None,
+        gradient=_read_gradient(node["gradient"], channels) if gradients and "gradient" in node else None,
     )
     if "parts" not in node:
         return record
@@ -138,6 +169,19 @@ def read_tap(node: h5py.Group, step: int) -> TapRecord:
         for block, count, mean, scatter in zip(*columns, strict=True)
     }
     return replace(record, parts=parts)
+
+
+def _read_gradient(group: h5py.Group, channels: int) -> Gradient:
+    scatter = _unpacked(group["scatter"][()], channels)
+    moments = _accumulator(int(group["count"][()]), group["mean"][()], scatter)
+    return Gradient(moments, int(group.attrs["passes"]))
+
+
+def _accumulator(count: int, mean: np.ndarray, scatter: np.ndarray) -> Covariance:
+    """Return the accumulator with these moments; an empty one where there are no samples."""
+    if not count:
+        return Covariance(len(mean))
+    return Covariance.from_moments(count, torch.from_numpy(mean), torch.from_numpy(scatter))
 
 
 def _mean(covariance: Covariance) -> np.ndarray:

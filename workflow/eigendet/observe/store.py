@@ -14,6 +14,8 @@
                              where they were kept, as by `eigendet covariance`
             parts/           at the last step of a run, of K parts of the images, for the jackknife: block (K,), the
                              part's number, count (K,), mean (K, C), and scatter (K, C (C + 1) / 2), always float32
+            gradient/        where it was observed, of the gradient of the loss with respect to the map: attribute
+                             passes (of images with objects), and count, mean and scatter as above
 
 Covariance is scatter / count; the raw second moment adds mean meanᵀ. So both can be read later.
 """
@@ -31,9 +33,10 @@ import numpy as np
 
 from eigendet.errors import UserError
 from eigendet.files import Plain, replacing
-from eigendet.observe.keys import step_name
+from eigendet.observe.keys import TapKey, node_name, step_name
 from eigendet.observe.records import TapRecord as TapRecord
-from eigendet.observe.records import read_tap, write_tap
+from eigendet.observe.records import read_tap, write_gradient, write_tap
+from eigendet.observe.tap import Gradient as Gradient
 from eigendet.observe.tap import Tap
 
 FORMAT, VERSION = "eigendet covariance", 3
@@ -75,21 +78,66 @@ def write_covariances(
     """
     with create(path, provenance, images) as file:
         for step, taps in snapshots:
-            group = create_step(file, step)
-            for tap in taps:
-                write_tap(group, tap, np.float32 if single else np.float64)
+            write_step(file, step, taps, single=single)
+
+
+def write_step(file: h5py.File, step: int, taps: Iterable[Tap], *, single: bool = False) -> dict[TapKey, int]:
+    """Write the taps of a step into a file that `create` opened; return their numbers of channels."""
+    group, channels = create_step(file, step), {}
+    for tap in taps:
+        write_tap(group, tap, _dtype(single))
+        channels[tap.key] = tap.covariance.channels
+    return channels
+
+
+def write_gradients(
+    file: h5py.File, step: int, gradients: Iterable[tuple[TapKey, Gradient]], *, single: bool = False
+) -> None:
+    """Write gradients at the taps of a step that `write_step` has written, one in memory at a time."""
+    for key, gradient in gradients:
+        write_gradient(file[step_name(step)][node_name(key)], gradient, _dtype(single))
 
 
 def read(path: Path) -> Iterator[TapRecord]:
-    """Yield every tap of every step, steps ascending, taps in order of execution.
+    """Yield every tap of every step, steps ascending, taps in order of execution; without gradients.
 
     Raises:
         UserError: the file is missing, truncated, of another kind or another version.
     """
     with open_checked(path) as file:
         for name in step_groups(file):
-            for tap in sorted(file[name].values(), key=lambda tap: int(tap.attrs["position"])):
+            for tap in _in_order(file[name]):
                 yield read_tap(tap, int(file[name].attrs["step"]))
+
+
+def with_gradients(path: Path) -> Iterator[TapRecord]:
+    """Yield every tap of the last step with the moments of the loss's gradient there, in order of execution.
+
+    Raises:
+        UserError: the file holds none; or as `read`.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from eigendet import Covariance, TapKey
+        >>> moments = Covariance(2)
+        >>> moments.update(torch.eye(2))
+        >>> tap = Tap(TapKey("fc", 0, "linear"), 0, "none", moments, gradient=Gradient(moments, passes=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_covariances(Path(folder) / "c.h5", [(0, [tap])], {})
+        ...     record, = with_gradients(Path(folder) / "c.h5")
+        >>> record.moment(centered=True).tolist(), record.gradient.second_moment.tolist(), record.gradient.positions
+        ([[0.25, -0.25], [-0.25, 0.25]], [[0.5, 0.0], [0.0, 0.5]], 2.0)
+    """
+    with open_checked(path) as file:
+        for name in step_groups(file)[-1:]:
+            for tap in _in_order(file[name]):
+                record = read_tap(tap, int(file[name].attrs["step"]), gradients=True)
+                if record.gradient is None:
+                    raise UserError(
+                        f"{path}: holds no gradient at {record.key}; set covariance.gradients to true, and compute "
+                        "covariances again."
+                    )
+                yield record
 
 
 def provenance(path: Path) -> Plain:
@@ -132,13 +180,24 @@ def describe(path: Path) -> Iterator[str]:
 def _table(step: h5py.Group) -> Iterator[str]:
     """Yield a header, and a line for each tap of a step in order of execution."""
     width = max(map(len, step), default=0)
-    yield f"{'tap':<{width}}  channels     samples  padding   variance"
-    for name, tap in sorted(step.items(), key=lambda item: int(item[1].attrs["position"])):
-        record = read_tap(tap, 0)
+    observed = any("gradient" in tap for tap in step.values())
+    yield f"{'tap':<{width}}  channels     samples  padding   variance{'  gradient' if observed else ''}"
+    for tap in _in_order(step):
+        record = read_tap(tap, 0, gradients=True)
         note = "  fewer samples than channels" if record.undersampled else ""
         variance = np.trace(record.moment(centered=True))
         numbers = f"{len(record.mean):>8}  {record.count:>10}  {record.padding:<8}  {variance:<8.3g}"
-        yield f"{name:<{width}}  {numbers}{note}".rstrip()
+        gradient = f"  {np.trace(record.gradient.second_moment):<8.3g}" if record.gradient else ""
+        yield f"{node_name(record.key):<{width}}  {numbers}{gradient}{note}".rstrip()
+
+
+def _in_order(step: h5py.Group) -> list[h5py.Group]:
+    """Return the groups of the taps of a step, in order of execution."""
+    return sorted(step.values(), key=lambda tap: int(tap.attrs["position"]))
+
+
+def _dtype(single: bool) -> type[np.floating[Any]]:
+    return np.float32 if single else np.float64
 
 
 @contextlib.contextmanager

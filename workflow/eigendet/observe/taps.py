@@ -17,11 +17,11 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import nn
@@ -35,6 +35,9 @@ from eigendet.observe.observer import Observer
 from eigendet.observe.padding import Canvas
 from eigendet.observe.points import point_of, refuse_hookless
 from eigendet.observe.tap import Tap
+
+if TYPE_CHECKING:
+    from eigendet.observe.gradients import Gradients
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +155,11 @@ class Taps(Mapping[TapKey, Covariance]):
         keys: Container[TapKey] | None = None,
         measure: bool = False,
         tolerant: bool = False,
+        observer: type[Observer] = Observer,
     ) -> None:
         self._network, self._model = model, type(model).__name__
         self._choice, self._tolerant = _Choice(selected, channels, keys), tolerant
-        self._observer = Observer(model, self._choice.wants, shortcuts, measure, tolerant)
+        self._observer = observer(model, self._choice.wants, shortcuts, measure, tolerant)
 
     def __getitem__(self, key: str) -> Covariance:
         keys = self._keys_of(key)
@@ -226,18 +230,34 @@ class Taps(Mapping[TapKey, Covariance]):
         for position, (key, padding) in enumerate(self._observer.padding.items()):
             yield Tap(key, position, padding, self._observer.resolve(key), self._observer.image_means(key))
 
-    def save(self, path: Path | str, images: Sequence[str | int] | None = None, *, single: bool = False) -> None:
+    def save(
+        self,
+        path: Path | str,
+        images: Sequence[str | int] | None = None,
+        *,
+        single: bool = False,
+        gradients: Gradients | None = None,
+    ) -> None:
         """Write an HDF5 file, as `eigendet.observe.store` describes it.
 
         Args:
             path: the file; one that is there is replaced.
             images: which images were seen; without it the file cannot be merged with another.
             single: scatter in float32, half the size.
+            gradients: those of the same maps, from `tap_gradients`.
+
+        Raises:
+            UserError: the gradient of a map was not observed.
         """
         from eigendet.observe import store  # here, since h5py is needed for nothing else
 
+        taps = self.taps()
+        if gradients is not None:
+            if missing := [key for key in self if key not in gradients]:
+                raise UserError(f"gradients: have no {some(missing)}; observe those of the same maps.")
+            taps = (replace(one, gradient=gradients.of(one.key)) for one in taps)
         provenance = {"model": self._model, "precision": PRECISION}
-        store.write_covariances(Path(path), [(0, self.taps())], provenance, images, single=single)
+        store.write_covariances(Path(path), [(0, taps)], provenance, images, single=single)
 
     def image_sizes(self, sizes: Sequence[Sequence[int]], canvas: Sequence[int]) -> None:
         """Say, before a pass, how large the images are in a padded batch.

@@ -10,6 +10,7 @@ stages          a run of each kind, from an experiment to a folder
 images          images decoded once and ahead of the device
 precision       the arithmetic that a network runs in
 observation     which feature maps are observed, and the taps of a detector
+gradients       the gradient of a detector's loss at them
 covariances     the covariances of a run's feature maps, at every snapshot
 latency         how long networks take for one image
 network_check   every network built and tried before any run

@@ -4,6 +4,8 @@ Weights are fixed and the network is in evaluation mode. Images pass one by one,
 another; the few pixels to a multiple of the network's stride are padding and left out. Backbone taps are named as in
 the backbone alone, so that they compare across detectors and with a classifier; all others as in the detector.
 
+If settings ask for it, the gradient of the detector's loss is observed at the same maps, see `gradients`.
+
 The network runs in full float32 on every device. Images are decoded once for all snapshots, see `images`.
 
 Finished snapshots are kept beside the output until all are there, so a computation that was stopped goes on
@@ -32,11 +34,12 @@ from eigendet.errors import UserError, first_line
 from eigendet.files import Plain, value_digest
 from eigendet.networks.backbones import backbone_of
 from eigendet.networks.definition import Definition
+from eigendet.networks.detector import learns_masks
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
 from eigendet.observe.taps import PRECISION
 from eigendet.progress import Reporter
-from eigendet.runs import parallel
+from eigendet.runs import gradients, parallel
 from eigendet.runs.folder import RunFolder, RunRecord, code_versions, job_name
 from eigendet.runs.images import Decoded, Images
 from eigendet.runs.observation import observed_taps
@@ -64,8 +67,10 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     record = run.read_detector_run()
     settings = experiment.covariance
     dataset = open_splits(experiment, "detection")[settings.split]
-    indices = probe_indices(len(dataset), settings.images, f"data.detection.{settings.split}")
-    probe = _Probe(Decoded(dataset), dataset.digest, indices, shard)
+    name = f"data.detection.{settings.split}"
+    indices = probe_indices(len(dataset), settings.images, name)
+    labeled = gradients.with_objects(dataset, indices, name) if settings.gradients else []
+    probe = _Probe(Decoded(dataset), dataset.digest, indices, labeled, shard)
     if not probe.seen:
         raise UserError(
             f"shard {shard[0]}/{shard[1]} of {len(probe.indices)} probe images is empty; make fewer shards."
@@ -88,7 +93,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
             blocks = min(settings.jackknife or 1, len(probe.indices)) if step == record.last_step else 1
             pieces = _pieces(part, probe, blocks)
             own = _left_to_do(pieces, provenance)
-            looked = _reporting(reporter, number, sum(len(piece.seen) for piece in own), settings)
+            looked = _reporting(reporter, number, sum(len(piece.seen) + len(piece.labeled) for piece in own), settings)
             _observe(run.snapshot(step), own, probe, settings, groups, provenance, device, looked)
             processes.wait()
             if processes.rank() == 0:
@@ -120,6 +125,7 @@ class _Probe:
     decoded: Decoded
     digest: str
     indices: list[int]
+    labeled: list[int]  # those whose loss is computed
     shard: tuple[int, int]
 
     @property
@@ -141,6 +147,7 @@ class _Piece(NamedTuple):
     block: int  # for the jackknife
     process: int
     seen: list[int]
+    labeled: list[int]  # those whose loss is computed
 
 
 def _job(experiment: Experiment, record: RunRecord, shard: tuple[int, int]) -> str:
@@ -184,6 +191,7 @@ def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe, backbo
         "points": list(settings.points),
         "backbone": backbone,
         "heads": settings.heads,
+        "gradients": settings.gradients,
         "precision": f"{PRECISION}; network in float32",
         store.CODE: code_versions(),
     }
@@ -191,14 +199,14 @@ def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe, backbo
 
 def _pieces(part: Path, probe: _Probe, blocks: int) -> list[_Piece]:
     """Divide the images of a snapshot among blocks, and those of each block among the processes."""
-    pieces = []
+    pieces, labeled = [], set(probe.labeled)
     for block in range(blocks):
         images = [probe.indices[place] for place in probe.places if place % blocks == block]
         for process in range(processes.size()):
             seen = images[process :: processes.size()]
             if seen:
                 path = part.with_name(f"{part.stem}_{block}_{process}.h5")
-                pieces.append(_Piece(path, block, process, seen))
+                pieces.append(_Piece(path, block, process, seen, [index for index in seen if index in labeled]))
     return pieces
 
 
@@ -227,7 +235,12 @@ def _observe(
             starts_here = piece.seen[0] == probe.indices[0]
             first = None if starts_here else Images(probe.decoded, probe.indices, device)[0]
             taps = observed_taps(model, settings, Images(probe.decoded, piece.seen, device, looked), first, groups)
-            store.write_covariances(piece.path, [(step, taps)], provenance, piece.seen, single=settings.single)
+            samples = gradients.Samples(probe.decoded, piece.labeled, learns_masks(model), device, looked)
+            with store.create(piece.path, provenance, piece.seen) as file:
+                written = store.write_step(file, step, taps, single=settings.single)
+                if settings.gradients:
+                    moments = gradients.loss_gradients(model, settings, samples, written, groups)
+                    store.write_gradients(file, step, moments, single=settings.single)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eigendet.data.batches import as_float
-from eigendet.data.datasets import Detection
+from eigendet.data.datasets import Detection, Target
 
 Read = TypeVar("Read")
 
@@ -61,18 +61,23 @@ class Decoded:
 
     def __init__(self, dataset: Detection, memory: int = MEMORY) -> None:
         self._dataset, self._free = dataset, memory
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, tuple[Tensor, Target]] = {}
         self._lock = threading.Lock()
 
     def __getitem__(self, index: int) -> Tensor:
+        return self.sample(index)[0]
+
+    def sample(self, index: int) -> tuple[Tensor, Target]:
+        """Return an image with its objects."""
         with self._lock:
             if index in self._kept:
                 return self._kept[index]
-            image = self._dataset[index][0]
+            image, target = self._dataset[index]
             if image.nbytes <= self._free:
-                image = self._kept[index] = image.clone()  # the data set's may be a view of something larger
+                image = image.clone()  # the data set's may be a view of something larger
+                self._kept[index] = image, target
                 self._free -= image.nbytes
-            return image
+            return image, target
 
 
 class Images(Sequence[list[Tensor]]):

@@ -7,6 +7,7 @@ a night of training spent on a network that cannot be observed, or whose widths 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TypedDict
 
 import torch
@@ -21,8 +22,11 @@ from eigendet.errors import UserError, some
 from eigendet.networks import checks
 from eigendet.networks.backbones import backbone_of
 from eigendet.networks.definition import Definition
+from eigendet.networks.detector import learns_masks
 from eigendet.plugins.discovery import Plugin
-from eigendet.runs import definitions, training
+from eigendet.runs import definitions, gradients, training
+from eigendet.runs.covariances import probe_indices
+from eigendet.runs.images import Decoded
 from eigendet.runs.losses import Losses
 from eigendet.runs.observation import observed_taps, taps_elsewhere
 from eigendet.widths.dimensions import OTHER_POINTS
@@ -74,7 +78,11 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
         checks.check_trainable(backbone_of(model), backbone_plugin)  # again: a first pass may have frozen it
         checks.check_trainable(model, detector_plugin)
         _check_detections(model, data, detector_plugin)
-    check_observed(experiment, definition, model, f"{detector} over {backbone}")
+    name = f"{detector} over {backbone}"
+    check_observed(experiment, definition, model, name)
+    if experiment.covariance.gradients:
+        with plugins.failures_named(detector_plugin, backbone_plugin):
+            _check_gradients(experiment, definition, model, losses.keys(), name)
     return {
         "version": layout.NETWORK_CHECK_VERSION,
         "costs": costs,
@@ -111,6 +119,44 @@ def check_observed(experiment: Experiment, definition: Definition, model: nn.Mod
             f"{name}: the channel groups {some(unread)} have no feature map of their own, from which widths could be "
             f"read; leave {', '.join(asking)} out of arms."
         )
+
+
+def _check_gradients(
+    experiment: Experiment, definition: Definition, model: nn.Module, losses: Collection[str], name: str
+) -> None:
+    """Observe the gradient of the loss of a probe image, on the CPU.
+
+    Args:
+        experiment: whose settings say what is observed.
+        definition: of the detector.
+        model: the detector.
+        losses: the names of those that it has in training.
+        name: what messages call it.
+
+    Raises:
+        UserError: no probe image has an object; the losses are not those of training; or a map of the backbone is not
+            the one that is observed in evaluation.
+    """
+    settings, source = experiment.covariance, f"data.detection.{experiment.covariance.split}"
+    data, (groups, _) = open_splits(experiment, "detection")[settings.split], definition.reference()
+    first, *_ = gradients.with_objects(data, probe_indices(len(data), settings.images, source), source)
+    samples = gradients.Samples(Decoded(data), [first], learns_masks(model), torch.device("cpu"))
+    with gradients.computing_losses(model) as losses_of:
+        own = losses_of(samples[0]).keys()
+    if set(own) != set(losses):
+        raise UserError(
+            f"{name}: has the losses {some(sorted(losses))} in training, and {some(sorted(own)) or 'none'} with layers "
+            "and backbone in evaluation mode, as for covariance.gradients; leave that false."
+        )
+    taps = {tap.key: tap.covariance for tap in observed_taps(model, settings, [[samples[0].image]], groups=groups)}
+    inside = {path for path, _ in backbone_of(model).named_modules()}
+    channels = {key: moments.channels for key, moments in taps.items()}
+    for key, gradient in gradients.loss_gradients(model, settings, samples, channels, groups):
+        if key.module in inside and gradient.moments.count != taps[key].count:
+            raise UserError(
+                f"{name}: {key} has {taps[key].count} positions in evaluation, and {gradient.moments.count} where the "
+                "loss of the same image is computed; expected the same, so leave covariance.gradients false."
+            )
 
 
 def _check_maps(backbone: nn.Module, size: tuple[int, int], plugin: Plugin) -> None:

@@ -7,17 +7,18 @@ are spectra from which its width can be read.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import CovarianceSettings
 from eigendet.observe.keys import Point, TapKey
-from eigendet.observe.passes import covariances
+from eigendet.observe.passes import covariances, gradients
 from eigendet.observe.points import point_of
-from eigendet.observe.tap import Tap
+from eigendet.observe.tap import Gradient, Tap
 from eigendet.widths.dimensions import OTHER_POINTS
 
 
@@ -37,20 +38,57 @@ def observed_taps(
         first: the batch that decides which maps follow from others, see `covariances`.
         groups: those that are each observed somewhere; None: only the points of the settings.
     """
+    prefix, chosen = _chosen(model, settings, groups)
+    for tap in covariances(model, images, **chosen, calibration=first, image_means=True):
+        yield replace(tap, key=_named(tap.key, prefix))
+
+
+def observed_gradients(
+    model: nn.Module,
+    settings: CovarianceSettings,
+    batches: Iterable[Any],
+    loss: Callable[[Any], Tensor],
+    groups: Channels | None = None,
+) -> Iterator[tuple[TapKey, Gradient]]:
+    """Yield the moments of a loss's gradient at the taps that `observed_taps` yields.
+
+    Args:
+        model: the detector, in the mode in which it computes losses.
+        settings: say which points of which modules are tapped.
+        batches: what the loss is of, an image each.
+        loss: runs the detector on a batch, and returns its loss.
+        groups: those that are each observed somewhere.
+    """
+    prefix, chosen = _chosen(model, settings, groups)
+    for key, gradient in gradients(model, batches, loss, **chosen):
+        yield _named(key, prefix), gradient
+
+
+class _Taps(TypedDict):
+    """Which taps are observed, and how many at once: arguments of `covariances` and `gradients`."""
+
+    points: list[Point]
+    modules: str | list[str]
+    keys: Container[TapKey]
+    memory: float | None
+
+
+def _chosen(model: nn.Module, settings: CovarianceSettings, groups: Channels | None) -> tuple[str, _Taps]:
+    """Return what the paths of the backbone's modules begin with, and which taps are observed."""
     prefix = f"{model.backbone_path}."
     pyramids = [path for path, module in model.named_modules() if point_of(module) == "fpn"]
     elsewhere = {} if groups is None else taps_elsewhere(model, groups, settings.points)
-    for tap in covariances(
-        model,
-        images,
-        list(dict.fromkeys([*settings.points, *elsewhere.values()])),
-        modules="*" if settings.heads else [f"{prefix}*", *pyramids],
-        keys=_Chosen(settings.points, elsewhere, prefix),
-        memory=None if settings.memory is None else settings.memory * 2**30,
-        calibration=first,
-        image_means=True,
-    ):
-        yield replace(tap, key=TapKey(tap.key.module.removeprefix(prefix), tap.key.call, tap.key.point))
+    return prefix, {
+        "points": list(dict.fromkeys([*settings.points, *elsewhere.values()])),
+        "modules": "*" if settings.heads else [f"{prefix}*", *pyramids],
+        "keys": _Chosen(settings.points, elsewhere, prefix),
+        "memory": None if settings.memory is None else settings.memory * 2**30,
+    }
+
+
+def _named(key: TapKey, prefix: str) -> TapKey:
+    """Return the key of a tap of a detector as it is named in the backbone alone, if it is of the backbone."""
+    return TapKey(key.module.removeprefix(prefix), key.call, key.point)
 
 
 def taps_elsewhere(model: nn.Module, groups: Channels, points: Sequence[Point]) -> dict[tuple[str, int], Point]:
