@@ -119,9 +119,7 @@ class Gradients(Taps):
 
     def save(self, path: Path | str, images: Sequence[str | int] | None = None, **options: Any) -> None:
         """Refuse: gradients are stored with the covariances of their maps."""
-        raise UserError(
-            f"{path}: gradients are stored with their taps; call `save(..., gradients=gradients)` of these."
-        )
+        raise UserError(f"{path}: gradients are stored with their taps; call `taps.save(..., gradients=gradients)`.")
 
     def close(self) -> None:
         """Let backward passes that are still to come pass unseen."""

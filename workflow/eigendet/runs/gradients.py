@@ -152,6 +152,9 @@ def computing_losses(model: nn.Module) -> Iterator[Callable[[Sample], Losses]]:
 
     Yields:
         What gives the losses of an image, the same at every call. The detector is as before once the context has ended.
+
+    Raises:
+        UserError: it gives none.
     """
     modes = {module: module.training for module in model.modules()}
     within = set(backbone_of(model).modules())
@@ -173,6 +176,11 @@ def computing_losses(model: nn.Module) -> Iterator[Callable[[Sample], Losses]]:
         training.seed_everything(stream_seed(0, "gradient", sample.number))
         with _WithoutDropout():
             computed: Losses = model([sample.image], [sample.objects])
+        if not isinstance(computed, dict) or not computed:
+            raise UserError(
+                f"the detector {type(model).__name__} gives no losses where its layers and its backbone are in "
+                "evaluation mode, as for covariance.gradients; leave that false."
+            )
         return computed
 
     try:

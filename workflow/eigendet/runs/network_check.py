@@ -145,8 +145,8 @@ def _check_gradients(
         own = losses_of(samples[0]).keys()
     if set(own) != set(losses):
         raise UserError(
-            f"{name}: has the losses {some(sorted(losses))} in training, and {some(sorted(own)) or 'none'} with layers "
-            "and backbone in evaluation mode, as for covariance.gradients; leave that false."
+            f"{name}: has the losses {some(sorted(losses))} in training, and {some(sorted(own))} where its layers and "
+            "its backbone are in evaluation mode, as for covariance.gradients; leave that false."
         )
     taps = {tap.key: tap.covariance for tap in observed_taps(model, settings, [[samples[0].image]], groups=groups)}
     inside = {path for path, _ in backbone_of(model).named_modules()}
