@@ -19,7 +19,9 @@ from eigendet.runs.throughput import Throughput
 from eigendet.spectra import spectrum
 
 
-@pytest.mark.parametrize("changes", [{}, {"single": True, "jackknife": None}, {"images": 8, "heads": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"single": True, "jackknife": None}, {"images": 8, "heads": True, "gradients": True}]
+)
 def test_files_take_what_was_planned(values: dict[str, Any], tmp_path: Path, changes: dict[str, Any]) -> None:
     values["covariance"] = {"images": 5, "points": ["conv", "act", "block", "fpn"]} | changes
     values["training"]["optimizer"] = "sgd"
@@ -101,6 +103,10 @@ def test_throughput_is_measured_or_inferred(values: dict[str, Any]) -> None:
     assert guessed.training == 10.0 and guessed.looking == 30.0 and guessed.observing == 15.0
     assert guessed.pretraining is not None and guessed.pretraining > 40.0
     assert throughput.inferred(10.0, experiment, detector, None).pretraining is None
+    values["covariance"]["gradients"] = True
+    with_gradients = config.parse(values)
+    assert throughput.inferred(10.0, with_gradients, detector, None).observing == 5.0
+    assert throughput.measured(with_gradients, detector, None).observing < found.observing
 
 
 def test_the_plan_is_printed(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,9 @@ class Footprint:
     def _covariances(self, images: int) -> int:
         """Return the bytes of all covariances at one snapshot."""
         width = 4 if self.settings.single else 8
-        return self._arrays(4, width * self._triangles + (8 + 4 * images) * sum(self.channels))
+        moments = width * self._triangles + 8 * sum(self.channels)
+        whole = self._arrays(4, moments + 4 * images * sum(self.channels))
+        return whole + self._arrays(3, moments) if self.settings.gradients else whole
 
     def _arrays(self, number: int, content: int) -> int:
         """Return the bytes of so many arrays of every tap."""

@@ -18,7 +18,8 @@ from eigendet.config.sections import Optimization
 from eigendet.data.datasets import open_splits
 from eigendet.networks.backbones import reference_groups
 from eigendet.networks.definition import Definition
-from eigendet.runs import parallel, training
+from eigendet.networks.detector import learns_masks
+from eigendet.runs import gradients, parallel, training
 from eigendet.runs.folder import RunFolder
 from eigendet.runs.images import Decoded, Images
 from eigendet.runs.latency import timed
@@ -29,6 +30,7 @@ STEPS, WARM_UP = 6, 2  # measured, of which so many do not count
 IMAGES = 4  # looked at
 PASSES = 3  # forward passes that a training step amounts to: for each product, the backward pass takes two
 COVARIANCE = 2  # forward passes that observing amounts to: about as long again for the covariances
+GRADIENTS = 4  # that observing gradients amounts to beside: a pass, its backward pass, and as long again as one
 
 Settings = TypeVar("Settings", bound=Optimization)
 
@@ -62,7 +64,10 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
         task = training.classification_task(labeled, _short(experiment.pretraining), 0, device)
         pretraining = _trained(classifier.build(), classifier, task, experiment.pretraining, device)
     # Without keeping any, as where there are more than are kept.
-    images = Images(Decoded(data, memory=0), [index % len(data) for index in range(IMAGES)], device)
+    decoded, some = Decoded(data, memory=0), [index % len(data) for index in range(IMAGES)]
+    images = Images(decoded, some, device)
+    labeled = [index for index in some if data.objects(index)] if experiment.covariance.gradients else []
+    samples = gradients.Samples(decoded, labeled, learns_masks(model), device)
     model.eval()
 
     def look() -> None:
@@ -72,7 +77,9 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
 
     def observe() -> None:
         with full_float32():
-            list(observed_taps(model, experiment.covariance, images, groups=groups))
+            taps = observed_taps(model, experiment.covariance, images, groups=groups)
+            channels = {tap.key: tap.covariance.channels for tap in taps}
+            list(gradients.loss_gradients(model, experiment.covariance, samples, channels, groups))
 
     def rate_of(call: Callable[[], None]) -> float:
         call()  # to warm up
@@ -106,9 +113,8 @@ def inferred(rate: float, experiment: Experiment, detector: Definition, classifi
         area = math.prod(detector.size)
         whole, widths = replace(detector, heads=True).reference()
         pretraining = rate * area / SIDE**2 * whole.macs(widths) / backbone.macs(reference)
-    return Throughput(
-        training=rate, looking=PASSES * rate, observing=PASSES / COVARIANCE * rate, pretraining=pretraining
-    )
+    passes = COVARIANCE + (GRADIENTS if experiment.covariance.gradients else 0)
+    return Throughput(training=rate, looking=PASSES * rate, observing=PASSES / passes * rate, pretraining=pretraining)
 
 
 def device_name(experiment: Experiment) -> str:
