@@ -260,3 +260,18 @@ def test_a_loss_is_that_of_its_image_alone_and_leaves_the_detector_as_it_was() -
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     maps_of_the_loss(model.eval())
+
+
+def test_dropout_of_functions_is_left_out_however_it_is_called() -> None:
+    maps = torch.rand(2, 3, 4, 4)
+    attention = nn.functional.scaled_dot_product_attention
+    with gradients._WithoutDropout():
+        for dropped in (
+            nn.functional.dropout(maps, 0.9),
+            nn.functional.dropout(input=maps, p=0.9, training=True),
+            nn.functional.dropout2d(maps, 0.9),
+            torch.dropout(maps, 0.9, True),
+        ):
+            assert torch.equal(dropped, maps)
+        by_place, by_name = attention(maps, maps, maps, None, 0.9), attention(maps, maps, maps, dropout_p=0.9)
+    assert torch.equal(by_place, attention(maps, maps, maps)) and torch.equal(by_name, by_place)
