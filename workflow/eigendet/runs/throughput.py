@@ -66,8 +66,8 @@ def measured(experiment: Experiment, detector: Definition, classifier: Definitio
     # Without keeping any, as where there are more than are kept.
     decoded, some = Decoded(data, memory=0), [index % len(data) for index in range(IMAGES)]
     images = Images(decoded, some, device)
-    labeled = [index for index in some if data.objects(index)] if experiment.covariance.gradients else []
-    samples = gradients.Samples(decoded, labeled, learns_masks(model), device)
+    with_loss = [index for index in some if data.objects(index)] if experiment.covariance.gradients else []
+    samples = gradients.Samples(decoded, with_loss, learns_masks(model), device)
     model.eval()
 
     def look() -> None:
