@@ -138,6 +138,11 @@ def test_shards_and_passes_merge_to_the_whole(run: tuple[config.Experiment, Path
     assert (tmp_path / "limited.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     whole, merged = records(tmp_path / "whole.h5"), records(tmp_path / "merged.h5")
     assert list(whole) == list(merged)
+    first = {str(record.key): record for record in store.with_gradients(tmp_path / "whole.h5", step=0)}
+    assert list(first) == list(whole) and {record.step for record in first.values()} == {0}
+    assert all(apart(second_moment(first[key]), second_moment(whole[key])) > 1e-3 for key in whole)
+    with pytest.raises(UserError, match=r"whole.h5: holds no step 3; expected one of 0, 1, 4\."):
+        next(store.with_gradients(tmp_path / "whole.h5", step=3))
     for key, record in whole.items():
         assert record.gradient is not None and (other := merged[key].gradient) is not None
         assert (record.gradient.passes, record.gradient.moments.count) == (other.passes, other.moments.count)

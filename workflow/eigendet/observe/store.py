@@ -31,7 +31,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from eigendet.errors import UserError
+from eigendet.errors import UserError, some
 from eigendet.files import Plain, replacing
 from eigendet.observe.keys import TapKey, node_name, step_name
 from eigendet.observe.records import TapRecord as TapRecord
@@ -110,11 +110,15 @@ def read(path: Path) -> Iterator[TapRecord]:
                 yield read_tap(tap, int(file[name].attrs["step"]))
 
 
-def with_gradients(path: Path) -> Iterator[TapRecord]:
-    """Yield every tap of the last step with the moments of the loss's gradient there, in order of execution.
+def with_gradients(path: Path, step: int | None = None) -> Iterator[TapRecord]:
+    """Yield every tap of a step with the moments of the loss's gradient there, in order of execution.
+
+    Args:
+        path: the file.
+        step: None: the last.
 
     Raises:
-        UserError: the file holds none; or as `read`.
+        UserError: the file holds none, or no such step; or as `read`.
 
     Examples:
         >>> import tempfile, torch
@@ -129,15 +133,18 @@ def with_gradients(path: Path) -> Iterator[TapRecord]:
         ([[0.25, -0.25], [-0.25, 0.25]], [[0.5, 0.0], [0.0, 0.5]], 2.0)
     """
     with open_checked(path) as file:
-        for name in step_groups(file)[-1:]:
-            for tap in _in_order(file[name]):
-                record = read_tap(tap, int(file[name].attrs["step"]), gradients=True)
-                if record.gradient is None:
-                    raise UserError(
-                        f"{path}: holds no gradient at {record.key}; set covariance.gradients to true, and compute "
-                        "covariances again."
-                    )
-                yield record
+        steps = {int(file[name].attrs["step"]): file[name] for name in step_groups(file)}
+        number = max(steps, default=0) if step is None else step
+        if number not in steps:
+            raise UserError(f"{path}: holds no step {number}; expected one of {some(list(map(str, steps)))}.")
+        for tap in _in_order(steps[number]):
+            record = read_tap(tap, number, gradients=True)
+            if record.gradient is None:
+                raise UserError(
+                    f"{path}: holds no gradient at {record.key}; set covariance.gradients to true, and compute "
+                    "covariances again."
+                )
+            yield record
 
 
 def provenance(path: Path) -> Plain:

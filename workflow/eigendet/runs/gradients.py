@@ -158,7 +158,7 @@ def computing_losses(model: nn.Module) -> Iterator[Callable[[Sample], Losses]]:
     """
     modes = {module: module.training for module in model.modules()}
     within = set(backbone_of(model).modules())
-    for module in modes:
+    for module in modes:  # torch.nn's own, of which attention has parts, do nothing but drop out in training mode
         has_parts = next(module.children(), None) is not None
         module.training = has_parts and module not in within and not type(module).__module__.startswith("torch.nn.")
     model.training = True
