@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class Gradients(Taps):
     def __init__(
         self,
         model: nn.Module,
-        selected: Collection[str],
+        selected: Mapping[str, Point],
         channels: Container[int] | None,
         shortcuts: bool,
         keys: Container[TapKey] | None = None,
