@@ -45,7 +45,20 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("arms", {"finetune": {}, "untrained": {}}, "arms.untrained takes its widths from step 0 of scratch"),
         ("arms", {"scratch": {"stepz": 9}}, "arms.scratch.stepz: unknown key; did you mean 'steps'?"),
         ("seeds", [], "seeds: got []"),
-        ("seeds", [1, 1], "seeds is [1, 1]; each may occur once"),
+        ("seeds", [1, 1], "seeds: got [1, 1]; each may occur once"),
+        ("seeds", [2**63], "seeds.0: got 9223372036854775808; input should be less than 9223372036854775808"),
+        ("seeds", [0, True], "seeds: got [0, True]; expected numbers"),
+        ("covariance.points", ["act", "act"], "covariance.points: got ['act', 'act']; each may occur once"),
+        ("covariance.points", [], "covariance.points: got []; expected 1 or more"),
+        ("covariance.arms", ["scratch", "scratch"], "covariance.arms: got ['scratch', 'scratch']; each may occur once"),
+        ("training.snapshots", 1, "training.snapshots: got 1; expected how many, at least 2, or a list of steps"),
+        ("training.snapshots", [-1], "training.snapshots: got [-1]; expected how many, at least 2, or a list of"),
+        ("training.learning_rate", float("inf"), "training.learning_rate: got inf; input should be a finite number"),
+        ("training.scale_jitter", [1, float("inf")], "training.scale_jitter.1: got inf; input should be a finite"),
+        ("training.scale_jitter", [1, 1, 1], "training.scale_jitter: got [1, 1, 1]; expected 2"),
+        ("backbones.tiny.width", float("inf"), "backbones.tiny.width: got inf; input should be a finite number"),
+        ("rounds", 10**6, "rounds: got 1000000; input should be less than or equal to 100"),
+        ("arms", {"a b": {}}, "arms.a b: got 'a b'; expected letters and digits, and after the first also '-' and '_'"),
         (
             "covariance.points",
             ["relu"],
@@ -77,6 +90,7 @@ def test_a_wrong_value_is_named_with_what_would_be_accepted(
         config.parse(changed(values, key, value), "my.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("my.yaml: ")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_each_round_starts_from_the_spectra_of_the_round_before(values: dict[str, Any]) -> None:

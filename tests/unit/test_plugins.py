@@ -90,6 +90,16 @@ def test_a_wrong_rule_is_named(rule: Any, message: str, values: dict[str, Any]) 
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("source", ["workflo", "", "weights.pt"])
+def test_weights_that_are_nowhere_are_named_before_anything_runs(source: str, values: dict[str, Any]) -> None:
+    values["backbones"]["tiny"]["pretrained"] = source
+    message = f"backbones.tiny.pretrained: got '{source}', which is not a file; expected 'workflow', a state-dict file"
+    with pytest.raises(UserError, match=message):
+        plugins.validate(config.parse(values))
+    plugins.validate(config.parse(values), paths=False)  # as for a plan
+    plugins.validate(config.parse(values | {"arms": {"scratch": {}}}))  # which starts from none
+
+
 def test_a_rule_is_varied_over_the_examples_of_its_option_and_its_own_value() -> None:
     varied = plugins.variants("rule", PluginChoice(plugin="dof", scale=0.2))
     values = [choice.options["scale"] for choice in varied]

@@ -15,20 +15,24 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from eigendet.config.sections import (
+    NAME,
     Arm,
     BackboneChoice,
     CovarianceSettings,
     Data,
     DetectorTraining,
     Name,
+    OnceEach,
     PluginChoice,
     Pretraining,
     Section,
+    Seed,
     WidthSettings,
 )
 from eigendet.errors import UserError, unknown
@@ -56,6 +60,7 @@ REMOVED = {
 WITH_REFERENCE_WIDTHS = ("finetune", "scratch")
 UNIFORM = "uniform scaling"  # the rule, in a table of the front, of widths that all have one factor
 AFTER_DERIVED = ("uniform_parameters", "uniform_macs", "profile", "permuted")
+FROM_SPECTRA = ("derived", "untrained", *AFTER_DERIVED)  # themselves, or of what they are compared with
 
 
 class Experiment(Section):
@@ -63,7 +68,7 @@ class Experiment(Section):
 
     name: Name = Field(description="of the experiment; its results go to results/NAME/")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    seeds: list[NonNegativeInt] = Field([0], min_length=1, description="every arm is trained once with each")
+    seeds: Annotated[list[Seed], OnceEach] = Field([0], min_length=1, description="every arm is trained once with each")
     plugins: list[str] = Field([], description="further folders with files of plugins, beside `plugins/`")
     data: Data = Field(description="what networks learn from and are evaluated on")
     backbones: dict[Name, BackboneChoice] = Field(min_length=1, description="by names of your own")
@@ -77,7 +82,9 @@ class Experiment(Section):
         "other name with `widths`, a file of widths",
     )
     rounds: PositiveInt = Field(
-        1, description="how often widths are derived: each time from the spectra of the network derived before"
+        1,
+        le=100,
+        description="how often widths are derived: each time from the spectra of the network derived before",
     )
     pretraining: Pretraining | None = Field(None, description="how backbones are trained as classifiers")
     training: DetectorTraining = Field(description="how detectors are trained")
@@ -155,8 +162,6 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds}; each may occur once")
         if "finetune" in self.arms:
             for name, backbone in self.backbones.items():
                 if backbone.pretrained == "workflow" and not (self.data.classification and self.pretraining):
@@ -249,7 +254,7 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
     """Return a line for each fault: the key, the value, what would be accepted."""
     lines = []
     for fault in error.errors():
-        location = [str(part) for part in fault["loc"]]
+        location = [str(part) for part in fault["loc"] if part != "[key]"]  # as pydantic calls a name that is wrong
         key = ".".join([prefix, *location] if prefix else location)
         if key in RENAMED:
             lines.append(f"{key}: is called '{RENAMED[key]}' now")
@@ -270,8 +275,19 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
             accepted = _keys_at(model, fault["loc"])
             lines.append(f"{key}: got {fault['input']!r}; expected a mapping with keys such as {', '.join(accepted)}")
         else:
-            lines.append(f"{key}: got {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}")
+            lines.append(f"{key}: got {fault['input']!r}; {_expected(fault)}")
     return lines
+
+
+def _expected(fault: ErrorDetails) -> str:
+    """Say what would be accepted, in pydantic's words where these do not speak of its own workings."""
+    if fault["type"] == "too_short":
+        return f"expected {fault['ctx']['min_length']} or more"
+    if fault["type"] == "too_long":
+        return f"expected {fault['ctx']['max_length']}" + (" or fewer" if fault["ctx"]["field_type"] == "List" else "")
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME:
+        return "expected letters and digits, and after the first also '-' and '_'"
+    return f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 
 def _renamed_to(error: ValidationError) -> set[str]:

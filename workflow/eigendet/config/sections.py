@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,7 +15,9 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_serializer,
     model_validator,
@@ -23,8 +26,28 @@ from pydantic import (
 from eigendet.files import Plain, value_digest
 from eigendet.observe.keys import Point
 
-Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+
+
+def _once_each(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"got {values}; each may occur once")
+    return values
+
+
+def _number_or_steps(value: Any, accept: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return accept(value)
+    except ValidationError:
+        raise ValueError(
+            f"got {value!r}; expected how many, at least 2, or a list of steps, such as [0, 100]"
+        ) from None
+
+
+Name = Annotated[str, Field(pattern=NAME)]
+OnceEach = AfterValidator(_once_each)
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what random generators and tables take
+Snapshots = Annotated[Annotated[int, Field(ge=2)] | list[NonNegativeInt], WrapValidator(_number_or_steps)]
 
 # Settings that change how a run proceeds but not what comes of it.
 IMMATERIAL = {"workers", "log_every", "checkpoint_every", "tensorboard"}
@@ -33,14 +56,16 @@ IMMATERIAL = {"workers", "log_every", "checkpoint_every", "tensorboard"}
 class Section(BaseModel):
     """Keys with values, none of which is taken for one of another kind: to pydantic, true would be the number 1."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="wrap")
     @classmethod
     def _a_truth_is_no_number(cls, value: Any, accept: ValidatorFunctionWrapHandler) -> Any:
         accepted = accept(value)
-        if isinstance(value, bool) and not isinstance(accepted, bool):
-            raise ValueError(f"got {value}; expected a number")
+        several = isinstance(value, list) and isinstance(accepted, list | tuple)
+        for own, taken in zip(value, accepted, strict=True) if several else [(value, accepted)]:
+            if isinstance(own, bool) and not isinstance(taken, bool):
+                raise ValueError(f"got {value}; expected {'numbers' if several else 'a number'}")
         return accepted
 
 
@@ -107,7 +132,7 @@ class Optimization(Section):
     precision: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="of the forward pass on a GPU; a CPU always computes in float32"
     )
-    snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
+    snapshots: Snapshots = Field(
         8,
         description="how many (first, then spaced logarithmically, then last), or the steps themselves, to which the "
         "last is added; of an arm whose covariance is not observed, the last alone, unless the arm says otherwise",
@@ -136,13 +161,13 @@ class Optimization(Section):
 class Pretraining(Optimization):
     """How a backbone is trained as a classifier."""
 
-    snapshots: Annotated[int, Field(ge=2)] | list[NonNegativeInt] = Field(
+    snapshots: Snapshots = Field(
         [], description="as of `training`; the last, from which detectors start, is always kept"
     )
     image_size: PositiveInt = Field(224, description="side of the square crop, pixels")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.35, 1.0), description="share of the image in a crop")
     flip: bool = Field(True, description="mirror half of the images")
-    seed: NonNegativeInt = Field(0, description="of weights, order and augmentation; one for all arms")
+    seed: Seed = Field(0, description="of weights, order and augmentation; one for all arms")
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> Self:
@@ -190,8 +215,10 @@ def _in_order(key: str, interval: tuple[float, float]) -> None:
 class CovarianceSettings(Section):
     """Which feature maps are observed, in which runs, on which images."""
 
-    arms: list[Name] = Field(["finetune", "scratch"], min_length=1, description="whose runs are observed")
-    points: list[Point] = Field(
+    arms: Annotated[list[Name], OnceEach] = Field(
+        ["finetune", "scratch"], min_length=1, description="whose runs are observed"
+    )
+    points: Annotated[list[Point], OnceEach] = Field(
         ["act"],
         min_length=1,
         description="kinds of modules whose output is observed: convolutions, linear layers, norms, activations, "
@@ -255,13 +282,13 @@ class WidthSettings(Section):
         description="also the widths of the detector's own layers: pyramid and heads; its predictions keep their sizes",
     )
     round_to: PositiveInt = Field(8, description="widths are multiples of this")
-    macs: Share | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
-    parameters: Share | None = Field(None, description="cap on parameters, likewise")
-    activations: Share | None = Field(
+    macs: PositiveFloat | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
+    parameters: PositiveFloat | None = Field(None, description="cap on parameters, likewise")
+    activations: PositiveFloat | None = Field(
         None, description="cap on the elements that its convolutions and linear layers write, likewise"
     )
     min_factor: NonNegativeFloat = Field(0.0, description="least width of a group, as a share of the reference's")
-    max_factor: Share | None = Field(
+    max_factor: PositiveFloat | None = Field(
         4.0,
         description="largest width of a group, likewise: far beyond what was observed lies extrapolation; null: any",
     )

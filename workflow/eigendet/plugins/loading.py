@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -121,7 +122,7 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
         paths: whether files and folders among the options must exist.
 
     Raises:
-        UserError: a line for each wrong option.
+        UserError: a line for each wrong option, and for each file of weights that is missing.
     """
     chosen: dict[str, tuple[Kind, PluginChoice]] = {}
     for task, splits in (("classification", experiment.data.classification), ("detection", experiment.data.detection)):
@@ -130,7 +131,7 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
     chosen |= {f"backbones.{name}": ("backbone", choice) for name, choice in experiment.backbones.items()}
     chosen |= {f"detectors.{name}": ("detector", choice) for name, choice in experiment.detectors.items()}
     chosen["widths.rule"] = "rule", experiment.widths.rule
-    faults = []
+    faults = _weights_missing(experiment) if paths else []
     for where, (kind, choice) in chosen.items():
         try:
             bind(kind, choice, where, paths)
@@ -138,6 +139,17 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
             faults.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _weights_missing(experiment: Experiment) -> list[str]:
+    """Return a line for each backbone whose weights are neither made here nor published, nor in a file."""
+    own = {name: choice.pretrained for name, choice in experiment.backbones.items() if "finetune" in experiment.arms}
+    return [
+        f"backbones.{name}.pretrained: got '{source}', which is not a file; expected 'workflow', a state-dict file, or "
+        "published weights, as 'torchvision:NAME' or 'timm:NAME'"
+        for name, source in own.items()
+        if source != "workflow" and not source.startswith(("torchvision:", "timm:")) and not Path(source).is_file()
+    ]
 
 
 def versions(**choices: PluginChoice) -> dict[str, str]:
