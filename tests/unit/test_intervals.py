@@ -99,6 +99,7 @@ def sure(
         settings,
         spectra.dimensions(settings),
         dict(zip(widths, target, strict=True)),
+        widths,
     )
 
 
@@ -126,6 +127,18 @@ def test_a_width_is_named_whose_interval_lies_beside_it(traced: Channels) -> Non
     low, high = content.dimensions[UNSURE]
     assert 50 < low == pytest.approx(high)
     assert UNSURE in content.undetermined
+
+
+def test_a_width_beside_the_nearest_multiple_is_named(traced: Channels) -> None:
+    """What is left of the budget goes to some groups, whose intervals, of no width here, round to less."""
+    settings = WidthSettings(round_to=16)
+    content = sure(traced, settings, [{}] * 6)
+    spectra = group_spectra(planted(traced, dict.fromkeys(traced.widths, 40), 0), traced, settings)
+    budget = Budget.of(traced, traced.widths, settings)
+    widths, target = derivation.allocate(budget, spectra, settings)
+    rounded = dict(zip(widths, np.round(target / budget.multiple) * budget.multiple, strict=True))
+    beside = {group: tuple(sorted((rounded[group], widths[group]))) for group in widths}
+    assert content.undetermined == {group: ends for group, ends in beside.items() if ends[0] < ends[1]} != {}
 
 
 def test_few_samples_for_many_channels_widen_what_has_a_bias_and_too_few_leave_nothing(traced: Channels) -> None:

@@ -52,7 +52,8 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
     left_out = read_spectra_of_arm(experiment.name, network, arm, folders, "jackknife")
     if not is_complete(left_out, spectra):
         return derived
-    sure = intervals(left_out, channels, reference, budget, settings, dimension, dict(zip(widths, target, strict=True)))
+    before = dict(zip(widths, target, strict=True))
+    sure = intervals(left_out, channels, reference, budget, settings, dimension, before, widths)
     return replace(
         derived,
         dimension_intervals=sure.dimensions,

@@ -60,13 +60,14 @@ def intervals(
     settings: WidthSettings,
     dimension: Mapping[str, float],
     target: Mapping[str, float],
+    widths: Widths,
 ) -> Intervals:
     """Return intervals of dimensions and of widths before rounding, and the groups whose width they leave open.
 
     There are none of what jumps from one whole number to another: of a rule that counts, and of widths by the marginal
     allocation; none of a group with too few images, or whose maps do not vary without one of the parts; and none of
-    widths where a group that varies has none, since all share one budget. A width is left open where it rounds to
-    another multiple at an end of its interval, which may lie beside it.
+    widths where a group that varies has none, since all share one budget. A width is left open where an end of its
+    interval, which may lie beside it, rounds to another multiple.
 
     Args:
         left_out: the table of the jackknife.
@@ -76,6 +77,7 @@ def intervals(
         settings: likewise.
         dimension: of every group, from all images.
         target: the width of every group before rounding, from all images.
+        widths: those that were chosen, which may be beside the nearest multiple, so that no cap is exceeded.
     """
     parts = [group_spectra(rest, channels, settings) for _, rest in left_out.groupby("left_out")]
     of_seeds = [part.dimensions_of_seeds(settings) for part in parts]
@@ -92,7 +94,7 @@ def intervals(
     if settings.allocation == "marginal":
         return Intervals(of_dimension, lacking=f"No intervals of widths: marginal allocation has steps, {JUMPS}")
     of_width = width_intervals(dimension, without, target, shortage, budget)
-    return Intervals(of_dimension, of_width, _left_open(of_width, target, budget))
+    return Intervals(of_dimension, of_width, _left_open(of_width, widths, budget))
 
 
 def dimension_intervals(
@@ -152,17 +154,15 @@ def _within(interval: Interval, least: float, most: float) -> Interval:
     return low, high
 
 
-def _left_open(
-    of_width: Mapping[str, Interval], target: Mapping[str, float], budget: Budget
-) -> dict[str, tuple[int, int]]:
-    """Return the least and the most that widths and the ends of their intervals round to, where these differ."""
+def _left_open(of_width: Mapping[str, Interval], widths: Widths, budget: Budget) -> dict[str, tuple[int, int]]:
+    """Return the least and the most of widths and of what the ends of their intervals round to, where these differ."""
     left_open = {}
     for place, group in enumerate(budget.costs.groups):
         multiple = budget.multiple[place]
-        rounded = np.round(np.array([*of_width[group], target[group]]) / multiple) * multiple
-        rounded = np.clip(rounded, budget.least[place], budget.most[place])
-        if len(set(rounded)) > 1:
-            left_open[group] = int(rounded.min()), int(rounded.max())
+        ends = np.round(np.array(of_width[group]) / multiple) * multiple
+        possible = {widths[group], *np.clip(ends, budget.least[place], budget.most[place])}
+        if len(possible) > 1:
+            left_open[group] = int(min(possible)), int(max(possible))
     return left_open
 
 
