@@ -196,7 +196,10 @@ def test_a_network_whose_widths_could_not_be_read_is_refused_before_it_is_traine
     text = (folder / "net.py").read_text()
     assert HIDDEN[0] in text
     (folder / "net.py").write_text(text.replace(*HIDDEN))
-    message = r"it over net: the channel groups stem.0 have no feature map of their own, .*; leave derived out of arms"
+    message = (
+        r"it over net: the channel groups stem.0 have no feature map of their own, .*; leave derived, "
+        "uniform_parameters, profile out of arms"
+    )
     with pytest.raises(UserError, match=message):
         tried(values)
     with pytest.raises(UserError, match=message):
@@ -206,10 +209,115 @@ def test_a_network_whose_widths_could_not_be_read_is_refused_before_it_is_traine
         tried(values | {"arms": {"scratch": {}, "untrained": {}}})
 
 
-def test_where_a_group_without_an_activation_is_observed_is_said(
+VIEWED = """
+from eigendet.plugins import backbone
+
+@backbone
+def net(*, channels: int):
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(8 if level else 3, 8, 3, 2, 1) for level in range(6))
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            maps = {}
+            for level, layer in enumerate(self.layers):
+                x = layer(x)
+                x = self.act(x.view(len(x), 8, *x.shape[2:]))
+                maps[str(level)] = x
+            return dict(list(maps.items())[1:])
+
+    return Network()
+"""
+
+
+def test_a_network_none_of_whose_widths_can_change_is_refused(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "net.py").write_text(VIEWED)
+    message = (
+        r"it over net: none of its widths can change \(layers.0: .*\); leave derived, uniform_parameters, profile "
+        "out of arms"
+    )
+    with pytest.raises(UserError, match=message):
+        tried(values)
+    tried(values | {"arms": {"scratch": {}}})
+
+
+CAPS = [
+    ({"macs": 0.001}, r"widths.macs is 0.001; the narrowest network that widths.round_to \(4\), .* so give at least"),
+    ({"round_to": 4096}, r"widths.macs is 1; the narrowest network that widths.round_to \(4096\)"),
+    ({"min_factor": 1.0, "macs": None, "parameters": 0.5}, r"widths.parameters is 0.5; .* widths.min_factor \(1\)"),
+]
+
+
+@pytest.mark.parametrize(("widths", "message"), CAPS)
+def test_a_budget_that_no_network_can_meet_is_refused_before_any_training(
+    values: dict[str, Any], tmp_path: Path, widths: dict[str, Any], message: str
+) -> None:
+    values["widths"] |= widths
+    experiment = config.parse(values)
+    with pytest.raises(UserError, match=f"rcnn over tiny: {message}"):
+        network_check.check_network(experiment, "tiny", "rcnn")
+    with pytest.raises(UserError, match=message):
+        plan.planned_stages(experiment, tmp_path)
+    network_check.check_network(config.parse(values | {"arms": {"scratch": {}}}), "tiny", "rcnn")  # needs no widths
+
+
+def test_a_file_of_widths_that_does_not_fit_is_refused_before_any_training(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.json"
+    values["arms"] = {"scratch": {}, "mine": {"widths": str(file)}}
+    experiment = config.parse(values)
+    for content, message in [(None, "cannot be read"), ('{"widths": {"convv1": 8}}', "unknown channel group 'convv1'")]:
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(UserError, match=rf"mine.json: {message}"):
+            network_check.check_network(experiment, "tiny", "rcnn")
+        with pytest.raises(UserError, match=rf"mine.json: {message}"):
+            plan.planned_stages(experiment, tmp_path)
+
+
+READ = [
+    (["act"], "act", {"block": 7}),
+    (["act", "norm", "conv"], "act", {"norm": 7}),
+    (["block", "act"], "block", {"act": 18}),
+    (["norm"], "norm", {}),
+]
+
+
+@pytest.mark.parametrize(("points", "point", "counts"), READ)
+def test_where_each_group_is_read_is_said(
+    values: dict[str, Any], caplog: pytest.LogCaptureFixture, points: list[str], point: str, counts: dict[str, int]
+) -> None:
+    """Of MobileNetV2, whose linear bottlenecks have no activation: the point that the width stage will take."""
+    values["backbones"] = {"net": {"plugin": "torchvision", "name": "mobilenet_v2", "width": 0.25}}
+    values["covariance"]["points"] = points
+    values["widths"]["point"] = point
+    with caplog.at_level("INFO"):
+        network_check.check_network(config.parse(values), "net", "rcnn")
+    beginning = f"rcnn over net: without a map at {point}, and read at "
+    listed = {}
+    for message in caplog.messages:
+        assert message.startswith(beginning)
+        elsewhere, _, groups = message.removeprefix(beginning).partition(": ")
+        listed[elsewhere] = groups
+    assert {elsewhere: counted(groups) for elsewhere, groups in listed.items()} == counts
+
+
+def counted(groups: str) -> int:
+    """How many groups a message lists."""
+    named, _, more = groups.partition(" and ")
+    return len(named.split(", ")) + int(more.removesuffix(" more") or 0)
+
+
+def test_without_arms_of_other_widths_it_is_said_where_groups_are_observed(
     values: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     values["backbones"] = {"net": {"plugin": "torchvision", "name": "mobilenet_v2", "width": 0.25}}
+    values["arms"] = {"scratch": {}}
     with caplog.at_level("INFO"):
         network_check.check_network(config.parse(values), "net", "rcnn")
     assert caplog.messages == [

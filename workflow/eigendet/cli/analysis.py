@@ -18,7 +18,7 @@ from eigendet.cli.options import (  # fmt: skip
     output_option,
     read_experiment,
 )
-from eigendet.errors import UserError, unknown
+from eigendet.errors import UserError, some, unknown
 from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def widths(
     parameters, macs = (wording.share(cost.share, 3) for cost in (chosen.parameters, chosen.macs))
     click.echo(f"{arm}: {parameters} of the parameters, {macs} of the MACs")
     if chosen.undetermined:
-        click.echo(f"the images leave open the widths of {', '.join(chosen.undetermined)}")
+        click.echo(f"the images leave open the widths of {some(list(chosen.undetermined))}")
     if chosen.lacking_intervals:
         click.echo(chosen.lacking_intervals)
 

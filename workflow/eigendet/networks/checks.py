@@ -48,7 +48,10 @@ def check_gradients(features: dict[str, Tensor], network: nn.Module, plugin: Plu
     idle = [name for name, value in network.named_parameters() if value.grad is None]
     network.zero_grad()
     if idle:
-        raise UserError(f"{plugin}: its maps have no gradient for {some(idle)}, which would never be trained.")
+        raise UserError(
+            f"{plugin}: its maps have no gradient for {some(idle)}, which would never be trained; take it "
+            "out of the network, for example by setting it to None."
+        )
 
 
 def check_leaves(result: Tensor, network: nn.Module, name: str) -> None:

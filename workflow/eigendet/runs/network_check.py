@@ -7,14 +7,18 @@ a night of training spent on a network that cannot be observed, or whose widths 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from eigendet import plugins
+from eigendet.channels.groups import Channels
 from eigendet.config import Experiment, layout
+from eigendet.config.experiment import FROM_SPECTRA
 from eigendet.config.sections import DetectorTraining
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_splits
@@ -23,13 +27,16 @@ from eigendet.networks import checks
 from eigendet.networks.backbones import backbone_of
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
+from eigendet.networks.widths_file import read_widths
+from eigendet.observe.keys import Point
 from eigendet.plugins.discovery import Plugin
 from eigendet.runs import definitions, gradients, training
 from eigendet.runs.covariances import probe_indices
 from eigendet.runs.images import Decoded
 from eigendet.runs.losses import Losses
-from eigendet.runs.observation import observed_taps, taps_elsewhere
-from eigendet.widths.dimensions import OTHER_POINTS
+from eigendet.runs.observation import observed_taps
+from eigendet.widths.allocation import Budget
+from eigendet.widths.dimensions import OTHER_POINTS, nearest_point
 
 logger = logging.getLogger(__name__)
 
@@ -92,33 +99,66 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
 
 
 def check_observed(experiment: Experiment, definition: Definition, model: nn.Module, name: str) -> None:
-    """Observe an image, and say at which points channel groups are read that have no map at the chosen ones.
+    """Observe an image, and say at which points channel groups are read that have no map at the chosen one.
 
     Args:
-        experiment: whose settings say what is observed.
+        experiment: whose settings say what is observed, and which arms take their widths from it.
         definition: of the detector.
         model: the detector.
         name: what messages call it.
 
     Raises:
-        UserError: nothing is observed; the experiment has arms with derived widths, and of a group there is no map.
+        UserError: nothing is observed; or the experiment has arms whose widths come from spectra, and no width can
+            change, of a group there is no map, or even the narrowest network exceeds a cap; or a file of widths is of
+            another network.
     """
-    settings = experiment.covariance
     groups, _ = definition.reference()
     image = torch.rand(3, *definition.size)
-    keys = [tap.key for tap in observed_taps(model.eval(), settings, [[image]], groups=groups)]
-    nearest = {groups.outputs[tap]: point for tap, point in taps_elsewhere(model, groups, settings.points).items()}
-    for point in dict.fromkeys(nearest.values()):
+    keys = [tap.key for tap in observed_taps(model.eval(), experiment.covariance, [[image]], groups=groups)]
+    of_groups: dict[str, set[str]] = {group: set() for group in groups.widths}
+    for key in keys:
+        group = groups.outputs.get((key.module, key.call))
+        if group is not None:
+            of_groups[group].add(key.point)
+    arms = [arm for arm in experiment.arms if arm in FROM_SPECTRA]
+    if arms:
+        _check_derivable(experiment, definition, groups, of_groups, f"leave {', '.join(arms)} out of arms", name)
+    for arm in experiment.arms.values():
+        if arm.widths is not None:
+            read_widths(Path(arm.widths), definition)
+    chosen: list[Point] = [experiment.widths.point] if arms else experiment.covariance.points
+    nearest = {group: nearest_point(points, chosen) for group, points in of_groups.items()}
+    for point in dict.fromkeys(filter(None, nearest.values())):
         there = some([group for group in nearest if nearest[group] == point])
-        logger.info("%s: without a map at %s, and observed at %s: %s", name, " or ".join(settings.points), point, there)
-    read = {groups.outputs.get((key.module, key.call)) for key in keys if key.point in OTHER_POINTS}
-    unread = [group for group in groups.widths if group not in read]
-    asking = [arm for arm in experiment.all_arms if experiment.spectra_for(arm)]
-    if unread and asking:
+        verb = "read" if arms else "observed"
+        logger.info("%s: without a map at %s, and %s at %s: %s", name, " or ".join(chosen), verb, point, there)
+
+
+def _check_derivable(
+    experiment: Experiment,
+    definition: Definition,
+    groups: Channels,
+    of_groups: Mapping[str, set[str]],
+    way_out: str,
+    name: str,
+) -> None:
+    """Raise UserError unless widths can be derived from what is observed, as far as is known before it is trained."""
+    if not groups.widths:
+        reasons = some([f"{layer}: {reason}" for layer, reason in groups.fixed.items()], 1)
+        raise UserError(
+            f"{name}: none of its widths can change ({reasons or 'it has no layers with weights'}); {way_out}."
+        )
+    unread = [group for group, points in of_groups.items() if not points.intersection(OTHER_POINTS)]
+    if unread:
         raise UserError(
             f"{name}: the channel groups {some(unread)} have no feature map of their own, from which widths could be "
-            f"read; leave {', '.join(asking)} out of arms."
+            f"read; {way_out}."
         )
+    side = experiment.training.min_size
+    try:
+        Budget.of(*replace(definition, size=(side, side)).reference(side), experiment.widths)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _check_gradients(

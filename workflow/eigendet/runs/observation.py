@@ -19,7 +19,7 @@ from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.passes import covariances, gradients
 from eigendet.observe.points import point_of
 from eigendet.observe.tap import Gradient, Tap
-from eigendet.widths.dimensions import OTHER_POINTS
+from eigendet.widths.dimensions import OTHER_POINTS, nearest_point
 
 
 def observed_taps(
@@ -109,9 +109,8 @@ def taps_elsewhere(model: nn.Module, groups: Channels, points: Sequence[Point]) 
             by_group[group][path, call] = point_of(modules[path])
     elsewhere: dict[tuple[str, int], Point] = {}
     for taps in by_group.values():
-        there = [point for point in OTHER_POINTS if point in taps.values()]
-        if there and not set(there).intersection(points):
-            elsewhere |= {tap: point for tap, point in taps.items() if point == there[0]}
+        nearest = nearest_point(set(taps.values()), points)
+        elsewhere |= {tap: point for tap, point in taps.items() if point == nearest}
     return elsewhere
 
 

@@ -6,7 +6,7 @@ ties must serve the most demanding of their maps. How sure it is, `intervals` te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,16 @@ from eigendet.spectra.tables import joined, read_run
 
 # Where a group is read that has no map of its own at the chosen point: the nearest to what the next layer reads first.
 OTHER_POINTS: tuple[Point, ...] = ("act", "block", "norm", "conv", "linear")
+
+
+def nearest_point(points: Collection[str], chosen: Collection[str]) -> Point | None:
+    """Return where a group with maps at `points` is read if none of these is at a chosen one, else None.
+
+    >>> nearest_point({"conv", "norm"}, ["act"]), nearest_point({"conv", "act"}, ["act"])
+    ('norm', None)
+    """
+    there = [point for point in OTHER_POINTS if point in points]
+    return None if set(there).intersection(chosen) else next(iter(there), None)
 
 
 @dataclass(frozen=True)
