@@ -234,8 +234,17 @@ def net(*, channels: int):
 """
 
 
-def test_a_network_none_of_whose_widths_can_change_is_refused(folder: Path, values: dict[str, Any]) -> None:
-    (folder / "net.py").write_text(VIEWED)
+# One line farther down, so that what is remembered of the other is not taken for it.
+FREE_AT_128 = "\n" + VIEWED.replace("maps = {}", "maps, free = {}, x.shape[2] == 128").replace(
+    "self.act(x.view", "self.act(x if free else x.view"
+)
+
+
+@pytest.mark.parametrize("text", [VIEWED, FREE_AT_128])
+def test_a_network_none_of_whose_widths_can_change_is_refused(folder: Path, values: dict[str, Any], text: str) -> None:
+    """Also where its code keeps them only in images of the size that it is trained on."""
+    (folder / "net.py").write_text(text)
+    values["training"] |= {"min_size": 96, "max_size": 96}
     message = (
         r"it over net: none of its widths can change \(layers.0: .*\); leave derived, uniform_parameters, profile "
         "out of arms"

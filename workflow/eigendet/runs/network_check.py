@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from eigendet import plugins
-from eigendet.channels.groups import Channels
 from eigendet.config import Experiment, layout
 from eigendet.config.experiment import FROM_SPECTRA
 from eigendet.config.sections import DetectorTraining
@@ -122,7 +121,7 @@ def check_observed(experiment: Experiment, definition: Definition, model: nn.Mod
             of_groups[group].add(key.point)
     arms = [arm for arm in experiment.arms if arm in FROM_SPECTRA]
     if arms:
-        _check_derivable(experiment, definition, groups, of_groups, f"leave {', '.join(arms)} out of arms", name)
+        _check_derivable(experiment, definition, of_groups, f"leave {', '.join(arms)} out of arms", name)
     for arm in experiment.arms.values():
         if arm.widths is not None:
             read_widths(Path(arm.widths), definition)
@@ -137,26 +136,26 @@ def check_observed(experiment: Experiment, definition: Definition, model: nn.Mod
 def _check_derivable(
     experiment: Experiment,
     definition: Definition,
-    groups: Channels,
     of_groups: Mapping[str, set[str]],
     way_out: str,
     name: str,
 ) -> None:
     """Raise UserError unless widths can be derived from what is observed, as far as is known before it is trained."""
-    if not groups.widths:
+    side = experiment.training.min_size  # as the width stage traces it: code may keep widths at some sizes alone
+    groups, widths = replace(definition, size=(side, side)).reference(side)
+    if not widths:
         reasons = some([f"{layer}: {reason}" for layer, reason in groups.fixed.items()], 1)
         raise UserError(
             f"{name}: none of its widths can change ({reasons or 'it has no layers with weights'}); {way_out}."
         )
-    unread = [group for group, points in of_groups.items() if not points.intersection(OTHER_POINTS)]
+    unread = [group for group in widths if not of_groups.get(group, set()).intersection(OTHER_POINTS)]
     if unread:
         raise UserError(
             f"{name}: the channel groups {some(unread)} have no feature map of their own, from which widths could be "
             f"read; {way_out}."
         )
-    side = experiment.training.min_size
     try:
-        Budget.of(*replace(definition, size=(side, side)).reference(side), experiment.widths)
+        Budget.of(groups, widths, experiment.widths)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 
