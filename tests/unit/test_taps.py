@@ -279,6 +279,26 @@ def test_a_tapped_module_that_never_ran_is_named(caplog: pytest.LogCaptureFixtur
     assert taps["used#0:act"].count == 9
 
 
+def test_lists_of_modules_are_not_expected_to_run(caplog: pytest.LogCaptureFixture) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Dropout(), nn.Dropout()])
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            for part in self.parts:
+                images = part(images)
+            return images
+
+    model = Net().eval()
+    with tap(model, "output") as taps:
+        model(torch.randn(1, 2, 3, 3))
+    assert "parts.1#0" in taps
+    assert not caplog.text
+    with pytest.raises(UserError, match="there are none that can be called"), tap(model, "output", modules="parts"):
+        pass
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_what_is_not_finite_is_named_with_its_pass_and_what_came_before_is_kept(bad: float) -> None:
     model = nn.Sequential(nn.Hardtanh(-torch.inf, torch.inf), nn.ReLU())

@@ -364,10 +364,13 @@ def select(model: nn.Module, points: Point | Collection[Point], patterns: Sequen
             near = get_close_matches(pattern, point_by_path, n=5, cutoff=0.3)
             raise UserError(f"modules: no module matches '{pattern}'. Near names: {', '.join(near) or 'none'}.")
         matched |= matching
+    # A ModuleList, say, has no function of its own.
+    matched = {path for path in matched if type(model.get_submodule(path)).forward is not nn.Module.forward}
     selected = {path: point for path, point in point_by_path.items() if path in matched and point in points}
     if not selected:
         counts = Counter(point_by_path[path] for path in matched)
         others = ", ".join(f"{point} ({counts[point]})" for point in get_args(Point) if counts[point])
+        others = others or "none that can be called"
         functions = "; functions such as torch.relu are no modules, and cannot be observed" if "act" in points else ""
         raise UserError(
             f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {others}{functions}."
