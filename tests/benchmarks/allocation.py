@@ -17,14 +17,23 @@ import torch
 import torchvision
 
 from eigendet import channels
-from eigendet.channels.groups import Widths
+from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import WidthSettings
-from eigendet.widths import controls
-from eigendet.widths.allocation import Budget, marginal, proportional
+from eigendet.widths.allocation import Budget
+from eigendet.widths.marginal import marginal
+from eigendet.widths.matching import matched
+from eigendet.widths.rounding import proportional, rounded
+from eigendet.widths.stages import stage_numbers
 from tests.benchmarks.channels import torchvision_network
 from tests.watching import watched
 
 NETWORKS = ("resnet18", "resnet50", "vgg19_bn", "densenet201", "regnet_y_128gf", "convnext_large", "efficientnet_v2_l")
+
+
+def profile(traced: Channels, goal: Widths) -> Widths:
+    budget = Budget.like(traced, traced.widths, goal, ["macs", "parameters"], WidthSettings())
+    full = np.array([traced.widths[group] for group in budget.costs.groups], float)
+    return rounded(budget, matched(budget, full, stage_numbers(traced)).target)
 
 
 def row(name: str) -> str:
@@ -38,7 +47,7 @@ def row(name: str) -> str:
     for way, allocate in {
         "proportional": lambda: proportional(budget, dimension),
         "marginal": lambda: marginal(budget, spectra),
-        "profile": lambda: controls.profile(traced, traced.widths, found["proportional"], 8)[0],
+        "profile": lambda: profile(traced, found["proportional"]),
     }.items():
         start = time.perf_counter()
         found[way] = allocate()

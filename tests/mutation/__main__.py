@@ -61,6 +61,10 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "channels.naming": "channels",
     "channels.rebuilding": "channels",
     "widths.controls": "controls",
+    "widths.marginal": "marginal",
+    "widths.matching": "controls",
+    "widths.rounding": "rounding",
+    "widths.stages": "stages",
 }
 
 

@@ -60,7 +60,7 @@ def test_a_run_reads_what_it_starts_from(experiment: config.Experiment, arm: str
         ("uniform_parameters", None, True),
         ("uniform_macs", None, True),
         ("profile", None, True),
-        ("untrained", "scratch", False),
+        ("untrained", "scratch", True),
         ("permuted", "derived", True),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -312,11 +313,21 @@ def test_a_control_that_misses_its_budget_is_not_said_to_have_it() -> None:
 
     derived = costing(4000, 9000)
     files = {"derived": derived, "profile": costing(4000, 8999), "uniform_parameters": costing(3600, 3600)}
-    assert findings.on_controls(files | {"permuted": costing(1, 1)}, derived) == (
+    assert findings.on_controls(files | {"permuted": costing(3920, 9000), "mine": costing(1, 1)}, derived) == (
         "Of what derived widths cost, uniform_parameters has 0.900 of the parameters; profile has 1.000 of the "
-        "parameters and 0.9999 of the MACs."
+        "parameters and 0.9999 of the MACs; permuted has 0.980 of the parameters and 1.000 of the MACs."
     )
     assert findings.on_controls({"derived": derived}, derived) == ""
+
+
+def test_the_budget_and_coarser_multiples_are_said() -> None:
+    widths = chosen({"a": 8, "b": 32, "c": 8}, {"a": 8, "b": 8, "c": 8})
+    assert findings.on_budget(widths) == findings.on_steps(widths) == ""
+    used = replace(widths, used={"macs": 0.99996, "activations": 0.5})
+    assert findings.on_budget(used) == "They use 0.99996 of the cap on MACs and 0.500 of the cap on activations."
+    coarse = replace(widths, settings={"round_to": 4}, multiples={"a": 4, "b": 32, "c": 8})
+    assert coarse.coarser == {"b": 32, "c": 8} and "asks for 8 in c and 32 in b." in findings.on_steps(coarse)
+    assert findings.on_steps(replace(coarse, multiples={"a": 4, "b": 4, "c": 4})) == ""
 
 
 # Runs, and numbers in words.

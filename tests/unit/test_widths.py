@@ -19,7 +19,9 @@ from eigendet.networks.definition import Definition
 from eigendet.networks.widths_file import Cost, read_widths
 from eigendet.runs import definitions
 from eigendet.widths import derivation, dimensions
-from eigendet.widths.allocation import Budget, marginal, proportional, targets
+from eigendet.widths.allocation import Budget, targets
+from eigendet.widths.marginal import marginal
+from eigendet.widths.rounding import proportional
 from tests.planted import planted, written
 
 NETWORK = Definition(BackboneChoice(plugin="resnet", depth=18, norm_groups=8), [], (64, 64))

@@ -169,7 +169,7 @@ def widths(
     the widths are read (for `derived`, `untrained` and `permuted`).
     """
     from eigendet.networks import widths_file
-    from eigendet.report import wording
+    from eigendet.report import findings, wording
     from eigendet.widths import controls
     from eigendet.widths import derivation as stage
 
@@ -182,8 +182,11 @@ def widths(
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
     widths_file.write_chosen(output, chosen)
+    click.echo(widths_file.table(chosen))
     parameters, macs = (wording.share(cost.share, 3) for cost in (chosen.parameters, chosen.macs))
     click.echo(f"{arm}: {parameters} of the parameters, {macs} of the MACs")
+    for note in filter(None, (findings.on_budget(chosen), findings.on_steps(chosen))):
+        click.echo(note)
     if chosen.undetermined:
         click.echo(f"the images leave open the widths of {some(list(chosen.undetermined))}")
     if chosen.lacking_intervals:

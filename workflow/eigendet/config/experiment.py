@@ -48,8 +48,8 @@ ARMS = {
     "uniform_macs": "control: all widths scaled alike, to the multiply-accumulates of derived",
     "profile": "control: widths scaled by a factor and a constant ratio from stage to stage, to the parameters and "
     "multiply-accumulates of derived",
-    "untrained": "control: widths derived from the spectra before training",
-    "permuted": "control: widths derived with the spectra of other layers, at random",
+    "untrained": "control: widths derived from the spectra before training, with such a factor and ratio",
+    "permuted": "control: widths derived with the spectra of other layers, at random, with such a factor and ratio",
 }
 # Keys by their names in version 0.1.
 RENAMED = {"experiment": "name", "covariance.dump_shards": "covariance.shards", "widths.centred": "widths.centered"}

@@ -281,11 +281,15 @@ class WidthSettings(Section):
         False,
         description="also the widths of the detector's own layers: pyramid and heads; its predictions keep their sizes",
     )
-    round_to: PositiveInt = Field(8, description="widths are multiples of this")
+    round_to: PositiveInt = Field(
+        8, description="widths are multiples of this, and of what the network divides them into, as GroupNorm does"
+    )
     macs: PositiveFloat | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
     parameters: PositiveFloat | None = Field(None, description="cap on parameters, likewise")
     activations: PositiveFloat | None = Field(
-        None, description="cap on the elements that its convolutions and linear layers write, likewise"
+        None,
+        description="cap on the elements that its convolutions and linear layers write, likewise; of a transposed "
+        "convolution, at each position that it reads",
     )
     min_factor: NonNegativeFloat = Field(0.0, description="least width of a group, as a share of the reference's")
     max_factor: PositiveFloat | None = Field(

@@ -67,6 +67,8 @@ class ChosenWidths(WidthsFile):
     settings: Plain | None = None  # the section `widths` of the experiment
     arm: str | None = None  # whose spectra were read
     multiples: Widths | None = None  # of which each width is one
+    targets: dict[str, float] | None = None  # what was rounded to them
+    used: dict[str, float] | None = None  # by the names of the costs that have caps: shares of these
     dimensions: dict[str, float] | None = None
     bound: dict[str, str] | None = None  # what keeps each group from being wider
     elsewhere: dict[str, str] | None = None  # groups that were read at another point than the chosen one
@@ -78,9 +80,38 @@ class ChosenWidths(WidthsFile):
     undetermined: dict[str, tuple[int, int]] | None = None  # groups that an end rounds elsewhere: least, most
     lacking_intervals: str | None = None  # why some are not there
 
+    @property
+    def coarser(self) -> dict[str, int]:
+        """The multiples that the network asks for, of groups where `round_to` asks for finer ones."""
+        round_to = (self.settings or {}).get("round_to")
+        return {group: step for group, step in (self.multiples or {}).items() if round_to and step != round_to}
+
 
 WRITTEN = {"reference", "parameters", "macs"}  # what no file of a user holds, nor lacks one that the command wrote
 NAMES = {field.name for field in fields(ChosenWidths)}
+
+
+def table(chosen: ChosenWidths) -> str:
+    """Return a line for each group: the reference's width, what was rounded, to which multiple, and what bound it.
+
+    >>> cost = Cost(1000, 500)
+    >>> print(table(ChosenWidths(widths={"conv1": 16}, reference={"conv1": 32}, targets={"conv1": 17.3}, rule="dof",
+    ...                          multiples={"conv1": 8}, bound={"conv1": "macs"}, parameters=cost, macs=cost)))
+    group  reference  target  width  multiple of  bound by
+    conv1         32    17.3     16            8  macs
+    """
+    rows = [("group", "reference", "target", "width", "multiple of", "bound by")]
+    for group, width in chosen.widths.items():
+        target, step = (chosen.targets or {}).get(group), (chosen.multiples or {}).get(group, "")
+        rows.append((
+            group, str(chosen.reference[group]), "" if target is None else f"{target:.1f}", str(width), str(step),
+            (chosen.bound or {}).get(group, ""),
+        ))  # fmt: skip
+    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(lengths[0]), *map(str.rjust, row[1:-1], lengths[1:-1]), row[-1]]).rstrip()
+        for row in rows
+    )
 
 
 def write_chosen(path: Path, chosen: ChosenWidths) -> None:

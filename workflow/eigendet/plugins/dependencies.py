@@ -210,7 +210,7 @@ def _sources(experiment: Experiment, arm: str) -> list[str]:
 
 def _derived(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:
     """Return the file of the derived widths that a control is compared with, if any."""
-    if arm not in AFTER_DERIVED:
+    if not experiment.derived or arm not in (*AFTER_DERIVED, "untrained"):
         return []
     return [_path(layout.WIDTHS, arm=experiment.derived[-1], backbone=backbone, detector=detector)]
 

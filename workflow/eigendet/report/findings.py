@@ -21,9 +21,10 @@ from eigendet.spectra import significance
 from eigendet.spectra.tables import TAP
 
 EQUAL = 1e-9  # relative difference of two numbers that differ by rounding alone
-COSTS = {"parameters": "parameters", "macs": "MACs"}
+COSTS = {"parameters": "parameters", "macs": "MACs", "activations": "activations"}
 COSTS_OF_CONTROLS = {
     "uniform_parameters": ["parameters"], "uniform_macs": ["macs"], "profile": ["parameters", "macs"],
+    "untrained": ["parameters", "macs"], "permuted": ["parameters", "macs"],
 }  # fmt: skip
 NOTHING_TO_COMPARE = "There are no two arms whose spectra can be compared."
 
@@ -244,6 +245,28 @@ def _factor(group: str, change: dict[str, float]) -> str:
     return f"{group} ×{told_apart(change[group], 1, digits=2)[0]}"
 
 
+def on_steps(chosen: ChosenWidths) -> str:
+    """Say where the network asks for coarser multiples than `round_to`.
+
+    >>> from eigendet.networks.widths_file import Cost
+    >>> cost = Cost(100, 90)
+    >>> on_steps(ChosenWidths(widths={"a": 8}, reference={"a": 8}, rule="dof", multiples={"a": 8}, parameters=cost,
+    ...                       macs=cost, settings={"round_to": 4}))
+    'widths.round_to is 4; what divides widths in the network (GroupNorm, groups) asks for 8 in every group.'
+    """
+    if not chosen.coarser or chosen.settings is None:
+        return ""
+    groups: dict[int, list[str]] = {}
+    for group, step in chosen.coarser.items():
+        groups.setdefault(step, []).append(group)
+    every = len(groups) == 1 and len(chosen.coarser) == len(chosen.widths)
+    asked = [f"{step} in {'every group' if every else some(own)}" for step, own in sorted(groups.items())]
+    return (
+        f"widths.round_to is {chosen.settings['round_to']}; what divides widths in the network (GroupNorm, "
+        f"groups) asks for {' and '.join(asked)}."
+    )
+
+
 def on_intervals(derived: ChosenWidths, parts: int) -> str:
     """Say which widths more images might change, and what an interval claims or why there is none.
 
@@ -300,6 +323,23 @@ def settled(rounds: Sequence[ChosenWidths]) -> str:
         f"In the last round {'no group moved by more than its step' if still else 'widths still moved'}: {changed} of "
         f"{counted(len(last), 'group')} changed, the farthest in steps, {farthest}, by "
         f"{counted(last[farthest], 'channel')} (its steps are of {steps[farthest]}).{course}"
+    )
+
+
+def on_budget(chosen: ChosenWidths) -> str:
+    """Say what widths use of the caps that they were rounded under.
+
+    >>> from eigendet.networks.widths_file import Cost
+    >>> cost = Cost(100, 90)
+    >>> on_budget(ChosenWidths(widths={}, reference={}, rule="dof", parameters=cost, macs=cost, used={"macs": 0.9912}))
+    'They use 0.991 of the cap on MACs.'
+    """
+    if not chosen.used:
+        return ""
+    return (
+        "They use "
+        + " and ".join(f"{share(of, 3)} of the cap on {COSTS[cost]}" for cost, of in chosen.used.items())
+        + "."
     )
 
 

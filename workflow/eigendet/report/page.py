@@ -154,6 +154,8 @@ def _page(shown: Results) -> str:
         has_spectra=bool(content["spectra"]),
         widths=shown.widths,
         settled=findings.settled,
+        on_budget=findings.on_budget,
+        on_steps=findings.on_steps,
         on_intervals=findings.on_intervals,
         on_controls=findings.on_controls,
         parts=min(experiment.covariance.jackknife or 0, experiment.covariance.images),

@@ -1,10 +1,14 @@
 """Turn spectra and a budget into widths.
 
 dimensions      what spectra show of each channel group
-allocation      how a budget becomes widths
+allocation      budgets, and widths in proportion to something
+marginal        a budget spent multiple by multiple
+rounding        from target widths to whole ones
 intervals       how sure both are
 derivation      from spectra to a file of widths
 controls        widths to compare these with
+matching        a factor and a ratio that bring widths to two costs
+stages          the stage of every group
 suggestion      the same in one call for a classifier of one's own
 front           parameters against operations over a rule's option
 """

@@ -1,8 +1,4 @@
-"""Turn a compute budget into whole widths: three costs, and two ways to spend them (for controls, see `controls`).
-
-*Proportional* takes widths closest to one factor times the groups' intrinsic dimensions. *Marginal* takes width for a
-resource: it goes, a multiple at a time, where the next channels hold most of the spectra for what they cost.
-"""
+"""A compute budget: what widths cost, what they may, and the largest in proportion to something that it affords."""
 
 from __future__ import annotations
 
@@ -18,7 +14,6 @@ from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
 
 COSTS = ("macs", "parameters", "activations")
-NOISE = 1e-8  # of the largest eigenvalue: below lie rounding errors
 
 
 @dataclass(frozen=True)
@@ -26,7 +21,7 @@ class Costs:
     """Multiply-accumulates, parameters and activations of a network as quadratic forms of its widths, as arrays.
 
     A cost is constant + linear · w + w · quadratic · w / 2. Activations are the elements that convolutions and linear
-    layers write, for one image of the traced size.
+    layers write, for one image of the traced size; of a transposed convolution, at each position that it reads.
     """
 
     groups: tuple[str, ...]
@@ -47,7 +42,7 @@ class Costs:
             if layer.kind not in ("norm", "parameter"):
                 weights = layer.kernel / layer.groups
                 product[:2, column] = weights * layer.positions, weights * layer.trained
-                written[2, column] = layer.positions
+                written[2, column] = layer.positions * (layer.kind != "product")
             written[1, column] = layer.vectors
         # Channels read are source @ widths + source_constant; product is the cost of one read times one written.
         source, source_constant = _linear([source for source, _ in pairs], groups)
@@ -96,12 +91,7 @@ class Budget:
         """
         costs = Costs.of(channels)
         full = np.array([reference[group] for group in costs.groups], float)
-        rounded = channels.rounded_to(settings.round_to)
-        multiple = np.array([rounded[group] for group in costs.groups], float)
-        least = np.maximum(np.ceil(full * settings.min_factor / multiple - 1e-9), 1) * multiple
-        most = np.full_like(full, np.inf)
-        if settings.max_factor is not None:
-            most = np.maximum(np.floor(full * settings.max_factor / multiple + 1e-9) * multiple, least)
+        multiple, least, most = _ranges(channels, full, settings)
         limits = (settings.macs, settings.parameters, settings.activations)  # in the order of COSTS
         shares = np.array([np.inf if share is None else share for share in limits])
         for name, share, needed, total in zip(COSTS, shares, costs(least), costs(full), strict=True):
@@ -114,33 +104,52 @@ class Budget:
         return cls(costs, shares * costs(full), multiple, least, most)
 
     @classmethod
-    def like(cls, channels: Channels, goal: Widths, costs: Collection[str], round_to: int) -> Budget:
-        """Return a budget of what other widths cost, with any width for each group.
+    def like(
+        cls, channels: Channels, reference: Widths, goal: Widths, costs: Collection[str], settings: WidthSettings
+    ) -> Budget:
+        """Return a budget of what other widths cost, with the range of every group that the settings allow.
 
         Args:
             channels: the network's groups.
+            reference: the reference's width of each.
             goal: the other widths.
             costs: names of the costs that count.
-            round_to: widths are multiples of this.
+            settings: say multiples and ranges.
 
         Raises:
             UserError: even the least widths cost more.
         """
         costs_of = Costs.of(channels)
-        spent = costs_of(np.array([goal[group] for group in costs_of.groups], float))
-        rounded_to = channels.rounded_to(round_to)
-        multiple = np.array([rounded_to[group] for group in costs_of.groups], float)
-        caps = np.where([name in costs for name in COSTS], spent, np.inf)
-        if (costs_of(multiple) > caps).any():
+        full, spent = (np.array([widths[group] for group in costs_of.groups], float) for widths in (reference, goal))
+        multiple, least, most = _ranges(channels, full, settings)
+        caps = np.where([name in costs for name in COSTS], costs_of(spent), np.inf)
+        if (costs_of(least) > caps).any():
             raise UserError(
-                f"the widths to compare with cost less than the narrowest network that widths.round_to ({round_to}) "
-                "allows; lower it."
+                "the widths to compare with cost less than the narrowest network that widths.round_to "
+                f"({settings.round_to}) and widths.min_factor ({settings.min_factor:g}) allow; lower these."
             )
-        return cls(costs_of, caps, multiple, multiple, np.full_like(multiple, np.inf))
+        return cls(costs_of, caps, multiple, least, most)
+
+    def use(self, widths: np.ndarray) -> float:
+        """Return what widths cost as a share of the tightest cap."""
+        return float((self.costs(widths) / self.caps).max())
 
     def affords(self, widths: np.ndarray) -> bool:
         """Return whether widths exceed no cap."""
-        return bool((self.costs(widths) <= self.caps * (1 + 1e-12)).all())
+        return self.use(widths) <= 1 + 1e-12
+
+    def scaled(self, weights: np.ndarray) -> np.ndarray:
+        """Return the largest widths in proportion to weights, (groups,), within ranges and caps; not yet whole."""
+
+        def target(factor: float) -> np.ndarray:
+            return np.clip(factor * weights, self.least, self.most)
+
+        return target(largest_factor(lambda factor: self.affords(target(factor))))
+
+    def fitted(self, target: np.ndarray) -> np.ndarray:
+        """Return target widths within their ranges, and all times one factor where they would exceed a cap."""
+        clipped = np.clip(target, self.least, self.most)
+        return clipped if self.affords(clipped) else self.scaled(target)
 
     def binding(self, widths: Widths, target: np.ndarray) -> dict[str, str]:
         """Say what keeps each group from being wider (or from being narrower, where that is what holds it).
@@ -168,8 +177,8 @@ class Budget:
         return {group: round(width) for group, width in zip(self.costs.groups, widths.tolist(), strict=True)}
 
 
-def proportional(budget: Budget, dimension: Mapping[str, float]) -> Widths:
-    """Return multiples nearest to widths proportional to the dimensions, within the budget.
+def targets(budget: Budget, dimension: Mapping[str, float]) -> np.ndarray:
+    """Return widths proportional to the dimensions, not yet whole: the largest that the budget affords, (groups,).
 
     Raises:
         UserError: every dimension is zero.
@@ -177,30 +186,8 @@ def proportional(budget: Budget, dimension: Mapping[str, float]) -> Widths:
     >>> costs = Costs(("a", "b"), np.zeros(3), np.array([[1.0, 1], [2, 0], [0, 10]]), np.zeros((3, 2, 2)))
     >>> caps, four, any_width = np.array([20, np.inf, np.inf]), np.full(2, 4.0), np.full(2, np.inf)
     >>> budget = Budget(costs, caps, multiple=four, least=four, most=any_width)
-    >>> proportional(budget, {"a": 1.0, "b": 3.0})
-    {'a': 4, 'b': 16}
-    """
-    return rounded(budget, targets(budget, dimension))
-
-
-def rounded(budget: Budget, target: np.ndarray) -> Widths:
-    """Round target widths down to multiples, then up where that fits, in order of what rounding down took away."""
-    widths = np.maximum(np.floor(target / budget.multiple + 1e-6) * budget.multiple, budget.least)
-    if not budget.affords(widths):
-        widths = np.maximum(np.floor(target / budget.multiple) * budget.multiple, budget.least)
-    for group in np.argsort(widths - target, kind="stable"):
-        wider = widths.copy()
-        wider[group] += budget.multiple[group]
-        if target[group] > widths[group] and wider[group] <= budget.most[group] and budget.affords(wider):
-            widths = wider
-    return budget.named(widths)
-
-
-def targets(budget: Budget, dimension: Mapping[str, float]) -> np.ndarray:
-    """Return widths proportional to the dimensions, not yet whole: the largest that the budget affords, (groups,).
-
-    Raises:
-        UserError: every dimension is zero.
+    >>> targets(budget, {"a": 1.0, "b": 3.0}).round(6).tolist()
+    [5.0, 15.0]
     """
     dimensions = np.array([dimension[group] for group in budget.costs.groups])
     if not dimensions.any():
@@ -208,68 +195,7 @@ def targets(budget: Budget, dimension: Mapping[str, float]) -> np.ndarray:
             "every dimension is zero: each feature map is constant, or the rule finds nothing in it. So no width can "
             "be derived; look at the loss, or take another rule."
         )
-
-    def target(factor: float) -> np.ndarray:
-        return np.clip(factor * dimensions, budget.least, budget.most)
-
-    return target(largest_factor(lambda factor: budget.affords(target(factor))))
-
-
-def marginal(budget: Budget, spectra: Mapping[str, np.ndarray]) -> Widths:
-    """Grow from the least widths, each time the group whose next channels hold most for their cost, while any fits.
-
-    What a channel holds is its eigenvalue as a share of the trace; beyond the width that was observed, the power law
-    fitted to the smaller half of the spectrum goes on. The cost is the share of the tightest cap.
-
-    Args:
-        budget: what widths may cost.
-        spectra: eigenvalues of every group, in descending order.
-
-    >>> costs = Costs(("a", "b"), np.zeros(3), np.array([[1.0, 1], [2, 0], [0, 10]]), np.zeros((3, 2, 2)))
-    >>> caps, four, any_width = np.array([20, np.inf, np.inf]), np.full(2, 4.0), np.full(2, np.inf)
-    >>> budget = Budget(costs, caps, multiple=four, least=four, most=any_width)
-    >>> marginal(budget, {"a": np.array([1.0] * 8 + [0.0] * 8), "b": np.arange(1.0, 17) ** -2})
-    {'a': 8, 'b': 12}
-    """
-    held = [_cumulative(spectra[group]) for group in budget.costs.groups]
-    widths, step = budget.least.copy(), budget.multiple
-    relevant = np.isfinite(budget.caps)
-    caps = budget.caps[relevant][:, None]
-    gradient, spent = budget.costs.gradient(widths), budget.costs(widths)
-    gain = np.array([hold(w + m) - hold(w) for hold, w, m in zip(held, widths, step, strict=True)])
-    while True:
-        added = budget.costs.steps(gradient, step)
-        shares = added[relevant] / caps
-        fits = (
-            (shares <= 1 + 1e-12 - spent[relevant][:, None] / caps).all(0) & (widths + step <= budget.most) & (gain > 0)
-        )
-        if not fits.any():
-            return budget.named(widths)
-        best = int(np.argmax(np.where(fits, gain / np.maximum(shares.max(0), 1e-30), -1.0)))
-        widths[best] += step[best]
-        spent = spent + added[:, best]
-        gradient = gradient + budget.costs.quadratic[:, :, best] * step[best]
-        gain[best] = held[best](widths[best] + step[best]) - held[best](widths[best])
-
-
-def decay_law(values: np.ndarray) -> tuple[float, float]:
-    """Fit μ_k = factor · k^-exponent by least squares on the logarithms of the smaller half; return both numbers.
-
-    Rounding errors are left out; if they are all there is, the spectrum ends, and the factor is 0. The exponent is at
-    least 1.01, so that what lies beyond any width is finite. The other power law, of `spectra.metrics`, is of the
-    density of the largest eigenvalues.
-
-    >>> factor, exponent = decay_law(5 * np.arange(1.0, 65) ** -1.7)
-    >>> round(factor, 6), round(exponent, 6)
-    (5.0, 1.7)
-    """
-    rank = np.arange(1, values.size + 1)
-    half = (rank > values.size // 2) & (values > NOISE * values.max(initial=0.0))
-    if np.count_nonzero(half) < 2:
-        return 0.0, 1.01
-    slope, _ = np.polyfit(np.log(rank[half]), np.log(values[half]), 1)
-    exponent = max(-float(slope), 1.01)
-    return float(np.exp(np.mean(np.log(values[half]) + exponent * np.log(rank[half])))), exponent
+    return budget.scaled(dimensions)
 
 
 def largest_factor(holds: Callable[[float], bool]) -> float:
@@ -288,22 +214,14 @@ def largest_factor(holds: Callable[[float], bool]) -> float:
     return low
 
 
-def _cumulative(values: np.ndarray) -> Callable[[float], float]:
-    """Return the share of the trace that the first k channels hold, k beyond the observed width by the fitted law."""
-    values = np.clip(values, 0.0, None)
-    total = values.sum() or 1.0
-    seen = np.concatenate([[0.0], np.cumsum(values)]) / total
-    factor, exponent = decay_law(values)
-
-    def held(width: float) -> float:
-        if width <= values.size:
-            return float(seen[int(width)])
-        # The integral of the law between half ranks is its sum, to a good approximation.
-        start, end = values.size + 0.5, width + 0.5
-        tail = factor / (exponent - 1) * (start ** (1 - exponent) - end ** (1 - exponent))
-        return float(seen[-1] + tail / total)
-
-    return held
+def _ranges(channels: Channels, full: np.ndarray, settings: WidthSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what widths are multiples of, and the least and most that each may be beside the reference's `full`."""
+    multiple = np.array(list(channels.rounded_to(settings.round_to).values()), float)
+    least = np.maximum(np.ceil(full * settings.min_factor / multiple - 1e-9), 1) * multiple
+    most = np.full_like(full, np.inf)
+    if settings.max_factor is not None:
+        most = np.maximum(np.floor(full * settings.max_factor / multiple + 1e-9) * multiple, least)
+    return multiple, least, most
 
 
 def _linear(sizes: list[Size], groups: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,34 +1,36 @@
-"""Widths to compare derived ones with: as many parameters or operations, and less of the spectra, or nothing."""
+"""Widths to compare derived ones with: as many parameters and operations, and less of the spectra, or nothing."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
+from eigendet.networks.detector import regions
 from eigendet.networks.widths_file import ChosenWidths, read_widths
-from eigendet.widths.allocation import Budget, largest_factor, proportional, rounded
+from eigendet.widths.allocation import Budget
 from eigendet.widths.derivation import allocate, describe_widths
 from eigendet.widths.dimensions import GroupSpectra, group_spectra, read_spectra_of_arm
-
-RATIOS = (1 / 16, 16.0)  # of a profile, from a stage to the next
-FACTORS_TRIED, RATIOS_TRIED = np.linspace(0.95, 1.2, 26), np.linspace(0.9, 1.1, 21)  # around those solved for
+from eigendet.widths.matching import matched
+from eigendet.widths.rounding import rounded
+from eigendet.widths.stages import stage_numbers
 
 
 def control_widths(
     experiment: Experiment, network: Definition, arm: str, folders: Sequence[Path], derived: Path | None
 ) -> ChosenWidths:
     """Choose the widths of one of an experiment's controls.
+
+    Those of `profile`, `untrained` and `permuted` have the MACs and the parameters of the derived widths, by a factor
+    and a ratio from stage to stage; without derived widths, `untrained` has the budget that these would have.
 
     Args:
         experiment: whose settings say how.
@@ -48,86 +50,61 @@ def control_widths(
         return described(read_widths(Path(own), network), f"as {Path(own)} says")
     if arm == "reference":
         return described(reference, "the reference's")
-    if arm == "untrained":
-        table = read_spectra_of_arm(experiment.name, network, "scratch", folders)
-        spectra = group_spectra(table, channels, settings, first=True)
-        widths, _ = allocate(Budget.of(channels, reference, settings), spectra, settings)
-        return replace(described(widths, "as derived, from the spectra at step 0"), elsewhere=spectra.elsewhere)
-    if derived is None:
+    if derived is None and arm != "untrained":
         raise UserError(f"the control {arm} is for derived widths; give --derived FILE.")
-    goal = read_widths(derived, network)
-    if arm == "permuted":
-        table = read_spectra_of_arm(experiment.name, network, experiment.spectra_for(arm) or "", folders)
-        spectra, origin = permuted(group_spectra(table, channels, settings))
-        widths, _ = allocate(Budget.of(channels, reference, settings), spectra, settings)
-        return replace(described(widths, "as derived, each group with the spectrum of another"), spectrum_of=origin)
-    if arm == "profile":
-        widths, factor, ratio = profile(channels, reference, goal, settings.round_to)
-        return described(widths, f"{factor:.3f} of the reference's, times {ratio:.3f} from stage to stage")
-    budget = Budget.like(channels, goal, [arm.removeprefix("uniform_")], settings.round_to)
-    return described(proportional(budget, reference), "all scaled alike")
+    uniform = arm.startswith("uniform_")
+    costs = [arm.removeprefix("uniform_")] if uniform else ["macs", "parameters"]
+    if derived is None:
+        budget = Budget.of(channels, reference, settings)
+    else:
+        budget = Budget.like(channels, reference, read_widths(derived, network), costs, settings)
+    weights = _weights(experiment, network, arm, folders, budget)
+    if uniform:
+        target, rule = budget.scaled(weights.values), "all scaled alike"
+    elif derived is None:
+        target, rule = weights.values, weights.rule
+    else:
+        target, factor, ratio = matched(budget, weights.values, stage_numbers(channels, _regions(network)))
+        rule = f"{factor:.3f} of {weights.rule}, times {ratio:.3f} from stage to stage"
+    return replace(
+        described(rounded(budget, target), rule, budget, target),
+        settings=settings.model_dump(mode="json"),
+        elsewhere=weights.elsewhere,
+        spectrum_of=weights.origin,
+    )
 
 
-class Profile(NamedTuple):
-    """Widths of the reference, times a factor, times a ratio to the power of the stage."""
+class Weights(NamedTuple):
+    """Widths that a control has in proportion, (groups,), what they are in words, and what spectra they come from."""
 
-    widths: Widths
-    factor: float
-    ratio: float
-
-
-def profile(channels: Channels, reference: Widths, goal: Widths, round_to: int) -> Profile:
-    """Scale the reference by a factor times a ratio to the power of the stage, to the parameters and MACs of the goal.
-
-    Both numbers are solved for before rounding, which then exceeds neither cost, as with derived widths. Rounding moves
-    narrow layers far, so of the numbers near to the solution those are taken that leave least of both costs unspent.
-    """
-    budget = Budget.like(channels, goal, ("macs", "parameters"), round_to)
-    costs = budget.costs
-    full = np.array([reference[group] for group in costs.groups], float)
-    stage = stage_numbers(channels)
-    power = np.array([stage[group] for group in costs.groups], float)
-    macs, parameters, _ = budget.caps
-
-    def target(factor: float, ratio: float) -> np.ndarray:
-        return np.maximum(factor * ratio**power * full, budget.least)
-
-    def factor_of(ratio: float) -> float:
-        """Return the factor at which this ratio has the goal's MACs."""
-        return largest_factor(lambda factor: costs(target(factor, ratio))[0] <= macs)
-
-    def unspent(widths: Widths) -> tuple[bool, float]:
-        """Return whether a cost is exceeded, and the larger share of both that is left: the smaller, the better."""
-        spent = costs(np.array([widths[group] for group in costs.groups], float))
-        left = max(1 - spent[0] / macs, 1 - spent[1] / parameters)
-        return not (spent <= budget.caps).all(), round(left, 9)
-
-    low, high = RATIOS
-    while high / low > 1 + 1e-6:  # parameters sit late, so that they grow with the ratio
-        ratio = float(np.sqrt(low * high))
-        low, high = (ratio, high) if costs(target(factor_of(ratio), ratio))[1] <= parameters else (low, ratio)
-    solved = factor_of(low), low
-    near = itertools.product(solved[0] * FACTORS_TRIED, solved[1] * RATIOS_TRIED)
-    tried = [
-        Profile(rounded(budget, target(factor, ratio)), float(factor), float(ratio))
-        for factor, ratio in [solved, *near]
-    ]
-    return min(tried, key=lambda one: unspent(one.widths))
+    values: np.ndarray
+    rule: str
+    elsewhere: dict[str, str] | None = None  # as of derived widths
+    origin: dict[str, str] | None = None  # whose spectrum each group was given
 
 
-def stage_numbers(channels: Channels) -> dict[str, int]:
-    """Return every group's stage, from 0: how many halvings of the resolution precede its coarsest layer's output.
+def _weights(experiment: Experiment, network: Definition, arm: str, folders: Sequence[Path], budget: Budget) -> Weights:
+    """Return the reference's widths, or what the spectra give that a control has."""
+    channels, reference = network.reference(network.size[0])
+    if arm not in ("untrained", "permuted"):
+        return Weights(np.array([reference[group] for group in budget.costs.groups], float), "the reference's")
+    source = "scratch" if arm == "untrained" else experiment.spectra_for(arm) or ""
+    table = read_spectra_of_arm(experiment.name, network, source, folders)
+    spectra = group_spectra(table, channels, experiment.widths, first=arm == "untrained")
+    if arm == "untrained":
+        _, target = allocate(budget, spectra, experiment.widths)
+        return Weights(target, "what the spectra at step 0 give", spectra.elsewhere)
+    others, origin = permuted(spectra)
+    _, target = allocate(budget, others, experiment.widths)
+    return Weights(target, "what the spectra of other groups give", origin=origin)
 
-    Halvings between which nothing lies count as one, for example those before a classifier.
-    """
-    positions: dict[str, int] = {}
-    for layer in channels.layers:
-        for group, _ in layer.out.terms if layer.positions else ():
-            positions[group] = min(positions.get(group, layer.positions), layer.positions)
-    finest = max(positions.values(), default=1)
-    halvings = {group: round(math.log(finest / own, 4)) for group, own in positions.items()}
-    order = sorted(set(halvings.values()))
-    return {group: order.index(halvings[group]) if group in halvings else 0 for group in channels.widths}
+
+def _regions(network: Definition) -> Mapping[str, int]:
+    """Return how many regions of an image the parts of a detector look at whose widths are chosen."""
+    if not network.heads:
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        return regions(network.build())
 
 
 def permuted(spectra: GroupSpectra) -> tuple[GroupSpectra, dict[str, str]]:

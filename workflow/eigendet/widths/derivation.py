@@ -16,9 +16,11 @@ from eigendet.config.sections import WidthSettings
 from eigendet.files import file_digest
 from eigendet.networks.definition import Definition
 from eigendet.networks.widths_file import ChosenWidths, Cost
-from eigendet.widths.allocation import Budget, marginal, proportional, targets
+from eigendet.widths.allocation import COSTS, Budget, targets
 from eigendet.widths.dimensions import GroupSpectra, group_spectra, read_spectra_of_arm
 from eigendet.widths.intervals import intervals, is_complete
+from eigendet.widths.marginal import marginal
+from eigendet.widths.rounding import rounded
 
 
 def derive_widths(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> ChosenWidths:
@@ -39,10 +41,9 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
     of_groups = group_spectra(spectra, channels, settings)
     budget, dimension, widths, target = spend(channels, reference, of_groups, settings)
     derived = replace(
-        describe_widths(network, channels, reference, widths, rule_text(settings)),
+        describe_widths(network, channels, reference, widths, rule_text(settings), budget, target),
         settings=settings.model_dump(mode="json"),
         arm=arm,
-        multiples=channels.rounded_to(settings.round_to),
         dimensions=dimension,
         bound=budget.binding(widths, target),
         elsewhere=of_groups.elsewhere,
@@ -85,14 +86,20 @@ def spend(channels: Channels, reference: Widths, spectra: GroupSpectra, settings
 def allocate(budget: Budget, spectra: GroupSpectra, settings: WidthSettings) -> tuple[Widths, np.ndarray]:
     """Return whole widths of every group, and what they were rounded to, (groups,)."""
     if settings.allocation == "proportional":
-        dimension = spectra.dimensions(settings)
-        return proportional(budget, dimension), targets(budget, dimension)
+        target = targets(budget, spectra.dimensions(settings))
+        return rounded(budget, target), target
     widths = marginal(budget, spectra.pooled())
     return widths, np.array(list(widths.values()), float)
 
 
 def describe_widths(
-    network: Definition, channels: Channels, reference: Widths, widths: Widths, rule: str
+    network: Definition,
+    channels: Channels,
+    reference: Widths,
+    widths: Widths,
+    rule: str,
+    budget: Budget | None = None,
+    target: np.ndarray | None = None,
 ) -> ChosenWidths:
     """Describe widths beside the reference's, with the network's parameters and MACs of both.
 
@@ -102,11 +109,25 @@ def describe_widths(
         reference: the reference's width of each.
         widths: the width of each that was chosen.
         rule: what they follow, in words.
+        budget: within which they were rounded, if they were.
+        target: what was rounded to them, (groups,).
     """
-    parameters = Cost(channels.parameters(reference), channels.parameters(widths))
-    macs = Cost(channels.macs(reference), channels.macs(widths))
-    return ChosenWidths(
-        **network.identity(), widths=widths, reference=reference, parameters=parameters, macs=macs, rule=rule
+    described = ChosenWidths(
+        **network.identity(),
+        widths=widths,
+        reference=reference,
+        parameters=Cost(channels.parameters(reference), channels.parameters(widths)),
+        macs=Cost(channels.macs(reference), channels.macs(widths)),
+        rule=rule,
+    )
+    if budget is None or target is None:
+        return described
+    spent = budget.costs(np.array([widths[group] for group in budget.costs.groups], float)) / budget.caps
+    return replace(
+        described,
+        multiples=budget.named(budget.multiple),
+        targets=dict(zip(budget.costs.groups, target.tolist(), strict=True)),
+        used={name: share for name, share in zip(COSTS, spent.tolist(), strict=True) if share},
     )
 
 

@@ -14,9 +14,10 @@ from eigendet.config import UNIFORM, Experiment
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
-from eigendet.widths.allocation import Budget, proportional
+from eigendet.widths.allocation import Budget
 from eigendet.widths.derivation import allocate, rule_text
 from eigendet.widths.dimensions import group_spectra, read_spectra_of_arm
+from eigendet.widths.rounding import proportional
 
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares of the reference's
 

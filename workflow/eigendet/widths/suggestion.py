@@ -37,6 +37,8 @@ class SuggestedWidths:
         reference: those of the network as it is.
         channels: the groups, as `channels.rebuild` takes them if `suggest_widths` was given what builds the network.
         dimensions: what the spectra show of every group, in channels.
+        targets: what was rounded to the widths.
+        multiples: of which they are multiples.
         bound: what keeps each group from being wider: a cap, its range ("least", "most"), or its "target".
     """
 
@@ -44,6 +46,8 @@ class SuggestedWidths:
     reference: Widths
     channels: Channels
     dimensions: dict[str, float]
+    targets: dict[str, float]
+    multiples: Widths
     bound: dict[str, str]
 
     @property
@@ -57,8 +61,14 @@ class SuggestedWidths:
         return Cost(self.channels.parameters(self.reference), self.channels.parameters(self.widths))
 
     def frame(self) -> pd.DataFrame:
-        """Return a row for each group: name, reference, width, dimension, bound. `channels.frame` says of layers."""
-        columns = {"reference": self.reference, "width": self.widths, "dimension": self.dimensions, "bound": self.bound}
+        """Return a row for each group: name, reference, dimension, target, multiple, width, bound.
+
+        `channels.frame` says of layers.
+        """
+        columns = {
+            "reference": self.reference, "dimension": self.dimensions, "target": self.targets,
+            "multiple": self.multiples, "width": self.widths, "bound": self.bound,
+        }  # fmt: skip
         return pd.DataFrame(columns).rename_axis("name").reset_index()
 
     def __str__(self) -> str:
@@ -122,7 +132,9 @@ def suggest_widths(
     settings = WidthSettings(macs=float(macs), round_to=_multiple(traced, float(macs)))
     spectra = _observed(model, chain([first], images), traced, settings)
     budget, dimensions, widths, target = spend(traced, traced.widths, spectra, settings)
-    return SuggestedWidths(widths, traced.widths, traced, dimensions, budget.binding(widths, target))
+    targets = dict(zip(widths, target.tolist(), strict=True))
+    multiples, bound = budget.named(budget.multiple), budget.binding(widths, target)
+    return SuggestedWidths(widths, traced.widths, traced, dimensions, targets, multiples, bound)
 
 
 def _built(
