@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.optimize
 import scipy.sparse
 
+from eigendet.channels.groups import Widths
 from eigendet.widths.allocation import Budget, Costs
+from eigendet.widths.marginal import held, most_worth
 
 
 def flat(caps: list[float], least: list[float], most: list[float], multiple: float = 4.0) -> Budget:
@@ -69,3 +71,9 @@ def optimum(budget: Budget, levels: Sequence[np.ndarray], worth: Sequence[Sequen
     assert result.success, result.message
     chosen = [int(np.argmax(result.x[first:last])) for first, last in itertools.pairwise(start)]
     return np.array([level[place] for level, place in zip(levels, chosen, strict=True)], float)
+
+
+def marginal(budget: Budget, spectra: Mapping[str, np.ndarray]) -> Widths:
+    """Return widths by marginal allocation over these spectra, each trace counted as one."""
+    shares = [spectra[group] / (spectra[group].sum() or 1.0) for group in budget.costs.groups]
+    return budget.named(most_worth(budget, [held(values) for values in shares]))

@@ -64,7 +64,10 @@ TESTS = {  # by module, without the prefix `eigendet.`
     "widths.marginal": "marginal",
     "widths.matching": "controls",
     "widths.rounding": "rounding",
+    "widths.sources": "sources",
     "widths.stages": "stages",
+    "widths.targets": "allocators",
+    "widths.views": "allocators sources",
 }
 
 

@@ -13,11 +13,10 @@ from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
 from eigendet.widths import allocation
 from eigendet.widths.allocation import Budget, Costs
-from eigendet.widths.marginal import marginal
 from eigendet.widths.rounding import proportional
 from tests.benchmarks.channels import torchvision_network
 from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
-from tests.optimal import flat
+from tests.optimal import flat, marginal
 
 
 @pytest.fixture(scope="module")

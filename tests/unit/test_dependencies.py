@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from eigendet import config
+from eigendet.config.sections import WidthSettings
 from eigendet.plugins import dependencies
 
+PLUGINS = ("plugins/rules.py", "plugins/allocators.py")
 RESULTS = dependencies.RESULTS
 NETWORK = ("tiny", "rcnn")
 
@@ -70,7 +72,7 @@ def test_widths_are_made_from_spectra_and_the_last_derived_widths(
     file = f"{RESULTS}/widths/tiny/rcnn/derived_2.json"
     expected = tables(source, "eigenvalues.parquet", "jackknife.parquet") if source else []
     expected += [file] if derived else []
-    assert dependencies.width_inputs(experiment, *NETWORK, arm) == [*expected, "plugins/rules.py"]
+    assert dependencies.width_inputs(experiment, *NETWORK, arm) == [*expected, *PLUGINS]
     arguments = spectra(source) if source else []
     arguments += ["--derived", file] if derived else []
     assert dependencies.width_sources(experiment, *NETWORK, arm) == arguments
@@ -78,14 +80,14 @@ def test_widths_are_made_from_spectra_and_the_last_derived_widths(
 
 def test_an_arms_own_file_is_read_and_gives_no_arguments(experiment: config.Experiment, tmp_path: Path) -> None:
     inputs = dependencies.width_inputs(experiment, *NETWORK, "mine")
-    assert inputs == [str(tmp_path / "mine.json"), "plugins/rules.py"]
+    assert inputs == [str(tmp_path / "mine.json"), *PLUGINS]
     assert dependencies.width_sources(experiment, *NETWORK, "mine") == []
 
 
 def test_the_front_is_made_from_the_spectra_that_widths_are_first_derived_from(experiment: config.Experiment) -> None:
     assert dependencies.width_spectra(experiment, *NETWORK) == spectra("scratch")
     assert dependencies.front_inputs(experiment, *NETWORK) == [
-        *tables("scratch", "eigenvalues.parquet"), "plugins/rules.py",
+        *tables("scratch", "eigenvalues.parquet"), *PLUGINS,
     ]  # fmt: skip
 
 
@@ -166,3 +168,30 @@ def test_what_is_observed_and_scored_was_checked(values: dict[str, Any]) -> None
     experiment = config.parse(values)
     assert dependencies.observed_data(experiment) == [dependencies.checked_data(experiment, "detection", "train")]
     assert dependencies.scored_data(experiment) == [dependencies.checked_data(experiment, "detection", "val")]
+
+
+def test_what_an_allocator_needs_is_read_and_named_and_nothing_else(experiment: config.Experiment) -> None:
+    def asking(allocator: str) -> config.Experiment:
+        allocation = {"plugin": allocator}
+        return experiment.model_copy(
+            update={"widths": WidthSettings(**experiment.widths.model_dump() | {"allocation": allocation})}
+        )
+
+    runs = [f"scratch/tiny/rcnn/seed_{seed}" for seed in (0, 1)]
+    covariances = [f"{RESULTS}/covariance/{run}.h5" for run in runs]
+    records = [f"{RESULTS}/runs/{run}/run.json" for run in runs]
+    named = [argument for file in covariances for argument in ("--covariance", file)]
+    folders = [argument for run in runs for argument in ("--run", f"{RESULTS}/runs/{run}")]
+    tables_of_runs = tables("scratch", "eigenvalues.parquet", "jackknife.parquet")
+    for allocator, files, arguments in (
+        ("marginal", [], []),
+        ("loss_weighted", covariances, named),
+        ("weight_rank", records, folders),
+        ("output_aware", [*covariances, *records], [*named, *folders]),
+    ):
+        inputs = dependencies.width_inputs(asking(allocator), *NETWORK, "derived")
+        assert inputs == [*tables_of_runs, *files, *PLUGINS]
+        sources = dependencies.width_sources(asking(allocator), *NETWORK, "derived")
+        assert sources == dependencies.front_sources(asking(allocator), *NETWORK) == [*spectra("scratch"), *arguments]
+        assert set(files) <= set(dependencies.front_inputs(asking(allocator), *NETWORK))
+        assert dependencies.width_sources(asking(allocator), *NETWORK, "reference") == []

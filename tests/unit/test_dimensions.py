@@ -51,14 +51,6 @@ def test_dimensions_take_the_last_step_the_largest_of_all_taps_and_the_mean_of_s
     assert group_spectra(table, traced, settings, first=True).dimensions(settings) == traced.widths
 
 
-def test_spectra_of_a_group_are_shares_tied_over_taps_and_averaged_over_seeds(traced: Channels) -> None:
-    rank = dict.fromkeys(traced.widths, 4)
-    table = pd.concat([planted(traced, rank, 0), planted(traced, dict.fromkeys(traced.widths, 2), 1)])
-    pooled = group_spectra(table, traced, WidthSettings()).pooled()
-    assert pooled["conv1"][:5].tolist() == [0.375, 0.375, 0.125, 0.125, 0.0]  # of 4 and of 2 equal eigenvalues
-    assert pooled["layer2.0.conv3"][:5].tolist() == [1.0, 0.375, 0.125, 0.125, 0.0]  # further taps have rank 1
-
-
 def test_a_group_that_is_only_seen_among_others_is_read_at_another_point() -> None:
     """The maps that a DenseNet's layers add are activated only in concatenations."""
     dense = channels.trace(*torchvision_network("densenet121"))
@@ -178,7 +170,6 @@ def test_spectra_of_the_other_moment_are_refused_with_what_to_run(traced: Channe
         group_spectra(table, traced, WidthSettings(centered=False))
 
 
-def test_a_map_that_never_varies_has_no_shares_and_disturbs_no_other() -> None:
+def test_a_map_that_never_varies_disturbs_no_other() -> None:
     shown = dimensions.GroupSpectra({"a": {0: [np.array([1.0, 3.0])], 1: [np.zeros(2)]}}, {})
-    assert shown.pooled()["a"].tolist() == [0.375, 0.125]
     assert shown.dimensions(WidthSettings(rule=PluginChoice(plugin="ratio"))) == {"a": 1}

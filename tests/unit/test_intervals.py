@@ -14,6 +14,7 @@ from eigendet.widths import derivation, intervals
 from eigendet.widths.allocation import Budget, targets
 from eigendet.widths.dimensions import group_spectra
 from eigendet.widths.intervals import Intervals, jackknife_interval
+from eigendet.widths.rounding import nearest
 from tests.benchmarks import intervals as benchmark
 from tests.benchmarks.intervals import Case
 from tests.planted import planted
@@ -90,7 +91,7 @@ def sure(
     ]
     spectra = group_spectra(planted(traced, whole, 0), traced, settings)
     budget = Budget.of(traced, traced.widths, settings)
-    widths, target = derivation.allocate(budget, spectra, settings)
+    _, _, widths, target = derivation.spend(traced, traced.widths, spectra, settings)
     return intervals.intervals(
         pd.concat(left_out),
         traced,
@@ -130,14 +131,14 @@ def test_a_width_is_named_whose_interval_lies_beside_it(traced: Channels) -> Non
 
 
 def test_a_width_beside_the_nearest_multiple_is_named(traced: Channels) -> None:
-    """What is left of the budget goes to some groups, whose intervals, of no width here, round to less."""
+    """Some groups give way or fill up so that the budget is kept and used; intervals, of no width here, do not."""
     settings = WidthSettings(round_to=16)
     content = sure(traced, settings, [{}] * 6)
     spectra = group_spectra(planted(traced, dict.fromkeys(traced.widths, 40), 0), traced, settings)
     budget = Budget.of(traced, traced.widths, settings)
-    widths, target = derivation.allocate(budget, spectra, settings)
-    rounded = dict(zip(widths, np.round(target / budget.multiple) * budget.multiple, strict=True))
-    beside = {group: tuple(sorted((rounded[group], widths[group]))) for group in widths}
+    _, _, widths, target = derivation.spend(traced, traced.widths, spectra, settings)
+    alone = budget.named(nearest(budget, target))
+    beside = {group: tuple(sorted((alone[group], widths[group]))) for group in widths}
     assert content.undetermined == {group: ends for group, ends in beside.items() if ends[0] < ends[1]} != {}
 
 

@@ -11,9 +11,9 @@ from eigendet import channels, plugins
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.widths.allocation import Budget
-from eigendet.widths.marginal import decay_law, held, marginal
+from eigendet.widths.marginal import decay_law, held
 from tests.handmade import NETWORK
-from tests.optimal import flat, optimum
+from tests.optimal import flat, marginal, optimum
 
 
 @pytest.fixture(scope="module")

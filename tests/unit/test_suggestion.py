@@ -56,7 +56,7 @@ def test_widths_are_those_of_the_workflow_stages_with_default_settings(macs: flo
     table, _ = tables.read_run(tmp_path / "spectra", "eigenvalues")
     traced, settings = channels.trace(BUILD, (48, 64)), WidthSettings(macs=macs)
     spectra, budget = group_spectra(table, traced, settings), Budget.of(traced, traced.widths, settings)
-    widths, target = derivation.allocate(budget, spectra, settings)
+    _, _, widths, target = derivation.spend(traced, traced.widths, spectra, settings)
     assert suggested.widths == widths
     assert suggested.dimensions == pytest.approx(spectra.dimensions(settings), rel=1e-6)
     assert suggested.bound == budget.binding(widths, target)

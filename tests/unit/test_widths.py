@@ -20,7 +20,6 @@ from eigendet.networks.widths_file import Cost, read_widths
 from eigendet.runs import definitions
 from eigendet.widths import derivation, dimensions
 from eigendet.widths.allocation import Budget, targets
-from eigendet.widths.marginal import marginal
 from eigendet.widths.rounding import proportional
 from tests.planted import planted, written
 
@@ -31,6 +30,8 @@ def test_the_rule_is_named_only_where_it_counts() -> None:
     assert derivation.rule_text(WidthSettings()) == "dof at scale 0.1"
     assert derivation.rule_text(WidthSettings(rule="participation")) == "participation"
     assert derivation.rule_text(WidthSettings(allocation="marginal")) == "marginal allocation"
+    weighted = WidthSettings(allocation={"plugin": "loss_weighted", "power": 1})
+    assert derivation.rule_text(weighted) == "loss_weighted allocation at power 1"
 
 
 def test_a_widths_file_may_be_written_by_hand(tmp_path: Path) -> None:
@@ -157,18 +158,16 @@ def test_intervals_stand_beside_widths_where_parts_of_the_images_were_left_out(
     assert "lacking_intervals" not in found
 
 
-@pytest.mark.parametrize("allocation", ["proportional", "marginal"])
-def test_a_budget_is_spent_as_the_settings_say(experiment: Experiment, allocation: str) -> None:
+def test_a_budget_is_spent_as_the_settings_say(experiment: Experiment) -> None:
     network = of_side(experiment)
     traced, reference = network.reference(64)
-    settings = WidthSettings.model_validate(experiment.widths.model_dump() | {"allocation": allocation})
     rank = {group: 3 + position for position, group in enumerate(traced.widths)}
-    shown = dimensions.group_spectra(planted(traced, rank, 0), traced, settings)
-    budget = Budget.of(traced, reference, settings)
-    found, target = derivation.allocate(budget, shown, settings)
-    if allocation == "proportional":
-        assert found == proportional(budget, rank)
-        np.testing.assert_array_equal(target, targets(budget, rank))
-    else:
-        assert found == marginal(budget, shown.pooled()) != proportional(budget, rank)
-        assert target.tolist() == list(found.values())
+    shown = dimensions.group_spectra(planted(traced, rank, 0), traced, experiment.widths)
+    budget = Budget.of(traced, reference, experiment.widths)
+    found = derivation.spend(traced, reference, shown, experiment.widths)
+    assert found.widths == proportional(budget, rank) and found.dimensions == rank
+    np.testing.assert_array_equal(found.target, targets(budget, rank))
+    settings = WidthSettings.model_validate(experiment.widths.model_dump() | {"allocation": "marginal"})
+    other = derivation.spend(traced, reference, shown, settings)
+    assert other.widths != found.widths and other.target.tolist() == list(other.widths.values())
+    assert settings.allocation.plugin == "marginal"

@@ -133,8 +133,8 @@ rule front:
         "../../envs/eigendet.yaml"
     params:
         config=configuration_copy,
-        folders=of(dependencies.width_spectra),
+        sources=of(dependencies.front_sources),
         settings=of(dependencies.width_settings),
     shell:
-        "eigendet front {params.folders:q} --config {params.config:q} --backbone {wildcards.backbone}"
+        "eigendet front {params.sources:q} --config {params.config:q} --backbone {wildcards.backbone}"
         " --detector {wildcards.detector} --output {output:q} > {log:q} 2>&1"

@@ -24,6 +24,16 @@ from eigendet.plugins import discovery
 if TYPE_CHECKING:
     from eigendet.config import Experiment
     from eigendet.networks.definition import Definition
+    from eigendet.widths.derivation import Sources
+
+covariance_option = click.option(
+    "--covariance", "covariances", type=EXISTING, multiple=True,
+    help="Covariance file of a run whose spectra are given, for an allocator that needs matrices; one for each seed.",
+)  # fmt: skip
+run_option = click.option(
+    "--run", "runs", type=FOLDER, multiple=True,
+    help="Folder of a run whose spectra are given, for an allocator that needs kernels; one for each seed.",
+)  # fmt: skip
 
 
 @click.command()
@@ -153,6 +163,8 @@ def _experiment_for(configs: tuple[Path, ...], name: str) -> Experiment:
 @click.argument("arm")
 @click.argument("spectra", type=FOLDER, nargs=-1)
 @click.option("--derived", type=EXISTING, help="File of the derived widths, for a control that is compared with them.")
+@covariance_option
+@run_option
 @output_option("JSON file for the widths.")
 def widths(
     configs: tuple[Path, ...],
@@ -161,6 +173,8 @@ def widths(
     arm: str,
     spectra: tuple[Path, ...],
     derived: Path | None,
+    covariances: tuple[Path, ...],
+    runs: tuple[Path, ...],
     output: Path,
 ) -> None:
     """Derive the widths of a network from spectra, or choose those of a control.
@@ -176,9 +190,10 @@ def widths(
     experiment = read_experiment(configs)
     network = _network(experiment, backbone, detector)
     if arm in experiment.derived:
-        chosen = stage.derive_widths(experiment, network, spectra, experiment.spectra_for(arm) or "")
+        source = experiment.spectra_for(arm) or ""
+        chosen = stage.derive_widths(experiment, network, spectra, source, _sources(covariances, runs))
     elif arm in experiment.controls:
-        chosen = controls.control_widths(experiment, network, arm, spectra, derived)
+        chosen = controls.control_widths(experiment, network, arm, spectra, derived, _sources(covariances, runs))
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
     widths_file.write_chosen(output, chosen)
@@ -198,11 +213,19 @@ def widths(
 @backbone_option
 @detector_option
 @click.argument("spectra", type=FOLDER, nargs=-1)
+@covariance_option
+@run_option
 @output_option("CSV file for the table.")
 def front(
-    configs: tuple[Path, ...], backbone: str | None, detector: str | None, spectra: tuple[Path, ...], output: Path
+    configs: tuple[Path, ...],
+    backbone: str | None,
+    detector: str | None,
+    spectra: tuple[Path, ...],
+    covariances: tuple[Path, ...],
+    runs: tuple[Path, ...],
+    output: Path,
 ) -> None:
-    """Compare parameters and operations over the width rule's option, at several budgets.
+    """Compare parameters and operations over an option of the width rule or the allocator, at several budgets.
 
     SPECTRA are folders that `eigendet spectra` wrote, one for each seed, of the arm that `widths.arm` names.
     """
@@ -210,7 +233,7 @@ def front(
     from eigendet.widths import front as stage
 
     experiment = read_experiment(configs)
-    table = stage.front(experiment, _network(experiment, backbone, detector), spectra)
+    table = stage.front(experiment, _network(experiment, backbone, detector), spectra, _sources(covariances, runs))
     files.write_text(output, table.to_csv(index=False))
     click.echo(table[table["on_front"]].to_string(index=False, float_format="{:.3f}".format))
 
@@ -264,6 +287,19 @@ def _search_as(results: Path) -> None:
     from eigendet.report.results import read_experiment
 
     discovery.search([folder for folder in read_experiment(results).plugins if Path(folder).is_dir()])
+
+
+def _sources(covariances: tuple[Path, ...], runs: tuple[Path, ...]) -> Sources:
+    """Return the files that some allocators read beside spectra."""
+    from eigendet.runs.folder import RunFolder
+    from eigendet.widths.derivation import Sources
+
+    first, last = {}, {}
+    for run in map(RunFolder, runs):
+        record = run.read_detector_run()
+        seed = record.run.get("seed", -1)
+        first[seed], last[seed] = run.snapshot(record.snapshots[0]), run.snapshot(record.last_step)
+    return Sources(covariances, first, last)
 
 
 def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Definition:

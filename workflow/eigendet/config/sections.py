@@ -272,10 +272,9 @@ class WidthSettings(Section):
         PluginChoice(plugin="dof"),
         description="plugin that gives a spectrum's dimension, with its options, or its name alone",
     )
-    allocation: Literal["proportional", "marginal"] = Field(
-        "proportional",
-        description="widths in proportion to the rule's dimensions; or, whatever the rule, channel by channel where "
-        "the spectra lose most for their cost",
+    allocation: Annotated[PluginChoice, BeforeValidator(_named, json_schema_input_type=PluginChoice | str)] = Field(
+        PluginChoice(plugin="proportional"),
+        description="allocator plugin that spends the budget on the groups, with its options, or its name alone",
     )
     heads: bool = Field(
         False,

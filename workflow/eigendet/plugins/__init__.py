@@ -1,9 +1,9 @@
-"""The contract of plugins: what backbones, detectors, data sets and width rules must do.
+"""The contract of plugins: what backbones, detectors, data sets, width rules and allocators must do.
 
 A plugin is a function. Its name is the plugin's name, and the first line of its docstring the summary that
 `eigendet plugins` lists. It stands in a file of a plugin folder, with one of the marks `backbone`, `detector`,
-`dataset` and `rule`; or an installed package names it as an entry point of the group `eigendet.backbones`,
-`eigendet.detectors`, `eigendet.datasets` or `eigendet.rules`.
+`dataset`, `rule` and `allocator`; or an installed package names it as an entry point of the group `eigendet.backbones`,
+`eigendet.detectors`, `eigendet.datasets`, `eigendet.rules` or `eigendet.allocators`.
 
 The options of a plugin are its keyword-only parameters; their annotations say what each accepts, and a configuration is
 checked against these before anything runs. Where plugins share options, or options depend on one another, they are a
@@ -40,6 +40,17 @@ class made from `Options`: the plugin then has one keyword-only parameter, `opti
         Returns the intrinsic dimension of a feature map, a number of channels. `values` are the eigenvalues of its
         covariance, (C,): descending, none negative, the first positive. `eigendet front` compares the rule with itself
         over the `examples` of its first option that has any.
+
+    @allocator
+    def proportional(groups: Sequence[GroupView], budget: Budget) -> dict[str, float]
+
+        Returns the target width of every group by its name: none negative. What the caps do not afford is scaled down,
+        all alike, and then rounded, by the library. `groups` are `eigendet.widths.views.GroupView`: the eigenvalues of
+        every map that the group has, in every seed, the dimension that the experiment's rule finds, the reference's
+        width, and what a channel costs. `budget`, an `eigendet.widths.allocation.Budget`, says what any widths cost and
+        scales weights to the largest widths that it affords. With `@allocator(needs=("covariance", "gradients",
+        "kernels"))`, or some of these, the view holds the covariance of each map, the second moment of the loss's
+        gradient there, and the kernels of the layers that read the group.
 
 The parameters of a network are all trained, so what is constant belongs in a buffer, and freezing is for the
 configuration to say. They are registered with their module, not kept in a plain list; the losses reach all those of the

@@ -8,12 +8,14 @@ from .importing import load_plugin as load_plugin
 from .loading import bind as bind
 from .loading import described as described
 from .loading import files as files
+from .loading import needs as needs
 from .loading import package_versions as package_versions
 from .loading import rules as rules
 from .loading import summaries as summaries
 from .loading import validate as validate
 from .loading import variants as variants
 from .loading import versions as versions
+from .markers import allocator as allocator
 from .markers import backbone as backbone
 from .markers import dataset as dataset
 from .markers import detector as detector

@@ -16,7 +16,7 @@ from eigendet.config import AFTER_DERIVED, WITH_REFERENCE_WIDTHS, Experiment, la
 from eigendet.config.sections import IMMATERIAL, Optimization, PluginChoice
 from eigendet.files import Plain
 from eigendet.plugins.discovery import discover
-from eigendet.plugins.loading import files, package_versions
+from eigendet.plugins.loading import files, needs, package_versions
 
 Settings = list[Any]  # plain values
 RESULTS = "<results>"
@@ -136,30 +136,50 @@ def width_inputs(experiment: Experiment, backbone: str, detector: str, arm: str)
     own = experiment.arms[arm].widths if arm in experiment.arms else None
     if own:
         inputs.append(own)
-    return [*inputs, *rule_files(experiment)]
+    return [*inputs, *_seen(experiment, backbone, detector, arm).values(), *width_plugins(experiment)]
 
 
 def front_inputs(experiment: Experiment, backbone: str, detector: str) -> list[str]:
     """Return the tables and the plugin that the front is made from."""
     tables = _of_runs(experiment, _sources(experiment, "derived"), backbone, detector, layout.EIGENVALUES)
-    return [*tables, *rule_files(experiment)]
+    return [*tables, *_seen(experiment, backbone, detector, "derived").values(), *width_plugins(experiment)]
 
 
-def rule_files(experiment: Experiment) -> list[str]:
-    """Return the file of the width rule's plugin."""
-    return files("rule", [experiment.widths.rule])
+def width_plugins(experiment: Experiment) -> list[str]:
+    """Return the files of the plugins that choose widths: the rule's, and the allocator's."""
+    settings = experiment.widths
+    return [*files("rule", [settings.rule]), *files("allocator", [settings.allocation])]
 
 
 def width_sources(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:
-    """Return the arguments of `eigendet widths` that name spectra and derived widths."""
+    """Return the arguments of `eigendet widths` that name spectra, derived widths, and what the allocator needs."""
     derived = [("--derived", file) for file in _derived(experiment, backbone, detector, arm)]
-    return [*width_spectra(experiment, backbone, detector, arm), *chain(*derived)]
+    return [*front_sources(experiment, backbone, detector, arm), *chain(*derived)]
+
+
+def front_sources(experiment: Experiment, backbone: str, detector: str, arm: str = "derived") -> list[str]:
+    """Return the arguments of `eigendet front` that name spectra and what the allocator needs beside them."""
+    named = []
+    for path in _seen(experiment, backbone, detector, arm):
+        named += ["--run", path] if path.startswith(_path("runs")) else ["--covariance", path]
+    return [*width_spectra(experiment, backbone, detector, arm), *named]
+
+
+def _seen(experiment: Experiment, backbone: str, detector: str, arm: str) -> dict[str, str]:
+    """Return what the allocator reads beside spectra, and the file of each that Snakemake watches."""
+    needed, sources = needs(experiment.widths.allocation), _sources(experiment, arm)
+    covariances = _of_runs(experiment, sources, backbone, detector, layout.COVARIANCE)
+    folders = _of_runs(experiment, sources, backbone, detector, layout.RUNS)
+    records = _of_runs(experiment, sources, backbone, detector, layout.RUN_RECORD)
+    seen = dict(zip(covariances, covariances, strict=True)) if {"covariance", "gradients"} & set(needed) else {}
+    return seen | (dict(zip(folders, records, strict=True)) if "kernels" in needed else {})
 
 
 def width_settings(experiment: Experiment) -> Settings:
     """Return what changes the widths that are derived."""
     settings = experiment.widths
-    return [settings.model_dump(mode="json"), experiment.training.min_size, package_versions(rule=settings.rule)]
+    versions = package_versions(rule=settings.rule, allocator=settings.allocation)
+    return [settings.model_dump(mode="json"), experiment.training.min_size, versions]
 
 
 def latency_runs(experiment: Experiment, backbone: str, detector: str) -> list[str]:

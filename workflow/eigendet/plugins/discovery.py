@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from eigendet.errors import UserError, lacking, unknown
 
-Kind = Literal["backbone", "detector", "dataset", "rule"]
+Kind = Literal["backbone", "detector", "dataset", "rule", "allocator"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _further: list[Path] = []  # folders that the configuration names
@@ -256,7 +256,8 @@ def _bound(node: ast.AST) -> Iterator[str]:
 
 def _marks(function: ast.FunctionDef) -> Iterator[str]:
     for decorator in function.decorator_list:
-        name = decorator.id if isinstance(decorator, ast.Name) else getattr(decorator, "attr", None)
+        mark = decorator.func if isinstance(decorator, ast.Call) else decorator
+        name = mark.id if isinstance(mark, ast.Name) else getattr(mark, "attr", None)
         if name in KINDS:
             yield name
 

@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from eigendet.config import Experiment, validate_options
 from eigendet.config.sections import PluginChoice
-from eigendet.errors import UserError
+from eigendet.errors import UserError, unknown
 from eigendet.plugins.discovery import Kind, discover, find, from_here
 from eigendet.plugins.importing import failures_named, load_plugin
+from eigendet.plugins.markers import NEEDS, Need
 from eigendet.plugins.options import Options, options_of
 
 logger = logging.getLogger(__name__)
@@ -131,12 +132,15 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
     chosen |= {f"backbones.{name}": ("backbone", choice) for name, choice in experiment.backbones.items()}
     chosen |= {f"detectors.{name}": ("detector", choice) for name, choice in experiment.detectors.items()}
     chosen["widths.rule"] = "rule", experiment.widths.rule
+    chosen["widths.allocation"] = "allocator", experiment.widths.allocation
     faults = _weights_missing(experiment) if paths else []
     for where, (kind, choice) in chosen.items():
         try:
             bind(kind, choice, where, paths)
         except UserError as error:
             faults.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
+    if not faults:
+        faults += _unmet(experiment)
     if faults:
         raise UserError("\n".join(faults))
 
@@ -149,6 +153,34 @@ def _weights_missing(experiment: Experiment) -> list[str]:
         "published weights, as 'torchvision:NAME' or 'timm:NAME'"
         for name, source in own.items()
         if source != "workflow" and not source.startswith(("torchvision:", "timm:")) and not Path(source).is_file()
+    ]
+
+
+def needs(choice: PluginChoice) -> tuple[Need, ...]:
+    """Return what an allocator needs to see of the groups beside eigenvalues.
+
+    Raises:
+        UserError: there is no such allocator, or it names something else.
+
+    >>> needs(PluginChoice(plugin="marginal")), needs(PluginChoice(plugin="output_aware"))
+    ((), ('covariance', 'kernels'))
+    """
+    plugin = find("allocator", choice.plugin)
+    named: tuple[Need, ...] = getattr(load_plugin(plugin), "needs", ())
+    for name in named if isinstance(named, tuple | list) else [named]:
+        if name not in NEEDS:
+            raise UserError(f"{plugin}: {unknown('need', str(name), NEEDS)}")
+    return tuple(named)
+
+
+def _unmet(experiment: Experiment) -> list[str]:
+    """Return a sentence for what the allocator needs and the experiment will not observe."""
+    choice, gradients = experiment.widths.allocation, experiment.covariance.gradients
+    if "gradients" not in needs(choice) or gradients or not (experiment.derived or "untrained" in experiment.arms):
+        return []
+    return [
+        f"widths.allocation: {choice.plugin} needs the moments of the loss's gradient; set covariance.gradients to "
+        "true, or choose another allocator."
     ]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
+Need = Literal["covariance", "gradients", "kernels"]  # what an allocator may see beside eigenvalues
+NEEDS: tuple[Need, ...] = get_args(Need)
 
 
 def backbone(function: F) -> F:
@@ -26,3 +28,26 @@ def dataset(function: F) -> F:
 def rule(function: F) -> F:
     """Mark a function as a width rule."""
     return function
+
+
+@overload
+def allocator(function: F) -> F: ...
+@overload
+def allocator(*, needs: tuple[Need, ...]) -> Callable[[F], F]: ...
+def allocator(function: F | None = None, *, needs: tuple[Need, ...] = ()) -> F | Callable[[F], F]:
+    """Mark a function as an allocator, with what it needs to see of the groups beside eigenvalues.
+
+    >>> @allocator(needs=("covariance", "kernels"))
+    ... def mine(groups, budget):
+    ...     return {group.name: 8.0 for group in groups}
+    >>> mine.needs
+    ('covariance', 'kernels')
+    """
+    if function is not None:
+        return function
+
+    def mark(own: F) -> F:
+        own.needs = needs  # type: ignore[attr-defined]
+        return own
+
+    return mark

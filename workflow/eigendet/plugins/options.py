@@ -17,6 +17,7 @@ from eigendet.plugins.importing import load_plugin
 # What the library calls a plugin with, by position.
 ARGUMENTS: dict[Kind, tuple[str, ...]] = {
     "backbone": (), "detector": ("backbone", "classes", "size"), "dataset": (), "rule": ("values",),
+    "allocator": ("groups", "budget"),
 }  # fmt: skip
 # Keys that stand beside a plugin's options in a configuration.
 RESERVED: dict[Kind, set[str]] = {

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from eigendet import plugins
+from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment, layout
 from eigendet.config.experiment import FROM_SPECTRA
-from eigendet.config.sections import DetectorTraining
+from eigendet.config.sections import DetectorTraining, WidthSettings
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_splits
 from eigendet.errors import UserError, some
@@ -36,6 +37,8 @@ from eigendet.runs.losses import Losses
 from eigendet.runs.observation import observed_taps
 from eigendet.widths.allocation import Budget
 from eigendet.widths.dimensions import OTHER_POINTS, nearest_point
+from eigendet.widths.made_up import made_up
+from eigendet.widths.targets import allocator_targets
 
 logger = logging.getLogger(__name__)
 
@@ -155,9 +158,25 @@ def _check_derivable(
             f"read; {way_out}."
         )
     try:
-        Budget.of(groups, widths, experiment.widths)
+        check_allocation(groups, widths, experiment.widths)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+
+
+def check_allocation(groups: Channels, reference: Widths, settings: WidthSettings) -> None:
+    """Spend a budget by spectra that are made up.
+
+    Args:
+        groups: of the network.
+        reference: the reference's width of each.
+        settings: say how.
+
+    Raises:
+        UserError: nothing meets the budget; the allocator fails, or gives something else than a width for each group.
+    """
+    spectra, seen = made_up(groups, reference, plugins.needs(settings.allocation))
+    budget = Budget.of(groups, reference, settings)
+    allocator_targets(budget, groups, reference, spectra, settings, seen)
 
 
 def _check_gradients(

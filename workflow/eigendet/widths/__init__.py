@@ -5,6 +5,10 @@ allocation      budgets, and widths in proportion to something
 marginal        a budget spent multiple by multiple
 rounding        from target widths to whole ones
 intervals       how sure both are
+views           what an allocator sees of a group
+sources         files that some allocators read beside spectra
+targets         what an allocator gives, checked
+made_up         spectra to try allocators with
 derivation      from spectra to a file of widths
 controls        widths to compare these with
 matching        a factor and a ratio that bring widths to two costs

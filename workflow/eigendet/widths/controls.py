@@ -11,21 +11,28 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from eigendet import plugins
 from eigendet.config import Experiment
 from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import regions
 from eigendet.networks.widths_file import ChosenWidths, read_widths
 from eigendet.widths.allocation import Budget
-from eigendet.widths.derivation import allocate, describe_widths
+from eigendet.widths.derivation import NO_SOURCES, Sources, describe_widths
 from eigendet.widths.dimensions import GroupSpectra, group_spectra, read_spectra_of_arm
 from eigendet.widths.matching import matched
 from eigendet.widths.rounding import rounded
 from eigendet.widths.stages import stage_numbers
+from eigendet.widths.targets import allocator_targets
 
 
 def control_widths(
-    experiment: Experiment, network: Definition, arm: str, folders: Sequence[Path], derived: Path | None
+    experiment: Experiment,
+    network: Definition,
+    arm: str,
+    folders: Sequence[Path],
+    derived: Path | None,
+    sources: Sources = NO_SOURCES,
 ) -> ChosenWidths:
     """Choose the widths of one of an experiment's controls.
 
@@ -38,6 +45,7 @@ def control_widths(
         arm: the control.
         folders: of the spectra from which `derived` comes, and of those of the arm scratch for the arm untrained.
         derived: the file of the widths that the control is for.
+        sources: what the allocator needs beside spectra.
 
     Raises:
         UserError: what the arm needs is missing or of another network.
@@ -58,7 +66,7 @@ def control_widths(
         budget = Budget.of(channels, reference, settings)
     else:
         budget = Budget.like(channels, reference, read_widths(derived, network), costs, settings)
-    weights = _weights(experiment, network, arm, folders, budget)
+    weights = _weights(experiment, network, arm, folders, budget, sources)
     if uniform:
         target, rule = budget.scaled(weights.values), "all scaled alike"
     elif derived is None:
@@ -83,20 +91,32 @@ class Weights(NamedTuple):
     origin: dict[str, str] | None = None  # whose spectrum each group was given
 
 
-def _weights(experiment: Experiment, network: Definition, arm: str, folders: Sequence[Path], budget: Budget) -> Weights:
+def _weights(
+    experiment: Experiment, network: Definition, arm: str, folders: Sequence[Path], budget: Budget, sources: Sources
+) -> Weights:
     """Return the reference's widths, or what the spectra give that a control has."""
+    settings = experiment.widths
     channels, reference = network.reference(network.size[0])
     if arm not in ("untrained", "permuted"):
         return Weights(np.array([reference[group] for group in budget.costs.groups], float), "the reference's")
-    source = "scratch" if arm == "untrained" else experiment.spectra_for(arm) or ""
+    first = arm == "untrained"
+    source = "scratch" if first else experiment.spectra_for(arm) or ""
     table = read_spectra_of_arm(experiment.name, network, source, folders)
-    spectra = group_spectra(table, channels, experiment.widths, first=arm == "untrained")
-    if arm == "untrained":
-        _, target = allocate(budget, spectra, experiment.widths)
+    spectra = group_spectra(table, channels, settings, first)
+    if first:
+        seen = sources.read(network, spectra, settings, first)
+        target = allocator_targets(budget, channels, reference, spectra, settings, seen)
         return Weights(target, "what the spectra at step 0 give", spectra.elsewhere)
     others, origin = permuted(spectra)
-    _, target = allocate(budget, others, experiment.widths)
-    return Weights(target, "what the spectra of other groups give", origin=origin)
+    if not plugins.needs(settings.allocation):
+        target = allocator_targets(budget, channels, reference, others, settings)
+        return Weights(target, "what the spectra of other groups give", origin=origin)
+    # Matrices cannot be stretched to another width, but what comes of them can.
+    seen = sources.read(network, spectra, settings)
+    target = allocator_targets(budget, channels, reference, spectra, settings, seen)
+    share = {group: width / reference[group] for group, width in zip(budget.costs.groups, target, strict=True)}
+    shares = np.array([share[origin[group]] * reference[group] for group in budget.costs.groups])
+    return Weights(shares, "what other groups are given, by share of width", origin=origin)
 
 
 def _regions(network: Definition) -> Mapping[str, int]:

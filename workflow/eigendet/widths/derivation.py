@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,39 @@ from eigendet.config.sections import WidthSettings
 from eigendet.files import file_digest
 from eigendet.networks.definition import Definition
 from eigendet.networks.widths_file import ChosenWidths, Cost
-from eigendet.widths.allocation import COSTS, Budget, targets
+from eigendet.widths.allocation import COSTS, Budget
 from eigendet.widths.dimensions import GroupSpectra, group_spectra, read_spectra_of_arm
 from eigendet.widths.intervals import intervals, is_complete
-from eigendet.widths.marginal import marginal
 from eigendet.widths.rounding import rounded
+from eigendet.widths.sources import read_seen
+from eigendet.widths.targets import allocator_targets
+from eigendet.widths.views import Seen
 
 
-def derive_widths(experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str) -> ChosenWidths:
+class Sources(NamedTuple):
+    """Files that some allocators read beside spectra, of the same runs."""
+
+    covariances: Sequence[Path] = ()
+    first: Mapping[int, Path] = MappingProxyType({})  # snapshots of the first step, by seed
+    last: Mapping[int, Path] = MappingProxyType({})
+
+    def read(self, network: Definition, spectra: GroupSpectra, settings: WidthSettings, first: bool = False) -> Seen:
+        """Read what the allocator of the settings needs, at the last step or the first.
+
+        Raises:
+            UserError: it is missing, or of other runs.
+        """
+        needs = plugins.needs(settings.allocation)
+        snapshots = self.first if first else self.last
+        return read_seen(needs, self.covariances, snapshots, network, spectra, settings, first)
+
+
+NO_SOURCES = Sources()
+
+
+def derive_widths(
+    experiment: Experiment, network: Definition, folders: Sequence[Path], arm: str, sources: Sources = NO_SOURCES
+) -> ChosenWidths:
     """Derive the widths of a network from the spectra of one arm.
 
     Args:
@@ -31,6 +57,7 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
         network: without widths.
         folders: of the tables that `eigendet spectra` wrote, of every seed.
         arm: whose spectra they are.
+        sources: what the allocator needs beside spectra.
 
     Raises:
         UserError: the tables are of another arm, backbone or experiment, or lack a group; the budget cannot be met.
@@ -39,7 +66,8 @@ def derive_widths(experiment: Experiment, network: Definition, folders: Sequence
     spectra = read_spectra_of_arm(experiment.name, network, arm, folders)
     channels, reference = network.reference(network.size[0])
     of_groups = group_spectra(spectra, channels, settings)
-    budget, dimension, widths, target = spend(channels, reference, of_groups, settings)
+    seen = sources.read(network, of_groups, settings)
+    budget, dimension, widths, target = spend(channels, reference, of_groups, settings, seen)
     derived = replace(
         describe_widths(network, channels, reference, widths, rule_text(settings), budget, target),
         settings=settings.model_dump(mode="json"),
@@ -73,23 +101,17 @@ class Spent(NamedTuple):
     target: np.ndarray  # before rounding, (groups,)
 
 
-def spend(channels: Channels, reference: Widths, spectra: GroupSpectra, settings: WidthSettings) -> Spent:
-    """Spend the budget that the settings give on the groups, by what their spectra show.
+def spend(
+    channels: Channels, reference: Widths, spectra: GroupSpectra, settings: WidthSettings, seen: Seen | None = None
+) -> Spent:
+    """Spend the budget that the settings give on the groups, by what their spectra show, and what else was seen.
 
     Raises:
         UserError: the budget cannot be met, or every dimension is zero.
     """
     budget = Budget.of(channels, reference, settings)
-    return Spent(budget, spectra.dimensions(settings), *allocate(budget, spectra, settings))
-
-
-def allocate(budget: Budget, spectra: GroupSpectra, settings: WidthSettings) -> tuple[Widths, np.ndarray]:
-    """Return whole widths of every group, and what they were rounded to, (groups,)."""
-    if settings.allocation == "proportional":
-        target = targets(budget, spectra.dimensions(settings))
-        return rounded(budget, target), target
-    widths = marginal(budget, spectra.pooled())
-    return widths, np.array(list(widths.values()), float)
+    target = allocator_targets(budget, channels, reference, spectra, settings, seen)
+    return Spent(budget, spectra.dimensions(settings), rounded(budget, target), target)
 
 
 def describe_widths(
@@ -132,5 +154,8 @@ def describe_widths(
 
 
 def rule_text(settings: WidthSettings) -> str:
-    """Say what the widths follow: the rule and its options, or the marginal allocation, which has none."""
-    return "marginal allocation" if settings.allocation == "marginal" else plugins.described("rule", settings.rule)
+    """Say what the widths follow: the rule and its options, or an allocator that is not `proportional`, and its own."""
+    if settings.allocation.plugin == "proportional":
+        return plugins.described("rule", settings.rule)
+    name, at, options = plugins.described("allocator", settings.allocation).partition(" at ")
+    return f"{name} allocation{at}{options}"

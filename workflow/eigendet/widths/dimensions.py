@@ -56,19 +56,6 @@ class GroupSpectra:
             for group, seeds in self.groups.items()
         }
 
-    def pooled(self) -> dict[str, np.ndarray]:
-        """Return a descending spectrum for every group: shares of the trace, largest over taps, averaged over seeds.
-
-        >>> spectra = GroupSpectra({"conv1": {0: [np.array([3.0, 1.0]), np.array([1.0, 1.0])]}}, {})
-        >>> spectra.pooled()["conv1"].tolist()
-        [0.75, 0.5]
-        """
-        pooled = {}
-        for group, seeds in self.groups.items():
-            shares = [[np.sort(values)[::-1] / (values.sum() or 1.0) for values in taps] for taps in seeds.values()]
-            pooled[group] = np.mean([np.max(taps, axis=0) for taps in shares], axis=0)
-        return pooled
-
 
 def read_spectra_of_arm(
     experiment: str,

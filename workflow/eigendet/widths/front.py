@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -15,15 +15,20 @@ from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
 from eigendet.widths.allocation import Budget
-from eigendet.widths.derivation import allocate, rule_text
+from eigendet.widths.derivation import NO_SOURCES, Sources, rule_text
 from eigendet.widths.dimensions import group_spectra, read_spectra_of_arm
-from eigendet.widths.rounding import proportional
+from eigendet.widths.rounding import proportional, rounded
+from eigendet.widths.targets import allocator_targets
 
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares of the reference's
 
 
-def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) -> pd.DataFrame:
-    """Return a row for every value of the rule's option and every cap on MACs that can be met.
+def front(
+    experiment: Experiment, network: Definition, folders: Sequence[Path], sources: Sources = NO_SOURCES
+) -> pd.DataFrame:
+    """Return a row for every value of an option and every cap on MACs that can be met.
+
+    The option is the rule's where widths are proportional to dimensions, else the allocator's.
 
     Columns: `widths` (how they are found, in words), `cap`; `parameters`, `macs`, `parameter_share`,
     `mac_share` (of the reference's); `on_front`: no other row of this cap has as few of both and fewer of one. (Among
@@ -33,7 +38,10 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
     settings = experiment.widths
     channels, reference = network.reference(network.size[0])
     spectra = group_spectra(read_spectra_of_arm(experiment.name, network, settings.arm, folders), channels, settings)
-    rules = plugins.variants("rule", settings.rule) if settings.allocation == "proportional" else [settings.rule]
+    seen = sources.read(network, spectra, settings)
+    kind: Literal["rule", "allocator"] = "rule" if settings.allocation.plugin == "proportional" else "allocator"
+    key = {"rule": "rule", "allocator": "allocation"}[kind]
+    choices = plugins.variants(kind, getattr(settings, key))
     rows = []
     for cap in sorted({*CAPS, settings.macs or 1.0}):
         capped = settings.model_copy(update={"macs": cap})
@@ -41,9 +49,10 @@ def front(experiment: Experiment, network: Definition, folders: Sequence[Path]) 
             budget = Budget.of(channels, reference, capped)
         except UserError:
             continue  # not even the narrowest network is so small
-        for rule in rules:
-            varied: WidthSettings = capped.model_copy(update={"rule": rule})
-            rows.append(_row(channels, reference, rule_text(varied), cap, allocate(budget, spectra, varied)[0]))
+        for choice in choices:
+            varied: WidthSettings = capped.model_copy(update={key: choice})
+            target = allocator_targets(budget, channels, reference, spectra, varied, seen)
+            rows.append(_row(channels, reference, rule_text(varied), cap, rounded(budget, target)))
         rows.append(_row(channels, reference, UNIFORM, cap, proportional(budget, reference)))
     table = pd.DataFrame(rows, columns=FrontRow._fields)
     table["on_front"] = False

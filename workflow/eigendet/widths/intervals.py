@@ -21,6 +21,7 @@ from eigendet.errors import some
 from eigendet.networks.widths_file import Interval
 from eigendet.widths.allocation import Budget, targets
 from eigendet.widths.dimensions import group_spectra
+from eigendet.widths.rounding import nearest
 
 CONFIDENCE = 0.95
 MOST_CHANNELS = 8.0  # to an effective sample: beyond, coverage was not measured
@@ -28,6 +29,10 @@ JUMPS = "and what jumps from one number to the next has no interval that the jac
 TOO_FEW = (
     "No intervals for {groups}: these have more than {most:g} channels for each effective sample, so more images are "
     "needed; nor for any width, since all share one budget."
+)
+OTHERS = (
+    "No intervals of widths: they are worked out for widths in proportion to dimensions, and {allocator} allocation "
+    "gives others."
 )
 
 logger = logging.getLogger(__name__)
@@ -65,9 +70,9 @@ def intervals(
     """Return intervals of dimensions and of widths before rounding, and the groups whose width they leave open.
 
     There are none of what jumps from one whole number to another: of a rule that counts, and of widths by the marginal
-    allocation; none of a group with too few images, or whose maps do not vary without one of the parts; and none of
-    widths where a group that varies has none, since all share one budget. A width is left open where an end of its
-    interval, which may lie beside it, rounds to another multiple.
+    allocation; none of widths by any allocator but `proportional`; none of a group with too few images, or whose maps
+    do not vary without one of the parts; and none of widths where a group that varies has none, since all share one
+    budget. A width is left open where an end of its interval, which may lie beside it, rounds to another multiple.
 
     Args:
         left_out: the table of the jackknife.
@@ -91,8 +96,10 @@ def intervals(
     of_dimension = dimension_intervals(dimension, enough, shortage, reference)
     if few:
         return Intervals(of_dimension, lacking=TOO_FEW.format(groups=some(few), most=MOST_CHANNELS))
-    if settings.allocation == "marginal":
+    if settings.allocation.plugin == "marginal":
         return Intervals(of_dimension, lacking=f"No intervals of widths: marginal allocation has steps, {JUMPS}")
+    if settings.allocation.plugin != "proportional":
+        return Intervals(of_dimension, lacking=OTHERS.format(allocator=settings.allocation.plugin))
     of_width = width_intervals(dimension, without, target, shortage, budget)
     return Intervals(of_dimension, of_width, _left_open(of_width, widths, budget))
 
@@ -157,10 +164,9 @@ def _within(interval: Interval, least: float, most: float) -> Interval:
 def _left_open(of_width: Mapping[str, Interval], widths: Widths, budget: Budget) -> dict[str, tuple[int, int]]:
     """Return the least and the most of widths and of what the ends of their intervals round to, where these differ."""
     left_open = {}
-    for place, group in enumerate(budget.costs.groups):
-        multiple = budget.multiple[place]
-        ends = np.round(np.array(of_width[group]) / multiple) * multiple
-        possible = {widths[group], *np.clip(ends, budget.least[place], budget.most[place])}
+    ends = np.array([nearest(budget, end) for end in np.array([of_width[group] for group in budget.costs.groups]).T])
+    for group, own in zip(budget.costs.groups, ends.T, strict=True):
+        possible = {widths[group], *own}
         if len(possible) > 1:
             left_open[group] = int(min(possible)), int(max(possible))
     return left_open

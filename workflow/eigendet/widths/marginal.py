@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eigendet.channels.groups import Widths
 from eigendet.widths.allocation import Budget
 
 Worth = Callable[[float], float]  # of so many channels of a group; grows with them
 NOISE = 1e-8  # of the largest eigenvalue: below lie rounding errors
 KICKS = (1, -1, 2, -2, 4, -4)  # multiples by which a group is moved, to look for something better
 MOVES = 6000  # of any group by a multiple in that search, at most
-
-
-def marginal(budget: Budget, spectra: Mapping[str, np.ndarray]) -> Widths:
-    """Return the widths that hold most of the groups' traces, each counted as one, within the budget.
-
-    What a channel holds is its eigenvalue as a share of the trace; beyond the width that was observed, the power law
-    fitted to the smaller half of the spectrum goes on.
-
-    Args:
-        budget: what widths may cost.
-        spectra: eigenvalues of every group, in descending order.
-
-    >>> from eigendet.widths.allocation import Costs
-    >>> costs = Costs(("a", "b"), np.zeros(3), np.array([[1.0, 1], [2, 0], [0, 10]]), np.zeros((3, 2, 2)))
-    >>> caps, four, any_width = np.array([20, np.inf, np.inf]), np.full(2, 4.0), np.full(2, np.inf)
-    >>> budget = Budget(costs, caps, multiple=four, least=four, most=any_width)
-    >>> marginal(budget, {"a": np.array([1.0] * 8 + [0.0] * 8), "b": np.arange(1.0, 17) ** -2})
-    {'a': 8, 'b': 12}
-    """
-    shares = {group: np.clip(values, 0.0, None) / (values.clip(0.0).sum() or 1.0) for group, values in spectra.items()}
-    return budget.named(most_worth(budget, [held(shares[group]) for group in budget.costs.groups]))
 
 
 def most_worth(budget: Budget, worth: Sequence[Worth]) -> np.ndarray:
@@ -46,6 +24,13 @@ def most_worth(budget: Budget, worth: Sequence[Worth]) -> np.ndarray:
     Args:
         budget: what widths may cost.
         worth: of the channels of each group, in the budget's order.
+
+    >>> from eigendet.widths.allocation import Costs
+    >>> costs = Costs(("a", "b"), np.zeros(3), np.array([[1.0, 1], [2, 0], [0, 10]]), np.zeros((3, 2, 2)))
+    >>> caps, four, any_width = np.array([20, np.inf, np.inf]), np.full(2, 4.0), np.full(2, np.inf)
+    >>> budget = Budget(costs, caps, multiple=four, least=four, most=any_width)
+    >>> most_worth(budget, [held(np.r_[np.ones(8), np.zeros(8)] / 8), held(np.arange(1.0, 17) ** -2)]).tolist()
+    [8.0, 12.0]
     """
     best = _Spending(budget, worth)
     best.fill()

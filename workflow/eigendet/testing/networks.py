@@ -1,97 +1,36 @@
-"""The contract of plugins as tests, which `eigendet plugins check NAME` runs and a package's own tests subclass.
-
-An author's test file names the plugin, and the options with which it is quick; pytest collects the tests:
-
-    from eigendet.testing import DetectorContract
-
-
-    class TestMine(DetectorContract):
-        plugin = "mine"
-        options = {"head_channels": 32}
-
-Every test is one promise. Where the promise is not kept, it raises UserError, which names the plugin's file and line.
-
->>> for promise, test in promises("rule", PluginChoice(plugin="participation")):
-...     test()
-...     print(promise)
-it says what it is
-a dimension is between one and all channels
-units do not matter
-"""
+"""What backbones and detectors promise: that they are built, trained, observed and resized."""
 
 from __future__ import annotations
 
-import math
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from eigendet import plugins
 from eigendet.channels.groups import Channels, Widths
-from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, PluginChoice, Pretraining
-from eigendet.data.checks import check_dataset, check_sample
+from eigendet.config.sections import BackboneChoice, CovarianceSettings, DetectorTraining, Pretraining
 from eigendet.data.samples import COLORS, Colors, Rectangles
-from eigendet.errors import UserError, some
+from eigendet.errors import some
 from eigendet.networks import checks
 from eigendet.networks.backbones import backbone_of, parameter_count
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe.passes import covariances as covariances_of
-from eigendet.plugins.discovery import Kind, Plugin
 from eigendet.runs import training
 from eigendet.runs.evaluation import average_precision
 from eigendet.runs.folder import RunFolder
 from eigendet.runs.images import Decoded, Images
 from eigendet.runs.observation import observed_taps
-from eigendet.spectra.metrics import intrinsic_dimension
+from eigendet.testing.contract import Contract
 
 CPU = torch.device("cpu")
-
-# Promises, in the words of `promises`, without which no other can be tried.
-FIRST = ("it says what it is", "it builds", "it knows its classes before any image is decoded")
-
-
-class Contract:
-    """What plugins of all kinds promise.
-
-    Attributes:
-        kind: of plugins; each subclass here sets its own.
-        plugin: the plugin's name, which a test class sets.
-        options: those with which the plugin is tried.
-    """
-
-    kind: ClassVar[Kind]
-    plugin: ClassVar[str]
-    options: ClassVar[dict[str, Any]] = {}
-
-    @property
-    def choice(self) -> PluginChoice:
-        """The plugin with its options, as a configuration names it."""
-        return PluginChoice(plugin=self.plugin, **self.options)
-
-    @property
-    def origin(self) -> Plugin:
-        """The plugin; as text, its name, file and line."""
-        return plugins.find(self.kind, self.plugin)
-
-    def require(self, kept: bool, otherwise: str) -> None:
-        """Raise UserError unless a promise is kept; `otherwise` completes the sentence that the plugin begins."""
-        if not kept:
-            raise UserError(f"{self.origin}: {otherwise}")
-
-    def test_it_says_what_it_is(self) -> None:
-        """Require a docstring, and options that the plugin accepts."""
-        self.require(bool(self.origin.summary), "has no docstring; its first line is the summary.")
-        plugins.bind(self.kind, self.choice)
 
 
 class NetworkContract(Contract, ABC):
@@ -302,81 +241,6 @@ class DetectorContract(NetworkContract):
         settings = CovarianceSettings(points=["conv"])
         taps = list(observed_taps(self.build(), settings, images))
         self.require(bool(taps), "no convolution of its backbone ran as a module, so nothing can be tapped.")
-
-
-class DatasetContract(Contract):
-    """What a data set plugin promises; `options` are some under which its files are there."""
-
-    kind = "dataset"
-
-    def open(self) -> Any:
-        """Return the data set."""
-        return plugins.bind("dataset", self.choice)()
-
-    def test_it_knows_its_classes_before_any_image_is_decoded(self) -> None:
-        """Require classes, and a digest that is the same each time."""
-        data = self.open()
-        check_dataset(data, str(self.origin))
-        self.require(data.digest == self.open().digest, "has another digest each time it is opened.")
-
-    def test_its_samples_are_what_it_says(self) -> None:
-        """Require that the first images and their targets can be used."""
-        data = self.open()
-        for index in range(min(len(data), 8)):
-            check_sample(data, index, str(self.origin))
-
-
-class RuleContract(Contract):
-    """What a width rule promises: a number of channels for every spectrum."""
-
-    kind = "rule"
-
-    def test_a_dimension_is_between_one_and_all_channels(self) -> None:
-        """Require a number of channels for spectra of every shape."""
-        rule = plugins.bind("rule", self.choice)
-        for name, spectrum in {
-            "of one direction": np.eye(1, 64)[0],
-            "all equal": np.ones(64),
-            "falling": np.geomspace(1, 1e-9, 64),
-            "with a tail of zeros": np.concatenate([np.linspace(1, 0.1, 32), np.zeros(32)]),
-        }.items():
-            dimension = intrinsic_dimension(spectrum, rule)
-            self.require(
-                0 < dimension <= 64 * (1 + 1e-9),
-                f"gives {dimension} for 64 eigenvalues {name}; expected a number up to 64.",
-            )
-
-    def test_units_do_not_matter(self) -> None:
-        """Require the same dimension whatever the scale of the eigenvalues."""
-        rule = plugins.bind("rule", self.choice)
-        spectrum = np.geomspace(1, 1e-6, 64)
-        dimensions = [intrinsic_dimension(scale * spectrum, rule) for scale in (1e-6, 1.0, 1e6)]
-        self.require(
-            all(math.isclose(dimension, dimensions[1], rel_tol=1e-6) for dimension in dimensions),
-            f"gives {dimensions} for one spectrum in three units.",
-        )
-
-
-CONTRACTS: dict[Kind, type[Contract]] = {
-    "backbone": BackboneContract, "detector": DetectorContract, "dataset": DatasetContract, "rule": RuleContract,
-}  # fmt: skip
-
-
-def promises(kind: Kind, choice: PluginChoice) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield every promise of a plugin, in words, with the test of it.
-
-    They come in the order in which they are best tried: those of all kinds first, then those of ever fewer. The words
-    are the test's name. Where one of FIRST is not kept, the rest cannot be tried.
-
-    Args:
-        kind: of the plugin, whose contract is taken.
-        choice: the plugin, and the options with which it is tried.
-    """
-    contract = type("Chosen", (CONTRACTS[kind],), {"plugin": choice.plugin, "options": choice.options})()
-    for part in reversed(type(contract).__mro__):
-        for name in vars(part):
-            if name.startswith("test_"):
-                yield name.removeprefix("test_").replace("_", " "), getattr(contract, name)
 
 
 def _scaled(groups: Channels, reference: Widths, factor: float) -> Widths:

@@ -1,0 +1,311 @@
+"""Every shipped allocator beside its definition, and what comes of one that gives something else than widths."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+
+from eigendet import config, plugins
+from eigendet.config.sections import PluginChoice, WidthSettings
+from eigendet.errors import UserError
+from eigendet.plugins import discovery
+from eigendet.plugins.markers import NEEDS
+from eigendet.runs import definitions, network_check
+from eigendet.widths.allocation import Budget
+from eigendet.widths.made_up import made_up_groups
+from eigendet.widths.marginal import held
+from eigendet.widths.rounding import rounded
+from eigendet.widths.targets import checked_targets
+from eigendet.widths.views import GroupView
+
+RANDOM = np.random.default_rng(0)
+
+
+def groups_at(cap: float) -> tuple[list[GroupView], Budget]:
+    return next(made_up_groups(NEEDS, [cap]))
+
+
+def given(name: str, groups: list[GroupView], budget: Budget, **options: Any) -> np.ndarray:
+    result = plugins.bind("allocator", PluginChoice(plugin=name, **options))(groups, budget)
+    return checked_targets(result, budget.costs.groups, plugins.find("allocator", name))
+
+
+def pooled(group: GroupView, values: Callable[..., np.ndarray]) -> np.ndarray:
+    """The largest over maps, averaged over seeds, in descending order; written out."""
+    seeds: dict[int, np.ndarray] = {}
+    for one in group.maps:
+        seeds[one.seed] = np.maximum(seeds.get(one.seed, np.zeros(group.reference)), values(one))
+    return np.sort(np.mean(list(seeds.values()), axis=0))[::-1]
+
+
+def best_of_all(budget: Budget, worth: list[Callable[[float], float]], least: np.ndarray | None = None) -> float:
+    """What the best of all widths in multiples of 8 is worth, within the budget."""
+    least = budget.least if least is None else least
+    levels = [np.arange(low, high + 1, 8) for low, high in zip(least, budget.most, strict=True)]
+    tables = [np.array([own(width) for width in level]) for own, level in zip(worth, levels, strict=True)]
+    best = -np.inf
+    for places in itertools.product(*(range(len(level)) for level in levels[:-1])):
+        # The last group as wide as the budget still affords: its worth grows with its width.
+        before = [level[place] for level, place in zip(levels, places, strict=False)]
+        last = max(
+            (k for k, width in enumerate(levels[-1]) if budget.affords(np.array([*before, width]))), default=None
+        )
+        if last is not None:
+            best = max(best, sum(table[place] for table, place in zip(tables, [*places, last], strict=True)))
+    return float(best)
+
+
+def beyond(start: float, worth: Callable[[float], float]) -> Callable[[float], float]:
+    return lambda width: worth(width - start)
+
+
+def coarse(budget: Budget) -> Budget:
+    """The same in multiples of 8, and no group more than twice as wide, so that all widths can be tried."""
+    most = np.floor(2 * np.array([16.0, 32, 48, 24]) / 8) * 8
+    return replace(budget, multiple=np.full(4, 8.0), least=np.full(4, 8.0), most=most)
+
+
+def test_proportional_widths_are_in_proportion_to_dimensions_and_use_the_budget() -> None:
+    groups, budget = groups_at(0.8)
+    target = given("proportional", groups, budget)
+    ratio = target / np.array([group.dimension for group in groups])
+    assert budget.use(target) == pytest.approx(1) and ratio == pytest.approx([ratio[0]] * 4)
+
+
+@pytest.mark.parametrize("cap", [0.5, 1.2])
+@pytest.mark.parametrize(
+    ("name", "options"), [("marginal", {}), ("loss_weighted", {"power": 1.0}), ("loss_weighted", {})]
+)
+def test_what_is_held_is_that_of_the_best_of_all_widths(name: str, options: dict[str, float], cap: float) -> None:
+    groups, budget = groups_at(cap)
+    budget = coarse(budget)
+
+    def spectrum(one: Any) -> np.ndarray:
+        if name == "marginal":
+            return np.asarray(one.eigenvalues / one.eigenvalues.sum())
+        values = np.linalg.eigvals(one.gradient @ one.covariance).real  # those of Σ^½ G Σ^½
+        return np.sort(one.positions * values.clip(0))[::-1] ** options.get("power", 0.5)
+
+    worth = [held(pooled(group, spectrum)) for group in groups]
+    target = given(name, groups, budget, **options)
+    assert (target % 8 == 0).all() and budget.affords(target)
+    reached = sum(own(width) for own, width in zip(worth, target, strict=True))
+    best = best_of_all(budget, worth)
+    assert 0.995 * best <= reached <= best * (1 + 1e-6)
+
+
+def test_powers_of_the_loss_change_what_groups_are_worth_beside_one_another() -> None:
+    groups, budget = groups_at(0.7)
+    strong = [
+        replace(groups[0], maps=tuple(replace(one, gradient=1e4 * np.asarray(one.gradient)) for one in groups[0].maps)),
+        *groups[1:],
+    ]
+    for power in (0.5, 1.0):
+        before, after = (given("loss_weighted", own, budget, power=power) for own in (groups, strong))
+        assert after[0] > before[0] and (after[1:] <= before[1:]).all()
+
+
+@pytest.mark.parametrize("exponent", [1.5, 2.0, 4.0])
+def test_cost_aware_widths_lose_least_of_a_power_law_at_the_cost(exponent: float) -> None:
+    groups, budget = groups_at(0.6)
+    budget = replace(budget, least=np.full(4, 0.5), most=np.full(4, np.inf))
+    dimension = np.array([group.dimension for group in groups])
+
+    def lost(widths: np.ndarray) -> float:
+        return float(((widths / dimension) ** (1 - exponent)).sum())
+
+    found = scipy.optimize.minimize(
+        lambda logs: lost(np.exp(logs)),
+        np.log(budget.scaled(dimension)),
+        constraints={"type": "ineq", "fun": lambda logs: 1 - budget.use(np.exp(logs))},
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-14},
+    )
+    target = given("cost_aware", groups, budget, exponent=exponent)
+    assert budget.use(target) == pytest.approx(1)
+    assert lost(target) <= lost(np.exp(found.x)) * (1 + 1e-6)
+    np.testing.assert_allclose(target, np.exp(found.x), rtol=0.01)
+    assert lost(target) < lost(budget.scaled(dimension))
+
+
+def test_cost_aware_widths_become_proportional_as_the_law_steepens() -> None:
+    groups, budget = groups_at(0.8)
+    steep = given("cost_aware", groups, budget, exponent=1e4)
+    np.testing.assert_allclose(steep, given("proportional", groups, budget), rtol=1e-2)
+
+
+def test_output_aware_widths_are_those_of_the_spectra_of_what_the_next_layers_compute() -> None:
+    groups, budget = groups_at(0.8)
+    dimension = []
+    for group in groups:
+        seeds: dict[int, list[float]] = {}
+        for one in group.maps:
+            (kernel,) = group.kernels[one.seed]
+            rows = kernel.weight[0].transpose(0, 2, 1).reshape(-1, group.reference)  # an output for each element
+            outputs = np.linalg.eigvalsh(rows @ np.asarray(one.covariance) @ rows.T)[::-1][: group.reference]
+            seeds.setdefault(one.seed, []).append(group.rule(outputs.clip(0)))
+        dimension.append(np.mean([max(own) for own in seeds.values()]))
+    target = given("output_aware", groups, budget)
+    np.testing.assert_allclose(target, budget.scaled(np.array(dimension)), rtol=1e-6)
+
+
+def test_a_group_that_no_kernel_reads_has_its_own_spectrum() -> None:
+    groups, budget = groups_at(0.8)
+    alone = [replace(group, kernels={0: (), 1: ()}) for group in groups]
+    target = given("output_aware", alone, budget)
+    np.testing.assert_allclose(target, given("proportional", groups, budget), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cap", [0.5, 1.2])
+def test_the_entropy_is_that_of_the_best_of_all_widths(cap: float) -> None:
+    groups, budget = groups_at(cap)
+    groups = [replace(group, readers=count) for group, count in zip(groups, (1, 3, 1, 2), strict=True)]
+    budget = coarse(budget)
+    worth: list[Callable[[float], float]] = [lambda width, n=n: n * np.log(width) for n in (1, 3, 1, 2)]  # type: ignore[misc]
+    target = given("entropy", groups, budget)
+    best = best_of_all(budget, worth)
+    assert best - 0.02 <= sum(own(width) for own, width in zip(worth, target, strict=True)) <= best + 1e-9
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 8.0])
+def test_widths_linear_in_depth_grow_by_the_same_each_time(ratio: float) -> None:
+    groups, budget = groups_at(0.8)
+    budget = replace(budget, least=np.full(4, 0.1), most=np.full(4, np.inf))
+    target = given("linear_in_depth", groups, budget, ratio=ratio)
+    assert np.diff(target) == pytest.approx([np.diff(target)[0]] * 3, abs=1e-9)
+    assert target[-1] / target[0] == pytest.approx(ratio) and budget.use(target) == pytest.approx(1)
+
+
+def test_growth_widens_the_reference_where_new_channels_have_the_largest_gradients() -> None:
+    groups, budget = groups_at(1.4)
+    budget = coarse(budget)
+    full = np.array([16.0, 32, 48, 24])
+
+    def score(one: Any) -> np.ndarray:
+        return np.asarray(one.positions * np.linalg.eigvalsh(one.gradient)[::-1] * np.trace(one.covariance))
+
+    scores = [held(pooled(group, score)) for group in groups]
+    worth = [beyond(start, own) for own, start in zip(scores, full, strict=True)]
+    target = given("growth", groups, budget)
+    assert (target >= full).all() and budget.affords(target)
+    reached = sum(own(width) for own, width in zip(worth, target, strict=True))
+    assert reached >= 0.995 * best_of_all(budget, worth, least=full) > 0
+    groups, budget = groups_at(0.7)
+    np.testing.assert_allclose(given("growth", groups, budget), budget.scaled(full))
+
+
+def test_ranks_of_kernels_are_the_share_of_the_reference() -> None:
+    groups, budget = groups_at(0.5)
+    ranked = []
+    for group, rank in zip(groups, (4, 16, 12, 6), strict=True):
+        left, right = RANDOM.normal(size=(24 * 9, rank)), RANDOM.normal(size=(rank, group.reference))
+        weight = (left @ right).reshape(24, 9, group.reference).transpose(0, 2, 1)[None]
+        (kernel,) = group.kernels[0]
+        noisy = weight + 0.01 * RANDOM.normal(size=weight.shape)
+        ranked.append(replace(group, kernels={0: (replace(kernel, weight=noisy),)}))
+    target = given("weight_rank", ranked, budget)
+    np.testing.assert_allclose(target, budget.scaled(np.array([4.0, 16, 12, 6])))
+    alone = [replace(group, kernels={}) for group in groups]
+    np.testing.assert_allclose(given("weight_rank", alone, budget), budget.scaled(np.array([16.0, 32, 48, 24])))
+
+
+@pytest.mark.parametrize("name", sorted(discovery.discover("allocator")))
+@pytest.mark.parametrize("cap", [0.4, 1.0])
+def test_the_order_of_maps_and_names_of_groups_do_not_matter(name: str, cap: float) -> None:
+    groups, budget = groups_at(cap)
+    renamed = [replace(group, name=f"other{group.name}", maps=group.maps[::-1]) for group in groups]
+    costs = replace(budget.costs, groups=tuple(group.name for group in renamed))
+    other = given(name, renamed, replace(budget, costs=costs))
+    np.testing.assert_allclose(given(name, groups, budget), other, rtol=1e-9)
+
+
+# What an allocator must not do.
+
+BAD = [
+    ("{}", "gives no width for the channel groups conv1, layer1"),
+    ("None", "gives NoneType; expected a dict with a width for each group"),
+    ("[1.0] * len(groups)", "gives a list of .*; expected a dict with a width for each group"),
+    (
+        "{g.name: 8.0 for g in groups} | {'conv9': 8.0}",
+        "gives a width of what is not there: unknown channel group 'conv9'",
+    ),
+    ("{g.name: float('nan') for g in groups}", "gives nan for the channel group 'conv1'; expected a finite width"),
+    ("{g.name: -8 for g in groups}", "gives -8 for the channel group 'conv1'; expected a finite width, 0 or more"),
+    ("{g.name: float('inf') for g in groups}", "gives inf for the channel group 'conv1'"),
+    ("{g.name: True for g in groups}", "gives True for the channel group 'conv1'"),
+    ("{g.name: '8' for g in groups}", "gives '8' for the channel group 'conv1'"),
+    ("groups[0].absent", "fails at line 5: AttributeError: 'GroupView' object has no attribute 'absent'"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "plugins").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "plugins"
+
+
+def tried(values: dict[str, Any], **widths: Any) -> None:
+    """What is looked at before anything is trained."""
+    values["widths"] = {"round_to": 4} | widths
+    experiment = config.parse(values)
+    plugins.validate(experiment, paths=False)
+    groups, reference = definitions.definition_for_widths(experiment, "tiny", "rcnn", heads=False).reference()
+    network_check.check_allocation(groups, reference, experiment.widths)
+
+
+@pytest.mark.parametrize(("result", "message"), BAD)
+def test_what_is_no_width_is_named_before_any_training(
+    folder: Path, values: dict[str, Any], result: str, message: str
+) -> None:
+    (folder / "bad.py").write_text(
+        "from eigendet.plugins import allocator\n\n@allocator\ndef bad(groups, budget):\n"
+        f'    """Bad."""; return {result}\n'
+    )
+    with pytest.raises(UserError, match=rf"allocator plugin 'bad' \(plugins/bad.py:4\).* {message}"):
+        tried(values, allocation="bad")
+
+
+def test_a_budget_that_nothing_meets_is_named_before_any_training(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"widths.macs is 0.0001; the narrowest network .* so give at least that"):
+        tried(values, macs=1e-4)
+    tried(values, macs=0.9)
+
+
+@pytest.mark.parametrize("name", ["loss_weighted", "growth"])
+def test_an_allocator_that_needs_gradients_asks_for_them_before_any_training(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=rf"widths.allocation: {name} needs the moments .*; set covariance.gradients"):
+        tried(values, allocation=name)
+    values["covariance"] = values.get("covariance", {}) | {"gradients": True}
+    tried(values, allocation={"plugin": name})
+
+
+def test_what_is_needed_is_one_of_what_there_is(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "odd.py").write_text(
+        "from eigendet.plugins import allocator\n\n@allocator(needs=('gradient',))\ndef odd(groups, budget):\n"
+        '    """Odd."""; return {}\n'
+    )
+    with pytest.raises(UserError, match=r"allocator plugin 'odd' .*unknown need 'gradient'. Did you mean 'gradients'"):
+        tried(values, allocation="odd")
+
+
+def test_names_and_options_are_checked_as_of_every_plugin(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"widths.allocation: unknown allocator plugin 'marginel'.*marginal"):
+        tried(values, allocation="marginel")
+    with pytest.raises(UserError, match=r"widths.allocation.power: got 0; input should be greater than 0"):
+        tried(values, allocation={"plugin": "loss_weighted", "power": 0})
+    assert WidthSettings(allocation="marginal").model_dump()["allocation"] == {"plugin": "marginal"}
+
+
+def test_targets_beyond_the_budget_are_scaled_and_those_of_nothing_are_the_least() -> None:
+    _, budget = groups_at(0.5)
+    wide = budget.fitted(np.array([160.0, 320, 480, 240]))
+    assert budget.use(wide) == pytest.approx(1) and (wide <= budget.most).all()
+    assert budget.named(budget.least) == rounded(budget, budget.fitted(np.zeros(4)))
