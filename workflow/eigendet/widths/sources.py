@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,23 +72,23 @@ def _require(seeds: Sequence[int], files: Mapping[int, Path], option: str, what:
         )
 
 
-def _records(file: Path, first: bool, gradients: bool) -> Iterator[TapRecord]:
-    """Yield the taps of the first or last step by their modules and calls, as tables have them."""
+def _records(file: Path, first: bool, gradients: bool) -> list[TapRecord]:
+    """Return the taps of the first or last step by their modules and calls, as tables have them.
+
+    Raises:
+        UserError: the file cannot be read, or holds no gradients that are asked for.
+    """
     with store.open_checked(file) as content:
-        step = store.step_groups(content)[0 if first else -1]
-        nodes = sorted(content[step].values(), key=lambda node: (str(node.attrs["module"]), int(node.attrs["call"])))
-        for node in nodes:
-            record = read_tap(node, int(content[step].attrs["step"]), gradients=gradients)
-            if gradients and record.gradient is None:
-                raise UserError(
-                    f"{file}: holds no gradient at {record.key}; set covariance.gradients to true, and compute "
-                    "covariances again."
-                )
-            yield record
+        step = content[store.step_groups(content)[0 if first else -1]]
+        number = int(step.attrs["step"])
+        records = [] if gradients else [read_tap(node, number) for node in step.values()]
+    if gradients:
+        records = list(store.with_gradients(file, number))
+    return sorted(records, key=lambda record: (record.key.module, record.key.call))
 
 
 def _by_group(
-    records: Iterator[TapRecord], channels: Channels, spectra: GroupSpectra, settings: WidthSettings
+    records: Sequence[TapRecord], channels: Channels, spectra: GroupSpectra, settings: WidthSettings
 ) -> dict[str, list[Moments]]:
     """Return the moments of every group's maps, in the order of the spectra."""
     groups: dict[str, list[Moments]] = {}
