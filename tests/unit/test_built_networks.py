@@ -27,7 +27,7 @@ def test_a_network_as_built_has_the_groups_of_what_builds_it_and_stays_as_it_is(
 
 def test_groups_of_a_network_as_built_are_not_tried() -> None:
     values = torch.arange(8.0)[:, None, None]
-    assert channels.trace(Odd(lambda: lambda maps: maps.reshape(1, 8, -1)), (16, 16)).widths == {"stem": 8}
+    assert channels.trace(Odd(lambda: lambda maps: maps.reshape(1, 8, 14, 14)), (16, 16)).widths == {"stem": 8}
     assert channels.trace(Odd(lambda: Scale(values)), (16, 16)).widths == {"stem": 8}
 
 

@@ -187,8 +187,8 @@ class Scale(nn.Module):
     ("make", "reason"),
     [
         (lambda: lambda maps: torch.cat(maps.split(4, 1)[:2], 1) + maps, "keeps its sizes"),
-        (lambda: lambda maps: maps.reshape(1, 8, -1), "operation|Odd keeps its sizes"),
-        (lambda: Head(), "operation.conv keeps its sizes"),
+        (lambda: lambda maps: maps.reshape(1, 8, 14, 14), "operation|Odd keeps its sizes"),
+        (lambda: Head(), "operation keeps its sizes"),
         (lambda: Blur(8, size=8), "operation keeps its sizes"),  # which eight is the width?
         (lambda: lambda maps: maps * torch.ones(1, 8, 1, 1, device=maps.device), "Odd keeps its sizes"),
         (lambda: Scale(torch.rand(8, 1, 1)), "operation.scale has values of its own"),

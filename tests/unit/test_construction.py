@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from eigendet import channels
 from eigendet.channels.groups import ChannelError
@@ -38,9 +38,43 @@ def test_rebuilding_needs_a_function_that_builds_anew() -> None:
 
     traced = channels.trace(build, (16, 16))
     network = build()
-    with pytest.raises(ChannelError, match=r"^Sequential: the function built none of 0, 2; expected one that"):
+    with pytest.raises(ChannelError, match=r"^Sequential: the function did not build 0, 2; expected one that"):
         channels.rebuild(lambda: network, traced, {"0": 4, "2": 16}, meta=True)
     assert not any(parameter.is_meta for parameter in network.parameters())
+
+
+def test_rebuilding_refuses_another_network_whose_layers_have_the_same_names() -> None:
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 16, 3))
+
+    traced = channels.trace(partial(build, 8), (16, 16))
+    with pytest.raises(
+        ChannelError, match=r"^0: is built with out_channels 10 where 8 was traced; expected the network"
+    ):
+        channels.rebuild(partial(build, 10), traced, {"0": 4, "2": 16})
+
+
+class Paired(nn.Module):
+    """Refuses to be built over an odd number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        if self.stem.out_channels % 2:
+            raise ValueError(f"channels come in pairs,\nnot {self.stem.out_channels}")
+        self.head = nn.Conv2d(8, 6, 3)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"maps": self.head(self.stem(images))}
+
+
+def test_what_a_constructor_refuses_is_kept_with_the_reason_in_a_line() -> None:
+    traced = channels.trace(Paired, (16, 16))
+    assert traced.widths == {"head": 6}
+    assert traced.fixed == {
+        "stem": "Paired() fails: ValueError: channels come in pairs,; expected a function or class that builds a "
+        "network, without arguments, after 'stem' was built"
+    }
 
 
 def test_a_stateless_module_may_be_shared() -> None:

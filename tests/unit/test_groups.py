@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 
+from eigendet import channels
 from eigendet.channels import groups, tables
 from eigendet.channels.groups import ChannelError, Channels, Layer, Size
+from eigendet.channels.trial import TRIALS, other_widths
+from tests import odd_blocks  # noqa: F401, they note themselves
+from tests.blocks import BLOCKS
 from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
 
 
@@ -145,3 +150,24 @@ def test_the_frame_has_a_row_for_every_group_at_the_widths_as_built_or_at_others
     assert wider.parameters[0] == PARAMETERS["parts"](4, 9) + PARAMETERS["scale"](4, 9) + PARAMETERS["written"](4, 9)
     nothing = tables.frame(replace(NETWORK, widths={}))
     assert nothing.empty and list(nothing.columns) == list(frame.columns)
+
+
+def test_of_a_concatenation_the_sum_is_a_multiple_and_not_each_part() -> None:
+    traced = channels.trace(BLOCKS["groups_over_a_concatenation"], (32, 32))
+    parts = {"1.left", "1.right"}
+    assert {group for group, multiple in traced.multiples.items() if multiple == 8} == parts
+    for widths in (traced.widths, traced.widths | {"1.left": 21, "1.right": 3}):
+        channels.rebuild(BLOCKS["groups_over_a_concatenation"], traced, widths)
+    message = "channel groups 1.left, 1.right: widths 21, 12, together 33; expected a multiple of 8"
+    with pytest.raises(ChannelError, match=message):
+        channels.rebuild(BLOCKS["groups_over_a_concatenation"], traced, traced.widths | {"1.left": 21})
+
+
+def test_trials_move_a_group_by_numbers_without_a_common_divisor_and_its_neighbors_by_others() -> None:
+    names = [str(number) for number in range(40)]
+    wide = Channels(dict.fromkeys(names, 96), dict.fromkeys(names, 8), (), {}, {}, 0, None)
+    moves = [tuple((other_widths(wide, trial)[name] - 96) // 8 for trial in range(TRIALS)) for name in names]
+    assert {math.gcd(*pair) for pair in moves} == {1} and not any(0 in pair for pair in moves)
+    assert all(len(set(moves[start : start + 14])) == 14 for start in range(26))
+    narrow = Channels(dict.fromkeys(names, 8), dict.fromkeys(names, 8), (), {}, {}, 0, None)
+    assert all(width >= 8 for trial in range(TRIALS) for width in other_widths(narrow, trial).values())

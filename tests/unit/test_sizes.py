@@ -156,7 +156,7 @@ def test_multiples_are_what_every_requirement_divides() -> None:
     sizes.require(a, 6)
     sizes.require(times(a, 3), 9)
     sizes.require(times(b, 2), 2)
-    assert sizes.multiples() == {0: 12, 1: 1}
+    assert sizes.multiples() == {0: 12}
 
 
 def test_sizes_are_sums_of_parts_and_constants_have_no_name() -> None:

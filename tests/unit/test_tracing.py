@@ -135,9 +135,11 @@ def test_outputs_are_noted_by_call_if_one_dimension_counts_channels() -> None:
     record.note(one, (None, first))
     record.note(both, (second, first))
     for output in (one, both, none, [one]):
+        record.enter("layer")
         record.leave("layer", len(record.outputs), output)
     assert record.outputs == {("layer", 0): first}
     record.counting = False
+    record.enter("other")
     record.leave("other", 0, one)
     assert record.outputs == {("layer", 0): first}
 
@@ -153,10 +155,12 @@ def test_positions_are_not_counted_again_where_a_network_is_followed_in_training
 
 def test_operations_are_noted_with_their_place_and_the_axes_that_took_part() -> None:
     found = Followed(lambda x, y: (x + y).relu().mean((2, 3)) @ torch.ones(8, 3, device="meta"), MAP, MAP)
-    operations = found.record.operations
+    operations = [operation for operation in found.record.operations if operation.axes]
     assert [operation.name for operation in operations] == ["add", "relu", "mean", "mm"]
-    assert {operation.module for operation in operations} == {"Sequential"}
+    assert {operation.module for operation in operations} == {""}
+    assert [operation.place for operation in operations[:3]] == [0, 1, 2]
     assert [len(operation.axes) for operation in operations] == [2, 1, 1, 1]
+    assert [operation.outputs[0][0] for operation in operations] == [(2, 8, 4, 6)] * 2 + [(2, 8), (2, 3)]
     found.record.stack += ["layer4", "layer4.conv1"]
     assert found.record.where() == "layer4.conv1"
 

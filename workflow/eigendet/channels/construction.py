@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,12 +24,30 @@ RESIZABLE = (nn.modules.conv._ConvNd, nn.Linear, *NORMS)
 # Where the sizes of layers are arguments: ConvNd's own constructor takes them through those of its children.
 CONSTRUCTED = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear, *NORMS,
+    nn.LazyConv1d, nn.LazyConv2d, nn.LazyConv3d, nn.LazyConvTranspose1d, nn.LazyConvTranspose2d,
+    nn.LazyConvTranspose3d, nn.LazyLinear,
 )  # fmt: skip
+MARK = "_position"  # of a layer, in order of construction, while the network is searched for it and for its copies
+
+
+class BuildError(ChannelError):
+    """A function or class that fails to build its network.
+
+    Args:
+        message: one line.
+        last: the layer that was built last, where known.
+    """
+
+    def __init__(self, message: str, last: str = "") -> None:
+        super().__init__(message)
+        self.last = last
 
 
 @contextlib.contextmanager
 def constructing(edit: Edit, meta: bool, others: Collection[type[nn.Module]] = ()) -> Iterator[None]:
     """Pass the arguments of every resizable layer that is constructed through `edit(layer, arguments)` while open.
+
+    Where the constructor of such a class calls that of another one, the arguments of the first are passed.
 
     Not thread-safe: it replaces the constructors of the layers' classes, for the whole process, until it is closed.
 
@@ -38,13 +57,14 @@ def constructing(edit: Edit, meta: bool, others: Collection[type[nn.Module]] = (
             device, meta would also reach arithmetic by which networks find their widths.)
         others: further classes whose modules are treated so.
     """
-    own = [(layer, vars(layer).get("__init__")) for layer in (*CONSTRUCTED, *others)]
+    own = [(layer, vars(layer).get("__init__")) for layer in dict.fromkeys((*CONSTRUCTED, *others))]
+    running: set[int] = set()  # ids of layers
     with contextlib.ExitStack() as closing:
         if meta:  # the network that is built for use begins as if this one never was
             closing.enter_context(torch.random.fork_rng(devices=[]))
         for layer, original in own:
             closing.callback(_restore, layer, original)
-            _set_constructor(layer, _edited(layer.__init__, edit, meta))
+            _set_constructor(layer, _edited(layer.__init__, edit, meta, running))
         yield
 
 
@@ -62,7 +82,7 @@ def construct(build: Build) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # whatever the function's own code raises
-        raise ChannelError(
+        raise BuildError(
             f"{name}() fails: {type(error).__name__}: {first_line(error)}; expected a function or class that builds a "
             "network, without arguments"
         ) from error
@@ -71,24 +91,37 @@ def construct(build: Build) -> nn.Module:
     return model
 
 
-def built(
-    build: Build, others: Collection[type[nn.Module]] = (), meta: bool = True
-) -> tuple[nn.Module, tuple[str | None, ...]]:
-    """Build the network, and return it with the paths of its layers in order of construction.
+class Built(NamedTuple):
+    """A network, and where the layers are that were constructed with it."""
 
-    It is on the meta device, or has the same weights each time. A layer that the network does not keep has no path.
+    model: nn.Module
+    order: tuple[str | None, ...]  # paths in order of construction; None: of a layer that the network does not keep
+    copies: dict[str, str]  # a layer that was copied from another one, or is it -> the first such
+
+
+def built(build: Build, others: Collection[type[nn.Module]] = (), meta: bool = True) -> Built:
+    """Build the network, on the meta device or with the same weights each time.
 
     Raises:
         ChannelError: `build` fails, or does not build anew what it gives: that is someone's, and must not be changed.
     """
-    layers: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]), constructing(lambda layer, arguments: layers.append(layer), meta, others):
+    positions = itertools.count()
+
+    def mark(layer: nn.Module, arguments: Arguments) -> None:
+        vars(layer)[MARK] = next(positions)
+
+    with torch.random.fork_rng(devices=[]), constructing(mark, meta, others):
         torch.manual_seed(0)
         model = construct(build)
-        count = len(layers)
+        count = next(positions)
         _refuse_kept(model, construct(build))
-    paths = {id(module): path for path, module in model.named_modules()}
-    return model.to("meta") if meta else model, tuple(paths.get(id(layer)) for layer in layers[:count])
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        if MARK in vars(module):
+            paths.setdefault(vars(module).pop(MARK), []).append(path)
+    order = tuple(paths[position][0] if position in paths else None for position in range(count))
+    copies = {path: own[0] for own in paths.values() if len(own) > 1 for path in own}
+    return Built(model.to("meta") if meta else model, order, copies)
 
 
 def _refuse_kept(one: nn.Module, other: nn.Module) -> None:
@@ -119,16 +152,23 @@ def resize_parameter(model: nn.Module, name: str, dim: int, width: int) -> None:
         setattr(module, name, new)
 
 
-def _edited(original: Callable[..., None], edit: Edit, meta: bool) -> Callable[..., None]:
+def _edited(original: Callable[..., None], edit: Edit, meta: bool, running: set[int]) -> Callable[..., None]:
     """Return a constructor that edits its arguments before it does what the original does."""
     signature = inspect.signature(original)
 
     def construct(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
-        edit(self, bound.arguments)
-        if meta and "device" in signature.parameters:
-            bound.arguments["device"] = "meta"
-        original(*bound.args, **bound.kwargs)
+        outermost = id(self) not in running
+        running.add(id(self))
+        try:
+            if outermost:
+                edit(self, bound.arguments)
+            if meta and "device" in signature.parameters:
+                bound.arguments["device"] = "meta"
+            original(*bound.args, **bound.kwargs)
+        finally:
+            if outermost:
+                running.discard(id(self))
 
     return construct
 

@@ -76,11 +76,20 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A width that a module holds beside its layers, such as where it splits a map."""
+
+    module: str
+    name: str
+    sizes: Size | tuple[Size, ...]  # of one number, or of those of a list or tuple
+
+
+@dataclass(frozen=True)
 class Channels:
     """The channel groups of a network."""
 
     widths: Widths  # group -> channels in the network as built; a group is named after the first layer that writes it
-    multiples: dict[str, int]  # group -> what its width must be a multiple of
+    multiples: dict[str, int]  # group -> what its width is a multiple of where it is rounded
     layers: tuple[Layer, ...]
     fixed: dict[str, str]  # layers whose width cannot change -> why
     outputs: dict[tuple[str, int], str]  # (module, call) -> the group that its output's channels are
@@ -88,6 +97,9 @@ class Channels:
     # Modules in order of construction, None for one that is not in the network; of a network as built it is not known.
     order: tuple[str | None, ...] | None = field(repr=False)
     others: tuple[type, ...] = ()  # classes of modules in `order` that convolve with weights of their own making
+    attributes: tuple[Attribute, ...] = ()  # of modules, that follow the widths
+    # What sums of groups must be a multiple of; no group of these alone has to be one of what it is rounded to.
+    sums: tuple[tuple[Size, int], ...] = ()
 
     def parameters(self, widths: Mapping[str, int]) -> int:
         """Return the trainable parameters of the network built with `widths`.
@@ -132,12 +144,18 @@ class Channels:
             (path.removeprefix(prefix), call): group.removeprefix(prefix)
             for (path, call), group in self.outputs.items()
         }
+        attributes = [
+            replace(own, sizes=tuple(map(plain, own.sizes)) if isinstance(own.sizes, tuple) else plain(own.sizes))
+            for own in self.attributes
+        ]
         return replace(
             self,
             widths={name.removeprefix(prefix): width for name, width in self.widths.items()},
             multiples={name.removeprefix(prefix): multiple for name, multiple in self.multiples.items()},
             layers=tuple(layers),
             outputs=outputs,
+            attributes=tuple(attributes),
+            sums=tuple((plain(size), divisor) for size, divisor in self.sums),
         )
 
     def members(self, group: str) -> list[tuple[str, Side]]:
@@ -153,6 +171,7 @@ class Channels:
 
 def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
     """Raise ChannelError unless `widths` names exactly the network's groups, each with a width that it can have."""
+    summed = {group for size, _ in channels.sums for group, _ in size.terms}
     for group, width in widths.items():
         if group not in channels.widths:
             if group in channels.fixed:
@@ -160,7 +179,7 @@ def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
             raise ChannelError(unknown("channel group", group, channels.widths))
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
             raise ChannelError(f"channel group '{group}': width {width!r}; expected a positive integer")
-        if width % channels.multiples[group]:
+        if width % channels.multiples[group] and group not in summed:
             raise ChannelError(
                 f"channel group '{group}': width {width}; expected a multiple of {channels.multiples[group]}, "
                 "into which the network divides it"
@@ -168,6 +187,13 @@ def check_widths(channels: Channels, widths: Mapping[str, int]) -> None:
     missing = [group for group in channels.widths if group not in widths]
     if missing:
         raise ChannelError(f"no width for the channel groups {some(missing)}; every group needs one")
+    for size, divisor in channels.sums:
+        if Fraction(size(widths)) % divisor:
+            groups = [group for group, _ in size.terms]
+            raise ChannelError(
+                f"channel groups {some(groups)}: widths {some([str(widths[group]) for group in groups])}, together "
+                f"{size(widths)}; expected a multiple of {divisor}, into which the network divides it"
+            )
 
 
 def by_group(channels: Channels, widths: Mapping[str, int]) -> Widths:

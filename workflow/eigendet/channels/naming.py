@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from eigendet.channels.groups import Channels, Layer, Size, whole
+from eigendet.channels.groups import Attribute, Channels, Layer, Size, whole
 from eigendet.channels.record import Call, Record
 from eigendet.channels.sizes import Axis, Sizes
 
@@ -19,6 +19,7 @@ def named(
 ) -> Channels:
     """Return the channel groups that a record holds; for `order` and `others` see Channels."""
     sizes = record.sizes
+    sizes.settle()
     multiples = sizes.multiples()
     free = sorted({u for layer in record.layers.values() for u in _free(sizes, layer.axis)})
     widths = {sizes.names[u]: sizes.built[u] for u in free}
@@ -33,7 +34,25 @@ def named(
         constant=total - whole(sum(layer.parameters(widths) for layer in layers)),
         order=order,
         others=others,
+        attributes=tuple(_attributes(record)),
+        sums=tuple(_sums(sizes)),
     )
+
+
+def _attributes(record: Record) -> Iterator[Attribute]:
+    """Yield the numbers of modules that change with widths."""
+    for (path, name), axes in record.attributes.items():
+        if isinstance(axes, list):
+            yield Attribute(path, name, tuple(_size(record.sizes, axis) for axis in axes))
+        else:
+            yield Attribute(path, name, _size(record.sizes, axes))
+
+
+def _sums(sizes: Sizes) -> Iterator[tuple[Size, int]]:
+    """Yield what must be a multiple of a number, of groups that are so only together with others."""
+    required = [(axis, divisor, {u for u, _ in axis} - sizes.fixed.keys()) for axis, divisor in sizes.requirements()]
+    summed = {u for _, _, free in required if len(free) > 1 for u in free}
+    yield from dict.fromkeys((_size(sizes, axis), divisor) for axis, divisor, free in required if free & summed)
 
 
 def _free(sizes: Sizes, axis: Axis) -> list[int]:
@@ -69,8 +88,13 @@ def _layers(record: Record) -> Iterator[Layer]:
             positions=sum(call.positions for call in own),
             vectors=_vectors(record, first),
             dim=first.dim,
-            trained=first.owned,
+            trained=_has_kernel(record, first),
         )
+
+
+def _has_kernel(record: Record, call: Call) -> bool:
+    """Return whether a layer's kernel is a parameter of its own, not one that it shares with an earlier layer."""
+    return call.owned and call.kind in ("conv", "linear") and _kernel(record, call) in _elements(record, call)
 
 
 def _vectors(record: Record, call: Call) -> int:
@@ -79,19 +103,37 @@ def _vectors(record: Record, call: Call) -> int:
         path, _, name = call.path.rpartition(".")
         tensor = getattr(record.model.get_submodule(path), name)
         return math.prod(tensor.shape) // tensor.shape[call.dim] if isinstance(tensor, nn.Parameter) else 0
-    if not call.owned:
+    if not call.owned or call.kind == "product":
         return 0
-    tensors = len(list(record.model.get_submodule(call.path).parameters(recurse=False)))
-    return tensors if call.kind == "norm" else max(0, tensors - 1)
+    elements = _elements(record, call)
+    if call.kind != "norm" and _kernel(record, call) in elements:
+        elements.remove(_kernel(record, call))
+    return elements.count(int(record.sizes.size(call.axis)))
+
+
+def _kernel(record: Record, call: Call) -> int:
+    source = 1 if call.depthwise or call.source is None else record.sizes.size(call.source) / call.groups
+    return int(call.kernel * source * record.sizes.size(call.axis))
+
+
+def _elements(record: Record, call: Call) -> list[int]:
+    """Return how many elements each parameter has that a layer owns and no earlier one does, nor is counted alone."""
+    alone = record.layers.keys()
+    return [
+        parameter.numel()
+        for parameter in record.model.get_submodule(call.path).parameters()
+        if record.owners[id(parameter)][0].path == call.path
+        and f"{call.path}.{record.owners[id(parameter)][0].name}" not in alone
+    ]
 
 
 def _fixed(record: Record) -> Iterator[tuple[str, str]]:
     """Yield the layers whose width cannot change, and why."""
     fixed = record.sizes.fixed
     for path, layer in record.layers.items():
-        reasons = [fixed[u] for u, _ in record.sizes.resolve(layer.axis) if u in fixed]
-        if reasons:
-            yield path, reasons[0]
+        terms = record.sizes.resolve(layer.axis)
+        if all(u in fixed for u, _ in terms):
+            yield path, fixed[terms[0][0]]
 
 
 def _outputs(record: Record) -> Iterator[tuple[tuple[str, int], str]]:

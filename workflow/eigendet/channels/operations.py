@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401, it brings operations of its own
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -69,7 +70,9 @@ def _split(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     axis = before[dim]
     pieces: Sequence[Axis | None] = [None] * len(outputs)
     if axis is not None:
-        pieces = _pieces(record, axis, [output.shape[dim] for output in outputs])
+        lengths = [output.shape[dim] for output in outputs]
+        equal = len(set(lengths)) == 1
+        pieces = [_part(record, axis, len(lengths))] * len(lengths) if equal else record.sizes.cut(axis, lengths)
     for piece, output in zip(pieces, outputs, strict=True):
         record.note(output, (*before[:dim], piece, *before[dim + 1 :]))
 
@@ -99,13 +102,15 @@ def _select(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None
         record.note(output, tuple(noted))
 
 
-def _pieces(record: Record, axis: Axis, lengths: list[int]) -> list[Axis]:
-    """Cut an axis into pieces, tied where all are equally long."""
-    pieces = record.sizes.cut(axis, lengths)
-    if len(set(lengths)) == 1:
-        for piece in pieces[1:]:
-            record.sizes.equate(pieces[0], piece)
-    return pieces
+def _part(record: Record, axis: Axis, count: int) -> Axis:
+    """Return one of equal parts of an axis: of parts side by side each, which are then tied, or else of their sum."""
+    terms = record.sizes.resolve(axis)
+    pieces = record.sizes.cut(axis, [int(record.sizes.size(axis)) // count] * count)
+    if count == 1 or tuple(term for piece in pieces for term in piece) != terms:
+        return times(axis, Fraction(1, count))
+    for piece in pieces[1:]:
+        record.sizes.equate(pieces[0], piece)
+    return pieces[0]
 
 
 # Other shapes.
@@ -121,17 +126,26 @@ def _reshape(record: Record, arguments: Arguments, outputs: list[Tensor]) -> Non
         tracked = [axis for d in long if (axis := axes[d]) is not None]
         if not tracked or not wide:
             continue
-        if len(tracked) == 1 and len(wide) == 1:
+        if len(tracked) == 1:
             length = next(before[d] for d in long if axes[d] is not None)
-            noted[wide[0]] = times(tracked[0], Fraction(after[wide[0]], length))
-        elif len(long) == 1 and len(wide) == 2:
-            # Rows of equal length; their number is the smaller of the two and stays.
-            rows, kept = sorted(wide, key=lambda d: after[d])
-            noted[kept] = _pieces(record, tracked[0], [after[kept]] * after[rows])[0]
+            factors = {d: Fraction(after[d], length) for d in wide}
+            kept = _varying(tracked[0], factors)
+            factor = factors[kept]
+            whole = factor.numerator > 1 or len(long) > 1
+            noted[kept] = times(tracked[0], factor) if whole else _part(record, tracked[0], factor.denominator)
         else:
             for axis in tracked:
                 record.sizes.fix(axis, f"a reshape in {record.where()}")
     record.note(outputs[0], tuple(noted))
+
+
+def _varying(axis: Axis, factors: dict[int, Fraction]) -> int:
+    """Return which dimension varies with an axis that is split: the others are numbers that the network has.
+
+    It is one that had been multiplied, if there is any; else the largest, and of those of one size the last.
+    """
+    multiplied = [d for d, factor in factors.items() if all((own * factor).denominator == 1 for _, own in axis)]
+    return min(multiplied, key=factors.__getitem__) if multiplied else max(factors, key=lambda d: (factors[d], d))
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -199,6 +213,63 @@ def _dims(arguments: Arguments) -> set[int]:
     return {d % count for d in ([dims] if isinstance(dims, int) else dims)}
 
 
+def _stack(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    tensors, output = arguments["tensors"], outputs[0]
+    dim, dims = arguments["dim"] % output.dim(), output.dim()
+    noted = [record.common(tensors, dims - 1 - d, size) for d, size in enumerate(tensors[0].shape)]
+    record.note(output, (*noted[:dim], None, *noted[dim:]))
+
+
+def _repeat(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow an operation that lengthens dimensions, or adds some in front."""
+    image, output = arguments["self"], outputs[0]
+    added = output.dim() - image.dim()
+    noted = [
+        None if axis is None else times(axis, Fraction(output.shape[d + added], image.shape[d]))
+        for d, axis in enumerate(record.axes_of(image))
+    ]
+    record.note(output, (*[None] * added, *noted))
+
+
+def _padding(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow constants beside a map; a map that is cut keeps its size."""
+    image, amounts = arguments["self"], arguments["pad"]
+    noted = list(record.axes_of(image))
+    for back in range(len(amounts) // 2):
+        d = image.dim() - 1 - back
+        axis, sides = noted[d], amounts[2 * back : 2 * back + 2]
+        if axis is None or not any(sides):
+            continue
+        if min(sides) < 0:
+            record.sizes.fix(axis, f"'{record.operations[-1].name}' in {record.where()}")
+            noted[d] = None
+            continue
+        before, after = (record.sizes.constant(side, "padding") if side else () for side in sides)
+        noted[d] = (*before, *axis, *after)
+    record.note(outputs[0], tuple(noted))
+
+
+def _unfold(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow neighborhoods that become channels, or the reverse: each image has one dimension fewer or more."""
+    image, output = arguments["self"], outputs[0]
+    source, d = image.dim() - 3, output.dim() - 2
+    if output.dim() > image.dim():
+        source, d = image.dim() - 2, output.dim() - 3
+    axis = record.axes_of(image)[source]
+    noted: list[Axis | None] = [None] * output.dim()
+    if axis is not None:
+        noted[d] = times(axis, Fraction(output.shape[d], image.shape[source]))
+    record.note(output, tuple(noted))
+
+
+def _sampling(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow values at points: those have as many coordinates as there are."""
+    for axis in record.axes_of(arguments["grid"]):
+        if axis is not None:
+            record.sizes.fix(axis, f"coordinates of '{record.operations[-1].name}' in {record.where()}")
+    record.note(outputs[0], (*record.axes_of(arguments["input"])[:2], *[None] * (outputs[0].dim() - 2)))
+
+
 def _channel_shuffle(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     axes = record.axes_of(arguments["self"])
     if axes[1] is not None:
@@ -222,13 +293,21 @@ BATCH_NORMS = (
 )  # fmt: skip
 RESHAPES = (aten.view, aten._unsafe_view, aten.reshape, aten.flatten, aten.unflatten)
 SPLITS = (aten.split, aten.split_with_sizes, aten.unsafe_split, aten.chunk)
-REDUCTIONS = (aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.var, aten.std)
+REDUCTIONS = (
+    aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.prod, aten.var, aten.std, aten.var_mean,
+    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.logsumexp, aten.argmax, aten.argmin, aten.any, aten.all,
+    aten.median, aten.aminmax,
+)  # fmt: skip
+PRODUCTS = {
+    aten.convolution, aten.addmm, aten.mm, aten.linear, aten.bmm, aten.baddbmm,
+}  # fmt: skip
 RULES: dict[Any, Rule] = {
     aten.convolution: weighted.convolution,
     aten.addmm: weighted.linear,
     aten.mm: weighted.linear,
     aten.linear: weighted.linear,
     aten.bmm: weighted.product,
+    aten.baddbmm: weighted.added_product,
     aten.native_group_norm: weighted.group_norm,
     aten.native_layer_norm: weighted.layer_norm,
     aten.cat: _concatenation,
@@ -241,6 +320,14 @@ RULES: dict[Any, Rule] = {
     aten.unsqueeze: _unsqueeze,
     aten.unsqueeze_: _unsqueeze,  # in place: what is known of the axes is from before
     aten.squeeze: _squeeze,
+    aten.stack: _stack,
+    aten.repeat: _repeat,
+    aten.constant_pad_nd: _padding,
+    aten.im2col: _unfold,
+    aten.col2im: _unfold,
+    aten.grid_sampler_2d: _sampling,
+    aten.grid_sampler_3d: _sampling,
+    torch.ops.torchvision.deform_conv2d: weighted.stopped,
     aten.channel_shuffle: _channel_shuffle,
     aten.native_channel_shuffle: _channel_shuffle,
     aten.pixel_shuffle: _pixel_shuffle,

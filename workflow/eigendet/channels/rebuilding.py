@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from eigendet.channels.arguments import Arguments
-from eigendet.channels.construction import Build, construct, constructing, resize_parameter
-from eigendet.channels.groups import ChannelError, Channels, Layer, check_widths, whole
+from eigendet.channels.construction import Build, BuildError, construct, constructing, resize_parameter
+from eigendet.channels.groups import Attribute, ChannelError, Channels, Layer, Size, check_widths, whole
 from eigendet.channels.record import NORMS
 from eigendet.errors import some
 
@@ -55,26 +55,49 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
             "the network, such as functools.partial(resnet18, weights=None), in place of a network"
         )
     check_widths(channels, widths)
-    layers = {layer.module: layer for layer in channels.layers}
-    order = iter(channels.order)
-
-    def edit(module: nn.Module, arguments: Arguments) -> None:
-        path = next(order, None)
-        if path is not None and path in layers:
-            _resize(module, arguments, layers[path], channels.widths, widths)
-
-    with constructing(edit, meta, channels.others):
-        model = construct(build)
-    unbuilt = [path for path in order if path in layers]
-    if unbuilt and unbuilt == [path for path in channels.order if path in layers]:
-        raise ChannelError(
-            f"{type(model).__name__}: the function built none of {some(unbuilt)}; expected one that builds a "
-            "new network"
-        )
+    model = _construct(build, channels, widths, meta)
     for layer in channels.layers:
         if layer.kind == "parameter" and layer.out.terms:
             resize_parameter(model, layer.module, layer.dim, whole(layer.out(widths)))
+    for attribute in channels.attributes:
+        _set(model.get_submodule(attribute.module), attribute, widths)
     return model.to("meta") if meta else model
+
+
+def _construct(build: Build, channels: Channels, widths: Mapping[str, int], meta: bool) -> nn.Module:
+    """Build the network while its layers are constructed in other sizes."""
+    layers = {layer.module: layer for layer in channels.layers}
+    order = iter(channels.order or ())
+    last = ""
+
+    def edit(module: nn.Module, arguments: Arguments) -> None:
+        nonlocal last
+        path = next(order, None)
+        if path is not None and path in layers:
+            last = path
+            _resize(module, arguments, layers[path], channels.widths, widths)
+
+    try:
+        with constructing(edit, meta, channels.others):
+            model = construct(build)
+    except BuildError as error:
+        raise BuildError(f"{error}, after '{last}' was built", last) from error
+    unbuilt = [path for path in order if path in layers]
+    if unbuilt:
+        raise ChannelError(
+            f"{type(model).__name__}: the function did not build {some(unbuilt)}; expected one that builds a new "
+            "network, the one that was traced"
+        )
+    return model
+
+
+def _set(module: nn.Module, attribute: Attribute, widths: Mapping[str, int]) -> None:
+    """Set a number of a module, or several, to what these widths make of it."""
+    if isinstance(attribute.sizes, Size):
+        setattr(module, attribute.name, whole(attribute.sizes(widths)))
+    else:
+        kind = type(getattr(module, attribute.name))
+        setattr(module, attribute.name, kind(whole(size(widths)) for size in attribute.sizes))
 
 
 def _resize(
@@ -84,23 +107,40 @@ def _resize(
     reference: Mapping[str, int],
     widths: Mapping[str, int],
 ) -> None:
-    """Replace the arguments of a layer's constructor that say how many channels it reads and writes."""
-    out = whole(layer.out(widths))
-    source = None if layer.source is None else whole(layer.source(widths))
+    """Replace the arguments of a layer's constructor that say how many channels it reads and writes.
+
+    Raises:
+        ChannelError: they are others than those of the layer that was traced.
+    """
+    names = _names(module, layer, arguments, whole(layer.out(reference)))
+    for name, size in names.items():
+        if name not in arguments:
+            continue
+        built, new = whole(size(reference)), whole(size(widths))
+        value = arguments[name]
+        if value not in (built, new, (built,), [built], (new,), [new]):
+            raise ChannelError(
+                f"{layer.module}: is built with {name} {value} where {built} was traced; expected the network that "
+                "was traced"
+            )
+        arguments[name] = new if isinstance(value, int) else (new,)
+    if layer.depthwise and isinstance(module, nn.modules.conv._ConvNd):
+        arguments["groups"] = whole(layer.source(widths)) if layer.source else arguments["groups"]
+
+
+def _names(module: nn.Module, layer: Layer, arguments: Arguments, built: int) -> dict[str, Size]:
+    """Return the arguments of a layer's constructor that are widths."""
+    out, source = layer.out, layer.source or layer.out
     if isinstance(module, nn.modules.conv._ConvNd):
-        arguments |= {"in_channels": source, "out_channels": out}
-        if layer.depthwise:
-            arguments["groups"] = source
-    elif isinstance(module, nn.Linear):
-        arguments |= {"in_features": source, "out_features": out}
-    elif isinstance(module, nn.GroupNorm):
-        arguments["num_channels"] = out
-    elif isinstance(module, nn.LayerNorm):
-        arguments["normalized_shape"] = (out,)
-    elif isinstance(module, NORMS):
-        arguments["num_features"] = out
-    else:  # of the network's own: its width is the one argument with that value
-        built = whole(layer.out(reference))
-        same = [name for name, value in arguments.items() if type(value) is int and value == built]
-        if len(same) == 1:
-            arguments[same[0]] = out
+        return {"in_channels": source, "out_channels": out}
+    if isinstance(module, nn.Linear):
+        return {"in_features": source, "out_features": out}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": out}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return {"normalized_shape": out}
+    if isinstance(module, NORMS):
+        return {"num_features": out}
+    # Of the network's own: its width is the one argument with that value.
+    same = [name for name, value in arguments.items() if type(value) is int and value == built]
+    return {same[0]: out} if len(same) == 1 else {}

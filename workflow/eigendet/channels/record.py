@@ -7,8 +7,9 @@ none. Only sizes are followed, not which channel is which: after a channel shuff
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from eigendet.channels.sizes import Axis, Sizes
 
 Axes = tuple[Axis | None, ...]  # of a tensor, one for each dimension
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, FrozenBatchNorm2d)
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -38,15 +39,19 @@ class Call:
     positions: int = 0  # at which the weights are applied, for one image
     owned: bool = True  # the weights are parameters of the module
     dim: int = 0  # that holds the channels, of a parameter that stands alone
+    seen: int = 0  # positions in this pass, where regions are as many as it met
 
 
-@dataclass(frozen=True)
+@dataclass
 class Operation:
-    """An operation, its module and the axes that took part: to name a failure and what to keep after it."""
+    """An operation of a pass, and the axes that took part: to name a failure and what to keep after it."""
 
     name: str
-    module: str
-    axes: list[Axis]
+    module: str  # the path of the module that ran it
+    call: int  # of the module
+    place: int  # how many operations this call had run before
+    axes: list[Axis]  # of its operands
+    outputs: list[tuple[tuple[int, ...], Axes]] = field(default_factory=list)  # shapes and axes, once it has run
 
 
 class Owner(NamedTuple):
@@ -69,9 +74,12 @@ class Record:
     Args:
         model: the network that is followed.
         regions: how many regions of an image the modules see whose path begins with the key.
+        copies: modules that were made by copying another, and the path of the first that was made so.
     """
 
-    def __init__(self, model: nn.Module, regions: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, regions: Mapping[str, int] | None = None, copies: Mapping[str, str] | None = None
+    ) -> None:
         self.model = model
         self.regions = regions or {}
         self.sizes = Sizes()
@@ -79,30 +87,52 @@ class Record:
         self.operations: list[Operation] = []
         self.outputs: dict[tuple[str, int], Axis] = {}
         self.stack: list[str] = []  # paths of the modules that are running, the innermost last
+        self.called: Counter[str] = Counter()  # how often each module was
+        self.counts: list[int] = [0]  # operations of each running one, and first those outside of any
         self.layers: dict[str, LayerAxes] = {}
+        self.attributes: dict[tuple[str, str], Axis | list[Axis]] = {}  # module and name -> the size it holds, or sizes
         self.axes: dict[int, Axes] = {}  # by id of a tensor
+        self.makers: dict[int, str] = {}  # which operation a tensor comes from, by id
+        self.data: set[int] = set()  # ids of tensors that are computed from images
         self.counting = True  # positions of further calls are counted into the costs
         self._alive: list[Any] = []  # ids are unique among living tensors only
-        # Tensors that modules own, and what is computed from these alone, by id.
-        self.owners = {
-            id(tensor): Owner(path, name)
-            for path, module in model.named_modules()
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        }
+        # Tensors that modules own, and what is computed from these alone, by id; of several owners, the first first.
+        self.owners: dict[int, list[Owner]] = defaultdict(list)
+        for path, module in model.named_modules():
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                self.owners[id(tensor)].append(Owner(path.partition("parametrizations.")[0].rstrip("."), name))
+        self.twins = self._twins(copies or {})
 
     def begin(self, images: Any) -> None:
         """Take the images as feature maps whose number of channels is given."""
         for image in tree_leaves(images):
+            self.data.add(id(image))
             dim = image.dim() - 3
             axis = self.sizes.constant(image.shape[dim], "the channels of the image")
             self.note(image, tuple(axis if d == dim else None for d in range(image.dim())))
 
+    def enter(self, path: str) -> None:
+        """Note that a module begins to run."""
+        self.stack.append(path)
+        self.called[path] += 1
+        self.counts.append(0)
+
     def leave(self, path: str, call: int, output: Any) -> None:
         """Note the channels of a module's output under the key of its tap, after the module's call."""
+        self.stack.pop()
+        self.counts.pop()
         if self.counting and isinstance(output, Tensor) and id(output) in self.axes:
             tracked = [axis for axis in self.axes[id(output)] if axis is not None]
             if len(tracked) == 1:
                 self.outputs[path, call] = tracked[0]
+
+    def start(self, name: str, tensors: Iterable[Tensor]) -> Operation:
+        """Note an operation that is about to run."""
+        path = self.stack[-1] if self.stack else ""
+        axes = [axis for tensor in tensors for axis in self.axes.get(id(tensor), ()) if axis is not None]
+        self.operations.append(Operation(name, path, self.called[path], self.counts[-1], axes))
+        self.counts[-1] += 1
+        return self.operations[-1]
 
     def where(self) -> str:
         """Return the path of the module that is running; of the network itself, its class."""
@@ -131,26 +161,35 @@ class Record:
                 self.sizes.require(axis, 1)
         if tracked:
             self.axes[id(tensor)] = axes
+            self.data.add(id(tensor))
             self._alive.append(tensor)
 
     def inherit(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
         """Count the outputs as their module's where all inputs that any module owns belong to one."""
         owners = [self.owners[id(tensor)] for tensor in inputs if id(tensor) in self.owners]
-        if len({owner.path for owner in owners}) == 1:
+        if len({own[0].path for own in owners}) == 1:
             for output in outputs:
                 self.owners[id(output)] = owners[0]
+
+    def are_maps(self, tensors: Sequence[Tensor], is_product: bool) -> bool:
+        """Return whether an operation takes what is computed from images, or weights of one module with another's."""
+        if any(id(tensor) in self.data for tensor in tensors):
+            return True
+        return is_product and len({self.owners[id(t)][0].path for t in tensors if id(t) in self.owners}) > 1
 
     def owner(self, tensor: Tensor) -> tuple[str, bool]:
         """Return the path of the module whose weights these are, and whether that is a layer."""
         if id(tensor) in self.owners:
-            path = self.owners[id(tensor)].path
+            paths = [owner.path for owner in self.owners[id(tensor)]]
+            path = self.stack[-1] if self.stack and self.stack[-1] in paths else paths[0]
             return path, isinstance(self.model.get_submodule(path), (*WEIGHTED, *NORMS))
         return self.where(), False
 
     def is_weight(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of a linear layer."""
-        owner = self.owners.get(id(tensor))
-        return owner is not None and isinstance(self.model.get_submodule(owner.path), nn.Linear)
+        return id(tensor) in self.owners and isinstance(
+            self.model.get_submodule(self.owners[id(tensor)][0].path), nn.Linear
+        )
 
     def common(self, tensors: Sequence[Tensor], back: int, size: int) -> Axis | None:
         """Return the axis that operands share in the dimension `back` from the last, made equal if they have several.
@@ -167,7 +206,7 @@ class Record:
         if shared is not None:
             for tensor in aligned:
                 if id(tensor) in self.owners:
-                    self._meet(tensor, tensor.dim() - back, shared)
+                    self.meet(tensor, tensor.dim() - back, shared)
         return shared
 
     # Layers.
@@ -180,19 +219,21 @@ class Record:
 
     def layer(self, path: str, source: Axis, axis: Axis) -> Axis:
         """Note what a layer reads and writes, equal to what it did before if it was met; return what it writes."""
-        if path in self.layers:
-            before = self.layers[path]
-            assert before.source is not None
-            self.sizes.equate(before.source, source)
-            self.sizes.equate(before.axis, axis)
+        for twin in (path, *self.twins.get(path, ())):
+            if twin in self.layers:
+                before = self.layers[twin]
+                assert before.source is not None
+                self.sizes.equate(before.source, source)
+                self.sizes.equate(before.axis, axis)
         self.layers[path] = LayerAxes(source, axis)
         return axis
 
     def norm(self, path: str, axis: Axis) -> None:
         """Note the axis that a normalization has parameters for."""
-        if path in self.layers:
-            self.sizes.equate(self.layers[path].axis, axis)
-        else:
+        for twin in (path, *self.twins.get(path, ())):
+            if twin in self.layers:
+                self.sizes.equate(self.layers[twin].axis, axis)
+        if path not in self.layers:
             self.layers[path] = LayerAxes(None, axis)
             self.add(Call(path, "norm", None, axis))
 
@@ -200,13 +241,15 @@ class Record:
         """Note a call, with its positions if these are counted."""
         self.calls.append(call if self.counting else replace(call, positions=0))
 
-    def _meet(self, tensor: Tensor, dim: int, axis: Axis) -> None:
+    def meet(self, tensor: Tensor, dim: int, axis: Axis) -> None:
         """Note a tensor of a module that meets maps: of a normalization written out, or one that scales maps."""
-        path, name = self.owners[id(tensor)]
+        path, name = self.owners[id(tensor)][0]
         module = self.model.get_submodule(path)
         own = getattr(module, name, None)
         if isinstance(module, NORMS):
             self.norm(path, axis)
+        elif isinstance(module, WEIGHTED) and name == "bias" and path in self.layers:
+            self.sizes.equate(self.layers[path].axis, axis)
         elif isinstance(own, Tensor) and own.numel() == math.prod(tensor.shape):
             if own.shape != tensor.shape:  # reshaped before its use
                 dim = next((d for d, size in enumerate(own.shape) if size == tensor.shape[dim]), -1)
@@ -214,5 +257,22 @@ class Record:
             if parameter not in self.layers:
                 self.layers[parameter] = LayerAxes(None, axis)
                 self.add(Call(parameter, "parameter", None, axis, dim=dim, owned=False))
+            else:
+                self.sizes.equate(self.layers[parameter].axis, axis)
         else:
             self.sizes.fix(axis, f"'{name}' of {path or self.where()}, changed before its use")
+
+    def _twins(self, copies: Mapping[str, str]) -> dict[str, list[str]]:
+        """Return for each layer those that share its weights, or are copied from the same one."""
+        alike: dict[Any, list[str]] = defaultdict(list)
+        for path, module in self.model.named_modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and isinstance(module, (*WEIGHTED, *NORMS)):
+                alike[id(weight)].append(path)
+            if path in copies:
+                alike[copies[path]].append(path)
+        twins: dict[str, list[str]] = defaultdict(list)
+        for paths in alike.values():
+            for path in paths:
+                twins[path] += [other for other in paths if other != path]
+        return twins

@@ -32,7 +32,7 @@ class Sizes:
     names: list[str] = field(default_factory=list)
     solved: dict[int, Axis] = field(default_factory=dict)  # unknown -> the axis that it equals
     fixed: dict[int, str] = field(default_factory=dict)  # unknown -> why it cannot change
-    divisors: list[tuple[Axis, int]] = field(default_factory=list)  # each term of the axis is a multiple of the number
+    divisors: list[tuple[Axis, int]] = field(default_factory=list)  # the size of the axis is a multiple of the number
 
     def new(self, name: str, value: int) -> Axis:
         """Return the axis of a new unknown."""
@@ -108,16 +108,32 @@ class Sizes:
             self.fixed.setdefault(unknown, reason)
 
     def require(self, axis: Axis, divisor: int) -> None:
-        """Require that every term of the axis stays a multiple of `divisor`; a divisor of 1 means whole."""
+        """Require that the size of the axis stays a multiple of `divisor`; a divisor of 1 means whole."""
         self.divisors.append((axis, divisor))
 
+    def requirements(self) -> list[tuple[Axis, int]]:
+        """Return what axes over unsolved unknowns must be a multiple of, each once, where anything is required."""
+        resolved = ((self.resolve(axis), divisor) for axis, divisor in self.divisors)
+        return list(
+            dict.fromkeys((axis, n) for axis, n in resolved if any((factor / n).denominator > 1 for _, factor in axis))
+        )
+
     def multiples(self) -> dict[int, int]:
-        """Return what each unknown of which something is required must be a multiple of."""
+        """Return of what to make each unknown a multiple, so that every sum is a multiple of what it must be."""
         multiples: dict[int, int] = {}
-        for axis, divisor in self.divisors:
-            for unknown, factor in self.resolve(axis):
+        for axis, divisor in self.requirements():
+            for unknown, factor in axis:
                 multiples[unknown] = math.lcm(multiples.get(unknown, 1), (factor / divisor).denominator)
         return multiples
+
+    def settle(self) -> None:
+        """Fix the unknowns that, as multiples of what they are to be, would not add up with those that are fixed."""
+        before = -1
+        while before < (before := len(self.fixed)):
+            for axis, divisor in self.requirements():
+                constant = sum((factor * self.built[u] for u, factor in axis if u in self.fixed), Fraction(0))
+                if constant % divisor:
+                    self.fix(axis, f"a multiple of {divisor} only together with {constant} channels that stay")
 
     def _divide(self, long: tuple[int, Fraction], short: tuple[int, Fraction]) -> None:
         """Solve for the unknown of the long term: the short term, then a new unknown for the rest."""

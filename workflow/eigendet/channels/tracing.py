@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from eigendet.channels.attributes import edited
 from eigendet.channels.construction import RESIZABLE, Build, built
-from eigendet.channels.follower import Sample, follow
+from eigendet.channels.follower import Sample, followed
 from eigendet.channels.groups import ChannelError, Channels, RunError
 from eigendet.channels.naming import named
 from eigendet.channels.record import Record
 from eigendet.channels.sizes import Axis
-from eigendet.channels.trial import first_fault, keep
+from eigendet.channels.trial import Fault, first_fault, kept
 from eigendet.errors import first_line
 
 SIDE = 128  # pixels, of the square images on which networks are tried: of 64, Inception v3 leaves nothing
@@ -95,34 +97,42 @@ def trace_detector(
 
 
 def _trace(network: Build | nn.Module, sample: Sample) -> Channels:
-    meta = not sample.detector
     if isinstance(network, nn.Module):
-        return named(_followed(_copied(network, meta), sample))
-    model, order = built(network, meta=meta)
-    record = _followed(model, sample)
+        return named(_followed(_copied(network, sample.meta), sample))
+    model, order, copies = built(network, meta=sample.meta)
+    try:
+        record = _followed(model, sample, copies)
+    except RunError:
+        if not sample.meta:
+            raise
+        return _trace(network, replace(sample, values=True))  # its code may look at values
     others = _convolving(record)
     if others:
-        _, order = built(network, others, meta)
+        order = built(network, others, sample.meta).order
     for axis, reason in _parameters_with_values(network, record):
         record.sizes.fix(axis, reason)
-    while True:
-        channels = named(record, order, others)
-        fault = first_fault(network, channels, sample)
-        if fault is None:
-            return channels
-        if not keep(record, fault):
+
+    def trial() -> Fault | None:
+        return first_fault(network, named(record, order, others), record, sample)
+
+    fault = trial()
+    while fault is not None:
+        remaining = edited(record, fault, trial)
+        if remaining is fault:
+            remaining = kept(record, fault, trial)
+        if remaining is fault:
             raise ChannelError(f"{type(model).__name__}: cannot be built with other widths: {fault.reason}")
+        fault = remaining
+    return named(record, order, others)
 
 
-def _followed(model: nn.Module, sample: Sample) -> Record:
-    record = Record(model, sample.regions)
-    try:
-        follow(record, sample)
-    except Exception as error:  # whatever a network's own code raises
-        raise RunError(
-            f"{type(model).__name__}: cannot be run on an image of {sample.size}: {first_line(error)}"
-        ) from None
-    return record
+def _followed(model: nn.Module, sample: Sample, copies: Mapping[str, str] | None = None) -> Record:
+    record, error = followed(model, sample, copies)
+    if error is None:
+        return record
+    if isinstance(error, ChannelError):
+        raise error
+    raise RunError(f"{type(model).__name__}: cannot be run on an image of {sample.size}: {first_line(error)}")
 
 
 def _copied(model: nn.Module, meta: bool) -> nn.Module:
@@ -143,7 +153,9 @@ def _copied(model: nn.Module, meta: bool) -> nn.Module:
 
 def _convolving(record: Record) -> tuple[type[nn.Module], ...]:
     """Return the network's own classes whose modules convolve with weights that their constructors make."""
-    modules = (record.model.get_submodule(call.path) for call in record.calls if call.kind == "conv")
+    modules = (
+        record.model.get_submodule(call.path) for call in record.calls if call.kind == "conv" and "@" not in call.path
+    )
     return tuple(dict.fromkeys(type(module) for module in modules if not isinstance(module, RESIZABLE)))
 
 

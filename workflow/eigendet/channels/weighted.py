@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from eigendet.channels.arguments import Arguments
-from eigendet.channels.record import Axes, Call, Record
+from eigendet.channels.groups import ChannelError
+from eigendet.channels.record import Axes, Call, LayerAxes, Record
 from eigendet.channels.sizes import Axis, times
 
 
@@ -26,23 +27,27 @@ def convolution(record: Record, arguments: Arguments, outputs: list[Tensor]) -> 
         axis = record.layer(path, source, record.written(path, out))
     else:
         reason = f"weights of a convolution that are not a layer's, in {record.where()}"
-        axis = record.sizes.constant(out, reason)
+        path, axis = f"{record.where()}@{len(record.calls)}", record.sizes.constant(out, reason)
         record.sizes.fix(source, reason)
+        record.layers[path] = LayerAxes(source, axis)
     if groups > 1 and not depthwise:
         record.sizes.require(source, groups)
         record.sizes.require(axis, groups)
     applied = image if arguments["transposed"] else outputs[0]
-    positions = math.prod(applied.shape[channel + 1 :])
+    positions = seen = math.prod(applied.shape[channel + 1 :])
     if channel == 1:
-        positions *= record.batch(path, applied.shape[0])
+        positions, seen = positions * record.batch(path, applied.shape[0]), seen * applied.shape[0]
     for d, axis_along in enumerate(record.axes_of(image)[channel + 1 :], channel + 1):
-        if axis_along is not None:  # a convolution that runs over channels as others do over pixels
-            rest = weight.numel() * positions // applied.shape[d]
-            record.add(Call(f"{path}@{len(record.calls)}", "product", None, axis_along, positions=rest, owned=False))
-            positions = 0
+        if (
+            axis_along is not None and applied.shape[d] == image.shape[d]
+        ):  # a convolution that runs over channels as others do over pixels
+            rest, rest_seen = (weight.numel() * count // applied.shape[d] for count in (positions, seen))
+            along = f"{path}@{len(record.calls)}"
+            record.add(Call(along, "product", None, axis_along, positions=rest, owned=False, seen=rest_seen))
+            positions = seen = 0
             break
     kernel = math.prod(weight.shape[2:])
-    record.add(Call(path, "conv", source, axis, groups, depthwise, kernel, positions, owned))
+    record.add(Call(path, "conv", source, axis, groups, depthwise, kernel, positions, owned, seen=seen))
     _note_convolved(record, image, outputs[0], channel, axis)
 
 
@@ -64,7 +69,7 @@ def _note_convolved(record: Record, image: Tensor, output: Tensor, channel: int,
 def linear(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     """Follow a product with the weights of a linear layer, or else of two maps."""
     image, weight = _factors(arguments)
-    if not (record.is_weight(weight) and id(image) in record.axes):
+    if not record.is_weight(weight) or record.is_weight(image):
         product(record, arguments, outputs)
         return
     path, _ = record.owner(weight)
@@ -72,21 +77,32 @@ def linear(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     axis = record.layer(path, source, record.written(path, outputs[0].shape[-1]))
     rows = outputs[0].shape[:-1]
     positions = record.batch(path, rows[0]) * math.prod(rows[1:]) if rows else 1
-    record.add(Call(path, "linear", source, axis, positions=positions))
+    record.add(Call(path, "linear", source, axis, positions=positions, seen=math.prod(rows)))
     record.note(outputs[0], (*record.axes_of(image)[:-1], axis))
 
 
 def product(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
-    """Follow the matrix product of two maps, as in attention."""
+    """Follow the matrix product of two maps, as in attention, or of a map with a parameter."""
     first, second = _factors(arguments)
     left, right = record.axes_of(first), record.axes_of(second)
+    inner = left[-1] or right[-2]
     if left[-1] is not None and right[-2] is not None:
         record.sizes.equate(left[-1], right[-2])
+    for tensor, own, dim in ((first, left[-1], first.dim() - 1), (second, right[-2], second.dim() - 2)):
+        if inner is not None and own is None and id(tensor) in record.owners:
+            record.meet(tensor, dim, inner)
     batch: Axes = ()
     if first.dim() == 3:
         batch = (record.common([first, second], 3, outputs[0].shape[0]),)
     record.note(outputs[0], (*batch, left[-2], right[-1]))
-    _count_product(record, [*first.shape, second.shape[-1]], [*batch, left[-2], left[-1] or right[-2], right[-1]])
+    _count_product(record, [*first.shape, second.shape[-1]], [*batch, left[-2], inner, right[-1]])
+
+
+def added_product(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow the product of two maps that is added to another."""
+    product(record, arguments, outputs)
+    for back, size in enumerate(reversed(outputs[0].shape), 1):
+        record.common([outputs[0], arguments["self"]], back, size)
 
 
 def _count_product(record: Record, lengths: list[int], axes: list[Axis | None]) -> None:
@@ -103,13 +119,43 @@ def _count_product(record: Record, lengths: list[int], axes: list[Axis | None]) 
     out = widths.pop() if widths else record.sizes.constant(1, "no width")
     source = widths.pop() if widths else None
     path = f"{record.where()}@{len(record.calls)}"
-    record.add(Call(path, "product", source, out, positions=rest, owned=False))
+    record.add(Call(path, "product", source, out, positions=rest, owned=False, seen=rest))
+
+
+def compare(record: Record, before: int, macs: int) -> None:
+    """Compare what was counted of an operation, in calls from `before` on, with what torch's counter says.
+
+    An operation of which nothing was counted is one without a rule: what it takes keeps its size.
+
+    Raises:
+        ChannelError: the two differ.
+    """
+    counted = sum(_seen(record, call) for call in record.calls[before:])
+    if counted == macs:
+        return
+    name = f"'{record.operations[-1].name}' in {record.where()}"
+    if counted:
+        raise ChannelError(f"{name}: {counted} multiply-accumulates are counted where torch counts {macs}")
+    stopped(record)
+    path = f"{record.where()}@{len(record.calls)}"
+    record.add(Call(path, "product", None, record.sizes.constant(1, "no width"), positions=macs, owned=False))
+
+
+def _seen(record: Record, call: Call) -> int:
+    """Return the multiply-accumulates of a call in this pass."""
+    if call.kind in ("norm", "parameter"):
+        return 0
+    out = record.sizes.size(call.axis)
+    source = 1 if call.depthwise or call.source is None else record.sizes.size(call.source) / call.groups
+    return int(call.kernel * source * out * call.seen)
 
 
 def _factors(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """Return the two matrices of a product."""
     if "mat1" in arguments:
         return arguments["mat1"], arguments["mat2"]
+    if "batch1" in arguments:
+        return arguments["batch1"], arguments["batch2"]
     if "weight" in arguments:
         return arguments["input"], arguments["weight"]
     return arguments["self"], arguments["mat2"]
@@ -136,7 +182,7 @@ def group_norm(record: Record, arguments: Arguments, outputs: list[Tensor]) -> N
 def layer_norm(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     """Follow a normalization of the last dimension; one of several is not followed."""
     if len(arguments["normalized_shape"]) > 1:
-        _stopped(record)
+        stopped(record)
     else:
         _normalization(record, arguments, outputs, dim=arguments["input"].dim() - 1)
 
@@ -146,18 +192,33 @@ def _normalization(record: Record, arguments: Arguments, outputs: list[Tensor], 
     image = arguments["input"]
     axis = record.axes_of(image)[dim]
     if axis is None:
-        _stopped(record)
-        return
+        axis = record.sizes.constant(image.shape[dim], f"not a number of channels, in {record.where()}")
     record.note(outputs[0], record.axes_of(image))
     record.sizes.require(axis, groups)
     for name in ("weight", "bias", "running_mean", "running_var"):
         tensor = arguments.get(name)
         if tensor is not None and id(tensor) in record.owners:
-            record.norm(record.owner(tensor)[0], axis)
+            path, _ = record.owner(tensor)
+            # Instance norm has the maps of several images side by side, as channels.
+            own = record.model.get_submodule(path).get_parameter(name) if name in ("weight", "bias") else tensor
+            record.norm(path, times(axis, Fraction(own.numel(), tensor.numel())))
             return
+    path = record.stack[-1] if record.stack else ""
+    features = _features(record.model.get_submodule(path))
+    if features is not None:
+        record.norm(path, times(axis, Fraction(features, image.shape[dim])))
 
 
-def _stopped(record: Record) -> None:
+def _features(module: nn.Module) -> int | None:
+    """Return the number of channels that a normalization without parameters was made for."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    if isinstance(module, nn.LayerNorm):
+        return math.prod(module.normalized_shape)
+    return module.num_features if isinstance(module, nn.modules.batchnorm._NormBase) else None
+
+
+def stopped(record: Record, *_: object) -> None:
     """Keep the size of what goes into an operation that cannot be followed; what comes out has no axes."""
     for axis in record.operations[-1].axes:
         record.sizes.fix(axis, f"'{record.operations[-1].name}' in {record.where()}")

@@ -158,7 +158,7 @@ def _built(
 def _refuse_another(model: nn.Module, build: Callable[[], nn.Module]) -> None:
     """Refuse a function that does not build networks with the model's parameters."""
     try:
-        other, _ = built(build)
+        other = built(build).model
     except ChannelError as error:
         raise UserError(f"build: {error}.") from error
     own, others = (
