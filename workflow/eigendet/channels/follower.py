@@ -28,7 +28,6 @@ from eigendet.channels.record import Record
 from eigendet.channels.weighted import compare
 from eigendet.observe.calls import each_call
 
-
 SCORING = ("convolution", "upsample", "sigmoid", "_softmax", "_log_softmax")  # operations that give scores of pixels
 
 
