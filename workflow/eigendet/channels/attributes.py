@@ -39,23 +39,26 @@ def edited(record: Record, fault: Fault, trial: Callable[[], Fault | None]) -> F
 
 
 def _candidates(record: Record, fault: Fault) -> Iterator[Edits]:
-    """Yield numbers that may be sizes at an operation: of all modules of a class, then of the one alone."""
+    """Yield numbers that may be sizes at an operation: one, in all modules of a class or in one alone; then several."""
     if fault.operation is None:
         return
     for path in dict.fromkeys(around for module in fault.modules for around in _around(module)):
         module = record.model.get_submodule(path)
-        for name in vars(module):
-            axes = _axes(record, path, name, fault.operation)
-            if axes is not None:
-                alike = {
-                    (other, name): _axes(record, other, name, fault.operation)
-                    for other, own in record.model.named_modules()
-                    if type(own) is type(module)
-                }
-                edits = {key: one for key, one in alike.items() if one is not None}
-                yield edits
-                if len(edits) > 1:
-                    yield {(path, name): axes}
+        several: Edits = {}
+        names = [name for name in vars(module) if _axes(record, path, name, fault.operation) is not None]
+        for name in names:
+            alike = {
+                (other, name): _axes(record, other, name, fault.operation)
+                for other, own in record.model.named_modules()
+                if type(own) is type(module)
+            }
+            edits = {key: axes for key, axes in alike.items() if axes is not None}
+            several |= edits
+            yield edits
+            if len(edits) > 1:
+                yield {(path, name): edits[path, name]}
+        if len(names) > 1:
+            yield several
 
 
 def _around(module: str) -> Iterator[str]:
