@@ -34,6 +34,7 @@ class Detectron2(Options):
     )
     fpn_channels: PositiveInt | None = Field(None, description="null, here and below: what the configuration says")
     head_channels: PositiveInt | None = Field(None, description="of the box head's linear layers")
+    mask_channels: PositiveInt | None = Field(None, description="of each layer that looks at masks")
     anchor_sizes: list[PositiveInt] | None = Field(None, description="pixels, one for each level, finest first")
     proposals: PositiveInt | None = Field(None, description="regions of an image that the heads look at")
     box_samples: PositiveInt | None = Field(None, description="regions of an image in training")
@@ -140,6 +141,8 @@ def _configuration(options: Detectron2, classes: int) -> Any:
         model.FPN.OUT_CHANNELS = options.fpn_channels
     if options.head_channels is not None:
         model.ROI_BOX_HEAD.FC_DIM = options.head_channels
+    if options.mask_channels is not None:
+        model.ROI_MASK_HEAD.CONV_DIM = options.mask_channels
     if options.anchor_sizes is not None:
         octave = [1, 2 ** (1 / 3), 2 ** (2 / 3)] if model.META_ARCHITECTURE == "RetinaNet" else [1]
         model.ANCHOR_GENERATOR.SIZES = [[side * step for step in octave] for side in options.anchor_sizes]

@@ -27,6 +27,7 @@ from eigendet.channels.groups import ChannelError, Channels
 from tests.watching import watched
 
 NO_CONVOLUTIONS = ("maxvit", "swin", "vit")
+SIDE = 128  # pixels, of images for a real pass through a network that takes any size
 EXPECTED = ("an output of the network", "a single channel")  # reasons that hold for any method
 
 TIMM = [
@@ -164,8 +165,8 @@ def timm_network(name: str) -> tuple[Callable[[], nn.Module], tuple[int, int]]:
     return partial(timm.create_model, name, pretrained=False), (height, width)
 
 
-def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0) -> Result:
-    """Trace, build with random widths, run forward and backward, and count."""
+def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0, side: int = SIDE) -> Result:
+    """Trace, build with random widths, run forward and backward on an image of at most `side` pixels, and count."""
     start = time.perf_counter()
     try:
         traced = channels.trace(build, size)
@@ -179,7 +180,7 @@ def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0
         for group, width in traced.widths.items()
     }
     model = channels.rebuild(build, traced, widths).eval()
-    fault = _fault(model, traced, widths, size)
+    fault = _fault(model, traced, widths, size, side)
     return Result(len(widths), len(traced.layers), len(kept), kept[0] if kept else "", fault, seconds)
 
 
@@ -227,9 +228,9 @@ def _compared(build: Callable[[], nn.Module], size: tuple[int, int]) -> str:
     return "the same" if ours == theirs else "others"
 
 
-def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tuple[int, int]) -> str:
+def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tuple[int, int], side: int) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    small = tuple(min(side, 128) for side in size)  # a real pass; costs are counted on one without memory
+    small = tuple(min(own, side) for own in size)  # a real pass; costs are counted on one without memory
     try:
         result = model(torch.rand(1, 3, *small))
         result.sum().backward()

@@ -44,14 +44,13 @@ def test_rebuilding_needs_a_function_that_builds_anew() -> None:
 
 
 def test_rebuilding_refuses_another_network_whose_layers_have_the_same_names() -> None:
-    def build(width: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 16, 3))
+    def build(kernel: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, kernel), nn.ReLU(), nn.Conv2d(8, 16, 3))
 
-    traced = channels.trace(partial(build, 8), (16, 16))
-    with pytest.raises(
-        ChannelError, match=r"^0: is built with out_channels 10 where 8 was traced; expected the network"
-    ):
-        channels.rebuild(partial(build, 10), traced, {"0": 4, "2": 16})
+    traced = channels.trace(partial(build, 3), (16, 16))
+    message = r"^Sequential: is built with 896 parameters where 704 are predicted; expected the function that builds"
+    with pytest.raises(ChannelError, match=message):
+        channels.rebuild(partial(build, 5), traced, {"0": 4, "2": 16})
 
 
 class Paired(nn.Module):

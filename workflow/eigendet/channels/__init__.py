@@ -6,6 +6,7 @@ tracing         the groups of a network
 rebuilding      a network built with other widths
 trial           whether a network takes other widths, and what to keep where it does not
 attributes      numbers of modules that are widths, and follow them
+ties            widths that code takes from one another
 naming          from the record of a forward pass to groups with names
 follower        forward passes, followed operation by operation
 operations      what each operation does to the axes of its operands

@@ -83,7 +83,7 @@ def _axes(record: Record, path: str, name: str, like: Operation) -> Axis | list[
         return None
     inside = [own for own in record.operations if not path or f"{own.module}.".startswith(f"{path}.")]
     for operation in sorted(inside, key=lambda own: (own is not like, own.module != path, own.place != like.place)):
-        written = [axis for _, axes in operation.outputs for axis in axes if axis is not None]
+        written = operation.written
         free = [axis for axis in written + operation.axes if _is_free(record, axis)]
         sizes = {int(record.sizes.size(axis)): axis for axis in reversed(free)}
         if free and [int(record.sizes.size(axis)) for axis in written] == list(numbers):

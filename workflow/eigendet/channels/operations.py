@@ -270,6 +270,11 @@ def _sampling(record: Record, arguments: Arguments, outputs: list[Tensor]) -> No
     record.note(outputs[0], (*record.axes_of(arguments["input"])[:2], *[None] * (outputs[0].dim() - 2)))
 
 
+def _new(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow an operation that takes only the type of values from a map: what it gives is not computed from images."""
+    record.data.difference_update(map(id, outputs))
+
+
 def _channel_shuffle(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     axes = record.axes_of(arguments["self"])
     if axes[1] is not None:
@@ -298,6 +303,7 @@ REDUCTIONS = (
     aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.logsumexp, aten.argmax, aten.argmin, aten.any, aten.all,
     aten.median, aten.aminmax,
 )  # fmt: skip
+NEW = (aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full, aten.new_empty_strided)
 PRODUCTS = {
     aten.convolution, aten.addmm, aten.mm, aten.linear, aten.bmm, aten.baddbmm,
 }  # fmt: skip
@@ -336,4 +342,5 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(RESHAPES, _reshape),
     **dict.fromkeys(SPLITS, _split),
     **dict.fromkeys(REDUCTIONS, _reduction),
+    **dict.fromkeys(NEW, _new),
 }

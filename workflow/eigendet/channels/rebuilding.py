@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from eigendet.channels.arguments import Arguments
 from eigendet.channels.construction import Build, BuildError, construct, constructing, resize_parameter
 from eigendet.channels.groups import Attribute, ChannelError, Channels, Layer, Size, check_widths, whole
 from eigendet.channels.record import NORMS
-from eigendet.errors import some
+from eigendet.errors import first_line, some
 
 
 def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: bool = False) -> nn.Module:
@@ -55,6 +56,22 @@ def rebuild(build: Build, channels: Channels, widths: Mapping[str, int], meta: b
             "the network, such as functools.partial(resnet18, weights=None), in place of a network"
         )
     check_widths(channels, widths)
+    try:
+        model = resized(build, channels, widths, meta)
+    except AttributeError as error:
+        raise ChannelError(f"the network that is built is not the one that was traced: {first_line(error)}") from error
+    if not any(map(is_lazy, model.parameters())):
+        count, expected = sum(parameter.numel() for parameter in model.parameters()), channels.parameters(widths)
+        if count != expected:
+            raise ChannelError(
+                f"{type(model).__name__}: is built with {count} parameters where {expected} are predicted; expected "
+                "the function that builds the network that was traced"
+            )
+    return model
+
+
+def resized(build: Build, channels: Channels, widths: Mapping[str, int], meta: bool = False) -> nn.Module:
+    """Build the network of `build` with other widths, and whatever comes of it: `rebuild` without its checks."""
     model = _construct(build, channels, widths, meta)
     for layer in channels.layers:
         if layer.kind == "parameter" and layer.out.terms:
@@ -107,23 +124,11 @@ def _resize(
     reference: Mapping[str, int],
     widths: Mapping[str, int],
 ) -> None:
-    """Replace the arguments of a layer's constructor that say how many channels it reads and writes.
-
-    Raises:
-        ChannelError: they are others than those of the layer that was traced.
-    """
-    names = _names(module, layer, arguments, whole(layer.out(reference)))
-    for name, size in names.items():
-        if name not in arguments:
-            continue
-        built, new = whole(size(reference)), whole(size(widths))
-        value = arguments[name]
-        if value not in (built, new, (built,), [built], (new,), [new]):
-            raise ChannelError(
-                f"{layer.module}: is built with {name} {value} where {built} was traced; expected the network that "
-                "was traced"
-            )
-        arguments[name] = new if isinstance(value, int) else (new,)
+    """Replace the arguments of a layer's constructor that say how many channels it reads and writes."""
+    for name, size in _names(module, layer, arguments, whole(layer.out(reference))).items():
+        if name in arguments:
+            new = whole(size(widths))
+            arguments[name] = new if isinstance(arguments[name], int) else (new,)
     if layer.depthwise and isinstance(module, nn.modules.conv._ConvNd):
         arguments["groups"] = whole(layer.source(widths)) if layer.source else arguments["groups"]
 

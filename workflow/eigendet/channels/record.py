@@ -53,6 +53,11 @@ class Operation:
     axes: list[Axis]  # of its operands
     outputs: list[tuple[tuple[int, ...], Axes]] = field(default_factory=list)  # shapes and axes, once it has run
 
+    @property
+    def written(self) -> list[Axis]:
+        """Return the axes of its outputs."""
+        return [axis for _, axes in self.outputs for axis in axes if axis is not None]
+
 
 class Owner(NamedTuple):
     """The module that a tensor belongs to, and the name of the parameter or buffer it is or was computed from."""

@@ -34,6 +34,10 @@ class Sizes:
     fixed: dict[int, str] = field(default_factory=dict)  # unknown -> why it cannot change
     divisors: list[tuple[Axis, int]] = field(default_factory=list)  # the size of the axis is a multiple of the number
 
+    def copy(self) -> Sizes:
+        """Return the same, to go back to."""
+        return Sizes(self.built[:], self.names[:], dict(self.solved), dict(self.fixed), self.divisors[:])
+
     def new(self, name: str, value: int) -> Axis:
         """Return the axis of a new unknown."""
         self.built.append(value)

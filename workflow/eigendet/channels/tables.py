@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from eigendet.channels.groups import Channels, check_widths, whole
+from eigendet.errors import some
 
 
 def frame(channels: Channels, widths: Mapping[str, int] | None = None) -> pd.DataFrame:
@@ -56,7 +57,7 @@ def frame(channels: Channels, widths: Mapping[str, int] | None = None) -> pd.Dat
 
 
 def table(channels: Channels, widths: Mapping[str, int]) -> str:
-    """Return the groups at these widths as text: a line for each group, and for every layer that cannot be resized."""
+    """Return the groups at these widths as text: a line for each, and for each reason why layers keep their width."""
     rows = [("group", "width", "multiple of", "parameters", "MACs", "layers")]
     for row in frame(channels, widths).itertuples(index=False):
         rows.append((row.name, str(row.width), str(row.multiple), f"{row.parameters:,}", f"{row.macs:,}", row.layers))
@@ -66,5 +67,8 @@ def table(channels: Channels, widths: Mapping[str, int]) -> str:
         aligned = [number.rjust(length) for number, length in zip(numbers, lengths[1:-1], strict=True)]
         lines.append("  ".join([group.ljust(lengths[0]), *aligned, layers]))
     lines.append(f"in all {channels.parameters(widths):,} parameters, {channels.macs(widths):,} MACs")
-    lines += [f"kept: {layer}: {reason}" for layer, reason in channels.fixed.items()]
+    kept: dict[str, list[str]] = {}
+    for layer, reason in channels.fixed.items():
+        kept.setdefault(reason, []).append(layer)
+    lines += [f"kept: {some(layers)}: {reason}" for reason, layers in kept.items()]
     return "\n".join(lines)

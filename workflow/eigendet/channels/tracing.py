@@ -22,6 +22,7 @@ from eigendet.channels.groups import ChannelError, Channels, RunError
 from eigendet.channels.naming import named
 from eigendet.channels.record import Record
 from eigendet.channels.sizes import Axis
+from eigendet.channels.ties import tied
 from eigendet.channels.trial import Fault, first_fault, kept
 from eigendet.errors import first_line
 
@@ -118,6 +119,8 @@ def _trace(network: Build | nn.Module, sample: Sample) -> Channels:
     fault = trial()
     while fault is not None:
         remaining = edited(record, fault, trial)
+        if remaining is fault:
+            remaining = tied(record, fault, trial)
         if remaining is fault:
             remaining = kept(record, fault, trial)
         if remaining is fault:

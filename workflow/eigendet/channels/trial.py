@@ -14,7 +14,7 @@ from eigendet.channels.construction import Build, BuildError
 from eigendet.channels.follower import Sample, followed
 from eigendet.channels.groups import Channels, Layer, Widths, whole
 from eigendet.channels.naming import named
-from eigendet.channels.rebuilding import rebuild
+from eigendet.channels.rebuilding import resized
 from eigendet.channels.record import Operation, Record
 from eigendet.channels.sizes import Axis
 from eigendet.errors import first_line
@@ -109,7 +109,7 @@ def _try(build: Build, channels: Channels, reference: Record, sample: Sample, tr
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = rebuild(build, channels, widths, meta=sample.meta)
+            model = resized(build, channels, widths, meta=sample.meta)
     except BuildError as error:
         return Fault(str(error), [error.last], progress=(trial, -1))
     record, failure = followed(model, sample)
@@ -215,7 +215,7 @@ def _suspects(record: Record, fault: Fault) -> Iterator[list[Axis]]:
     layers = [record.layers[layer] for layer in fault.layers if layer in record.layers]
     yield [axis for layer in layers for axis in (layer.axis, layer.source) if axis is not None]
     if fault.operation is not None:
-        yield [axis for _, axes in fault.operation.outputs for axis in axes if axis is not None]
+        yield fault.operation.written
         yield fault.operation.axes
     module = fault.modules[-1] if fault.modules else ""
     while module:
