@@ -1,4 +1,4 @@
-"""Which networks can be resized: every convolutional classifier of torchvision, and a fixed list of timm's.
+"""Which networks can be resized: every classifier of torchvision, and two fixed lists of timm's.
 
     python -m tests.benchmarks.channels          writes tests/benchmarks/channels.md
 
@@ -20,118 +20,17 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels
 from eigendet.channels.groups import ChannelError, Channels
+from tests.benchmarks.network_names import CONVOLUTIONAL, FURTHER
 from tests.watching import watched
 
-NO_CONVOLUTIONS = ("maxvit", "swin", "vit")
+TRANSFORMERS = ("maxvit", "swin", "vit")
 SIDE = 128  # pixels, of images for a real pass through a network that takes any size
 EXPECTED = ("an output of the network", "a single channel")  # reasons that hold for any method
-
-TIMM = [
-    "resnet18",
-    "resnet50d",
-    "resnetv2_50",
-    "resnetaa50",
-    "resnet50_gn",
-    "resnetblur50",
-    "seresnet50",
-    "skresnet18",
-    "ecaresnet50d",
-    "resnetrs50",
-    "resnext50_32x4d",
-    "seresnext50_32x4d",
-    "wide_resnet50_2",
-    "res2net50_26w_4s",
-    "res2next50",
-    "resnest26d",
-    "resnest50d_1s4x24d",
-    "hrnet_w18_small",
-    "hrnet_w32",
-    "dla34",
-    "dla60",
-    "dla60x",
-    "dla60_res2net",
-    "cspresnet50",
-    "cspdarknet53",
-    "darknet53",
-    "darknetaa53",
-    "dpn68",
-    "dpn92",
-    "densenet121",
-    "densenetblur121d",
-    "vgg11",
-    "vgg16_bn",
-    "xception41",
-    "xception65",
-    "legacy_xception",
-    "inception_v3",
-    "inception_v4",
-    "inception_resnet_v2",
-    "nasnetalarge",
-    "pnasnet5large",
-    "ghostnet_100",
-    "repghostnet_050",
-    "mobilenetv2_100",
-    "mobilenetv3_large_100",
-    "mobilenetv4_conv_small",
-    "mobilenetv4_conv_medium",
-    "mobilenet_edgetpu_v2_s",
-    "tf_efficientnet_b0",
-    "tf_efficientnetv2_s",
-    "efficientnet_es",
-    "efficientnet_lite0",
-    "gc_efficientnetv2_rw_t",
-    "mixnet_s",
-    "fbnetc_100",
-    "fbnetv3_b",
-    "spnasnet_100",
-    "mnasnet_100",
-    "semnasnet_100",
-    "lcnet_050",
-    "tinynet_e",
-    "hardcorenas_a",
-    "rexnet_100",
-    "repvgg_a0",
-    "repvgg_b1g4",
-    "mobileone_s0",
-    "regnetx_002",
-    "regnety_002",
-    "regnetz_b16",
-    "regnetz_c16_evos",
-    "regnetv_040",
-    "nf_regnet_b0",
-    "nf_resnet50",
-    "nfnet_f0",
-    "dm_nfnet_f0",
-    "eca_nfnet_l0",
-    "convnext_atto",
-    "convnext_atto_ols",
-    "convnext_tiny",
-    "convnextv2_atto",
-    "convnextv2_nano",
-    "hgnet_tiny",
-    "hgnetv2_b0",
-    "selecsls42b",
-    "tresnet_m",
-    "legacy_seresnet18",
-    "legacy_seresnext26_32x4d",
-    "legacy_senet154",
-    "ese_vovnet19b_dw",
-    "vovnet39a",
-    "gernet_s",
-    "gcresnet33ts",
-    "gcresnet50t",
-    "seresnet33ts",
-    "starnet_s1",
-    "fasternet_t0",
-    "rdnet_tiny",
-    "repvit_m0_9",
-    "fastvit_t8",
-    "inception_next_atto",
-]
 
 
 @dataclass(frozen=True)
@@ -165,8 +64,8 @@ def timm_network(name: str) -> tuple[Callable[[], nn.Module], tuple[int, int]]:
     return partial(timm.create_model, name, pretrained=False), (height, width)
 
 
-def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0, side: int = SIDE) -> Result:
-    """Trace, build with random widths, run forward and backward on an image of at most `side` pixels, and count."""
+def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0) -> Result:
+    """Trace, build with random widths, run forward and backward, and count."""
     start = time.perf_counter()
     try:
         traced = channels.trace(build, size)
@@ -180,7 +79,7 @@ def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0
         for group, width in traced.widths.items()
     }
     model = channels.rebuild(build, traced, widths).eval()
-    fault = _fault(model, traced, widths, size, side)
+    fault = _fault(model, traced, widths, size)
     return Result(len(widths), len(traced.layers), len(kept), kept[0] if kept else "", fault, seconds)
 
 
@@ -228,12 +127,15 @@ def _compared(build: Callable[[], nn.Module], size: tuple[int, int]) -> str:
     return "the same" if ours == theirs else "others"
 
 
-def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tuple[int, int], side: int) -> str:
+def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tuple[int, int]) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    small = tuple(min(own, side) for own in size)  # a real pass; costs are counted on one without memory
+    small = min(size[0], SIDE), min(size[1], SIDE)  # a real pass; costs are counted on one without memory
     try:
-        result = model(torch.rand(1, 3, *small))
-        result.sum().backward()
+        try:
+            result = model(torch.rand(1, 3, *small))
+        except Exception:  # it takes no other images
+            result = model(torch.rand(1, 3, *size))
+        sum(leaf.sum() for leaf in tree_leaves(result)).backward()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.to("meta")(torch.empty(1, 3, *size, device="meta"))
     except Exception as error:  # whatever a network's own code raises is a result
@@ -269,23 +171,25 @@ def _all(
 
 def main() -> int:
     names = list(torchvision.models.list_models(module=torchvision.models))
-    names = [name for name in names if not name.startswith(NO_CONVOLUTIONS)]
+    transformers = [name for name in names if name.startswith(TRANSFORMERS)]
+    names = [name for name in names if name not in transformers]
     lines = ["# Which networks can be resized", "", *(__doc__ or "").strip().split("\n\n", 2)[2].split("\n"), ""]
     lines += _section(f"torchvision {torchvision.__version__}", _all(names, torchvision_network))
-    compared = {name: _compared(*torchvision_network(name)) for name in watched(names, "Torch-Pruning")}
-    lines += ["## Torch-Pruning's groups, beside ours", ""]
-    lines += [
-        f"- {found}: {', '.join(name for name in names if compared[name] == found)}"
-        for found in dict.fromkeys(compared.values())
-    ]
-    lines += [""]
+    lines += _section("torchvision's transformers", _all(transformers, torchvision_network))
     try:
         import timm
 
-        lines += _section(f"timm {timm.__version__}", _all(TIMM, timm_network))
+        lines += _section(f"timm {timm.__version__}", _all(CONVOLUTIONAL, timm_network))
+        lines += _section("further ones of timm, with attention among them", _all(FURTHER, timm_network))
     except ImportError:
         lines += ["timm is not installed, so its networks were left out."]
-    Path(__file__).with_suffix(".md").write_text("\n".join(lines))
+    compared = {name: _compared(*torchvision_network(name)) for name in watched(names, "Torch-Pruning")}
+    lines += ["## Torch-Pruning's groups, beside ours", ""]
+    lines += [
+        f"- {outcome}: {', '.join(name for name in names if compared[name] == outcome)}"
+        for outcome in dict.fromkeys(compared.values())
+    ]
+    Path(__file__).with_suffix(".md").write_text("\n".join([*lines, ""]))
     return 0
 
 

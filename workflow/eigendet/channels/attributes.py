@@ -14,7 +14,7 @@ from eigendet.channels.record import Operation, Record
 from eigendet.channels.sizes import Axis
 from eigendet.channels.trial import Fault
 
-Edits = dict[tuple[str, str], Axis | list[Axis]]  # by module and name
+Edits = dict[tuple[str, str], Axis | list[Axis | int]]  # by module and name
 
 
 def edited(record: Record, fault: Fault, trial: Callable[[], Fault | None]) -> Fault | None:
@@ -69,8 +69,8 @@ def _around(module: str) -> Iterator[str]:
     yield ""
 
 
-def _axes(record: Record, path: str, name: str, like: Operation) -> Axis | list[Axis] | None:
-    """Return the axes whose sizes a module's number, or each one of a list of them, equals at an operation inside it.
+def _axes(record: Record, path: str, name: str, like: Operation) -> Axis | list[Axis | int] | None:
+    """Return the axes whose sizes a module's number, or some of a list of them, equal at an operation inside it.
 
     That is the operation in question, or the one most like it.
     """
@@ -87,9 +87,9 @@ def _axes(record: Record, path: str, name: str, like: Operation) -> Axis | list[
         free = [axis for axis in written + operation.axes if _is_free(record, axis)]
         sizes = {int(record.sizes.size(axis)): axis for axis in reversed(free)}
         if free and [int(record.sizes.size(axis)) for axis in written] == list(numbers):
-            return written[0] if type(value) is int else written
-        if all(one in sizes for one in numbers):
-            return sizes[value] if type(value) is int else [sizes[one] for one in numbers]
+            return written[0] if type(value) is int else list(written)
+        if any(one in sizes for one in numbers):
+            return sizes[value] if type(value) is int else [sizes.get(one, one) for one in numbers]
     return None
 
 

@@ -43,7 +43,8 @@ def _attributes(record: Record) -> Iterator[Attribute]:
     """Yield the numbers of modules that change with widths."""
     for (path, name), axes in record.attributes.items():
         if isinstance(axes, list):
-            yield Attribute(path, name, tuple(_size(record.sizes, axis) for axis in axes))
+            sizes = (Size(Fraction(one), ()) if isinstance(one, int) else _size(record.sizes, one) for one in axes)
+            yield Attribute(path, name, tuple(sizes))
         else:
             yield Attribute(path, name, _size(record.sizes, axes))
 

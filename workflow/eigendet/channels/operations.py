@@ -123,19 +123,18 @@ def _reshape(record: Record, arguments: Arguments, outputs: list[Tensor]) -> Non
     for left, right in _blocks(before, after):
         long = [d for d in left if before[d] > 1]
         wide = [d for d in right if after[d] > 1]
-        tracked = [axis for d in long if (axis := axes[d]) is not None]
+        tracked = {d: axis for d in long if (axis := axes[d]) is not None}
         if not tracked or not wide:
             continue
-        if len(tracked) == 1:
-            length = next(before[d] for d in long if axes[d] is not None)
-            factors = {d: Fraction(after[d], length) for d in wide}
-            kept = _varying(tracked[0], factors)
-            factor = factors[kept]
-            whole = factor.numerator > 1 or len(long) > 1
-            noted[kept] = times(tracked[0], factor) if whole else _part(record, tracked[0], factor.denominator)
-        else:
-            for axis in tracked:
-                record.sizes.fix(axis, f"a reshape in {record.where()}")
+        # Of several that are mixed one can vary, the longest.
+        source, axis = max(tracked.items(), key=lambda one: (before[one[0]], one[0]))
+        for other in tracked.keys() - {source}:
+            record.sizes.fix(tracked[other], f"a reshape in {record.where()}")
+        factors = {d: Fraction(after[d], before[source]) for d in wide}
+        varying = _varying(axis, factors)
+        factor = factors[varying]
+        whole = factor.numerator > 1 or len(long) > 1
+        noted[varying] = times(axis, factor) if whole else _part(record, axis, factor.denominator)
     record.note(outputs[0], tuple(noted))
 
 

@@ -95,7 +95,9 @@ class Record:
         self.called: Counter[str] = Counter()  # how often each module was
         self.counts: list[int] = [0]  # operations of each running one, and first those outside of any
         self.layers: dict[str, LayerAxes] = {}
-        self.attributes: dict[tuple[str, str], Axis | list[Axis]] = {}  # module and name -> the size it holds, or sizes
+        self.attributes: dict[
+            tuple[str, str], Axis | list[Axis | int]
+        ] = {}  # module and name -> the size it holds, or sizes
         self.axes: dict[int, Axes] = {}  # by id of a tensor
         self.makers: dict[int, str] = {}  # which operation a tensor comes from, by id
         self.data: set[int] = set()  # ids of tensors that are computed from images
@@ -177,10 +179,11 @@ class Record:
                 self.owners[id(output)] = owners[0]
 
     def are_maps(self, tensors: Sequence[Tensor], is_product: bool) -> bool:
-        """Return whether an operation takes what is computed from images, or weights of one module with another's."""
+        """Return whether an operation takes what is computed from images, or is a product of not one module's weights."""
         if any(id(tensor) in self.data for tensor in tensors):
             return True
-        return is_product and len({self.owners[id(t)][0].path for t in tensors if id(t) in self.owners}) > 1
+        paths = {self.owners[id(tensor)][0].path if id(tensor) in self.owners else None for tensor in tensors}
+        return is_product and len(paths) > 1
 
     def owner(self, tensor: Tensor) -> tuple[str, bool]:
         """Return the path of the module whose weights these are, and whether that is a layer."""

@@ -51,23 +51,37 @@ def _candidates(record: Record, operation: Operation) -> Iterator[list[tuple[Axi
     for place in range(operation.place, operation.place + (1 if operation.outputs else AHEAD)):
         alike = [own for own in record.operations if own.place == place and own.module in modules]
         for position in range(max((len(own.written) for own in alike), default=0)):
-            pairs = {own.module: pair for own in alike for pair in _pair(record, own, position)}
-            if operation.module in pairs:
-                yield list(pairs.values())
-                yield [pairs[operation.module]]
+            for others in (_read, _inside):
+                pairs = {own.module: pair for own in alike for pair in _pair(record, own, position, others)}
+                if operation.module in pairs:
+                    yield list(pairs.values())
+                    yield [pairs[operation.module]]
 
 
-def _pair(record: Record, operation: Operation, position: int) -> Iterator[tuple[Axis, Axis]]:
-    """Yield a size that an operation gives and the first other one of its module that is as large, or a multiple."""
+def _pair(
+    record: Record, operation: Operation, position: int, others: Callable[[Record, Operation, Axis], list[Axis]]
+) -> Iterator[tuple[Axis, Axis]]:
+    """Yield a size that an operation gives and the first of others that it is, or a part of it."""
     sizes = record.sizes
     axis = operation.written[position] if position < len(operation.written) else ()
-    own, size = sizes.resolve(axis), sizes.size(axis)
-    if {u for u, _ in own} <= sizes.fixed.keys():
+    own = {u for u, _ in sizes.resolve(axis)}
+    if own <= sizes.fixed.keys():
         return
-    inside = [other for other in record.operations if f"{other.module}.".startswith(f"{operation.module}.")]
-    others = [other for around in inside for other in around.axes + around.written]
-    others = [other for other in others if {u for u, _ in sizes.resolve(other)} != {u for u, _ in own}]
-    for other in sorted(others, key=lambda other: sizes.size(other) != size):  # in their order, those as large first
-        if (sizes.size(other) / size).denominator == 1:
-            yield axis, times(other, size / sizes.size(other))
+    for other in others(record, operation, axis):
+        share = sizes.size(axis) / sizes.size(other)
+        if share.numerator == 1 and {u for u, _ in sizes.resolve(other)} != own:
+            yield axis, times(other, share)
             return
+
+
+def _read(record: Record, operation: Operation, axis: Axis) -> list[Axis]:
+    """Return what the layers read that write an axis."""
+    layers = [record.layers.get(record.sizes.names[u]) for u, _ in record.sizes.resolve(axis)]
+    return [layer.source for layer in layers if layer is not None and layer.source is not None]
+
+
+def _inside(record: Record, operation: Operation, axis: Axis) -> list[Axis]:
+    """Return what is as large as an axis in the module that runs an operation."""
+    inside = [other for other in record.operations if f"{other.module}.".startswith(f"{operation.module}.")]
+    axes = [other for around in inside for other in around.axes + around.written]
+    return [other for other in axes if record.sizes.size(other) == record.sizes.size(axis)]
