@@ -160,6 +160,22 @@ def test_of_axes_that_a_reshape_mixes_only_the_longest_can_vary() -> None:
     assert set(found.fixed) == {"a"} and found.axes == ["3b", "."]
 
 
+@pytest.mark.parametrize(
+    ("operation", "axes", "fixed"),
+    [
+        (lambda x, chosen: x[:, chosen], [".", ".", ".", "."], {"a"}),
+        (lambda x, chosen: x[:, :, chosen], [".", "a", ".", "."], set()),
+        (lambda x, chosen: x[chosen, :, chosen], [".", "a", "."], set()),
+    ],
+)
+def test_what_chooses_along_channels_keeps_their_number(
+    operation: Callable[..., Any], axes: list[str], fixed: set[str]
+) -> None:
+    chosen = torch.zeros(8, dtype=torch.long, device="meta")
+    found = Followed(lambda x: operation(x, chosen), ((8, 8, 8, 6), ".a.."))
+    assert set(found.fixed) == fixed and found.axes == axes
+
+
 # Several maps.
 
 

@@ -102,6 +102,33 @@ def _select(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None
         record.note(output, tuple(noted))
 
 
+def _index(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow a choice of elements, as many as there are: the dimensions that it chooses along keep their size."""
+    image, indices = arguments["self"], arguments["indices"]
+    axes, places = record.axes_of(image), [place for place, index in enumerate(indices) if index is not None]
+    noted: list[Axis | None] = []
+    d = 0
+    for index in indices:
+        along = 1 if index is None or index.dtype not in (torch.bool, torch.uint8) else index.dim()
+        if index is None:
+            noted.append(axes[d])
+        else:
+            _fix(record, axes[d : d + along])
+        d += along
+    noted += axes[d:]
+    # Where choices are apart, their dimensions come first.
+    start = places[0] if places[-1] - places[0] < len(places) else 0
+    noted[start:start] = [None] * (outputs[0].dim() - len(noted))
+    record.note(outputs[0], tuple(noted))
+
+
+def _fix(record: Record, axes: Sequence[Axis | None]) -> None:
+    """Keep the sizes of axes that the operation at hand cannot change."""
+    for axis in axes:
+        if axis is not None:
+            record.sizes.fix(axis, f"'{record.operations[-1].name}' in {record.where()}")
+
+
 def _part(record: Record, axis: Axis, count: int) -> Axis:
     """Return one of equal parts of an axis: of parts side by side each, which are then tied, or else of their sum."""
     terms = record.sizes.resolve(axis)
@@ -302,6 +329,8 @@ REDUCTIONS = (
     aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.logsumexp, aten.argmax, aten.argmin, aten.any, aten.all,
     aten.median, aten.aminmax,
 )  # fmt: skip
+# What they give is as long as the values say, or not followed.
+STOPPING = (aten.nonzero, aten.masked_select, torch.ops.torchvision.nms, torch.ops.torchvision.deform_conv2d)
 NEW = (aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full, aten.new_empty_strided)
 PRODUCTS = {
     aten.convolution, aten.addmm, aten.mm, aten.linear, aten.bmm, aten.baddbmm,
@@ -318,6 +347,7 @@ RULES: dict[Any, Rule] = {
     aten.cat: _concatenation,
     aten.slice: _slice,
     aten.select: _select,
+    aten.index: _index,
     aten.unbind: _select,
     aten.permute: _permute,
     aten.transpose: _transpose,
@@ -332,7 +362,7 @@ RULES: dict[Any, Rule] = {
     aten.col2im: _unfold,
     aten.grid_sampler_2d: _sampling,
     aten.grid_sampler_3d: _sampling,
-    torch.ops.torchvision.deform_conv2d: weighted.stopped,
+    **dict.fromkeys(STOPPING, weighted.stopped),
     aten.channel_shuffle: _channel_shuffle,
     aten.native_channel_shuffle: _channel_shuffle,
     aten.pixel_shuffle: _pixel_shuffle,

@@ -179,7 +179,7 @@ class Record:
                 self.owners[id(output)] = owners[0]
 
     def are_maps(self, tensors: Sequence[Tensor], is_product: bool) -> bool:
-        """Return whether an operation takes what is computed from images, or is a product of not one module's weights."""
+        """Return whether an operation takes what is computed from images, or multiplies what is not of one module."""
         if any(id(tensor) in self.data for tensor in tensors):
             return True
         paths = {self.owners[id(tensor)][0].path if id(tensor) in self.owners else None for tensor in tensors}
