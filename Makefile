@@ -67,6 +67,7 @@ test-lowest: .venv-lowest/ready
 # One of the benchmarks: tests/benchmarks/NAME.md, anew. Takes, on two cores,
 #   covariance   8 minutes: what tapping costs, beside what others do (the page is cpu.md)
 #   channels     5 to 20: which networks of torchvision and timm can be resized
+#   allocators   hours: whether allocators beat profiles of their own cost (`--help` of the module says for how many)
 #   allocation   2: how long it takes to spend a budget
 #   analysis     20, and 12 GB of disk: spectra and comparisons of a large experiment
 #   page         3: how fast the page is at that size, in Chromium
