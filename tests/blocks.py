@@ -242,6 +242,18 @@ def attention_with_a_width_for_each_head() -> nn.Module:
 
 
 @block
+def attention_in_the_shape_that_it_read() -> nn.Module:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = tokens(x)
+        n, count, width = y.shape
+        query, key, value = s.inside(y).reshape(n, count, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+        y = (query @ key.transpose(-2, -1)).softmax(-1) @ value
+        return x + maps_of(s.out(y.transpose(1, 2).reshape(n, count, width)), x)
+
+    return between(forward, 32, inside=nn.Linear(32, 96), out=nn.Linear(32, 32))
+
+
+@block
 def windows() -> nn.Module:
     def forward(s: Any, x: Tensor) -> Tensor:
         n, _, h, w = x.shape

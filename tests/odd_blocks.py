@@ -162,6 +162,22 @@ def positions() -> nn.Module:
 
 
 @block
+def a_gain_in_a_shape() -> nn.Module:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return x * s.gain.view(s.shape) + x.new_zeros(len(x), 1, 16, 16)
+
+    return between(forward, 18, gain=nn.Parameter(torch.ones(18)), shape=(18, 1, 1))
+
+
+@block
+def embeddings_through_a_layer() -> nn.Module:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return x + s.project(torch.linspace(0, 1, 6, device=x.device).repeat(1, 1)).view(1, -1, 1, 1)
+
+    return between(forward, 16, project=nn.Linear(6, 16))
+
+
+@block
 def weighted_sum() -> nn.Module:
     def forward(s: Any, x: Tensor) -> Tensor:
         weights = s.weights.relu() / s.weights.relu().sum()

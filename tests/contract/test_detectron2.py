@@ -51,7 +51,7 @@ class TestFasterRCNN(DetectorContract):
 
 
 class TestMaskRCNN(DetectorContract):
-    plugin, options = "detectron2", BOXES | {"model": "mask_rcnn"}
+    plugin, options = "detectron2", BOXES | {"model": "mask_rcnn", "mask_channels": 16}
 
 
 class TestCascadeRCNN(DetectorContract):
@@ -81,11 +81,14 @@ def definition(over: dict[str, Any] | None = None, **options: Any) -> Definition
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet"])
 def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
     options: dict[str, Any] = {} if name == "retinanet" else {"head_channels": 32, "proposals": 50}
+    if name == "mask_rcnn":
+        options["mask_channels"] = 16
     reference = replace(definition(model=name, **options), heads=True)
     groups, usual = reference.reference(64)
     boxes = {"cascade_rcnn": "box_head.0.fc1", "retinanet": None}.get(name, "box_head.fc1")
     assert "model.backbone.fpn_lateral5" in usual
     assert boxes is None or f"model.roi_heads.{boxes}" in usual
+    assert usual.get("model.roi_heads.mask_head.mask_fcn1", 16) == 16
     random = Random(0)
     widths = {g: groups.multiples[g] * random.randint(1, max(1, 40 // groups.multiples[g])) for g in usual}
     model = replace(reference, widths=widths).build()

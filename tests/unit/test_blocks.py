@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from eigendet import channels
 from tests import odd_blocks  # noqa: F401, they note themselves
 from tests.blocks import BLOCKS
 from tests.judging import judge
@@ -35,6 +36,18 @@ def test_a_block_is_resized_with_the_costs_predicted_or_keeps_its_width_and_says
     assert (verdict.word, verdict.detail) == ("part" if layers else "whole", verdict.detail)
     assert set(verdict.kept) == layers
     assert reason in verdict.detail
+
+
+def test_classes_of_pixels_and_numbers_of_boxes_are_outputs() -> None:
+    pixels, boxes = (channels.trace(BLOCKS[name], (64, 64)) for name in ("scores_of_pixels", "boxes"))
+    assert pixels.fixed == {"classes": "an output of the network, a number for each class, at every pixel"}
+    assert boxes.fixed == {"1.out": "an output of the network, a number for each class"}
+
+
+def test_reasons_are_printed_once_and_not_for_each_layer() -> None:
+    traced = channels.trace(BLOCKS["heads_by_the_library"], (64, 64))
+    kept = [line for line in channels.table(traced, traced.widths).splitlines() if line.startswith("kept: ")]
+    assert len(kept) == 1 and kept[0].startswith("kept: 0.0, 0.1, 1.norm, ") and "in_proj_weight has values" in kept[0]
 
 
 def test_no_block_is_noted_twice_and_those_of_a_part_exist() -> None:
