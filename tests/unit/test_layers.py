@@ -139,7 +139,8 @@ def test_statistics_that_are_no_modules_make_no_layer() -> None:
     assert found.axes == [".", "a", ".", "."] and not found.record.calls and not found.fixed
 
 
-def test_a_normalization_over_what_counts_no_channels_stops() -> None:
+def test_a_normalization_over_what_counts_no_channels_lets_these_pass_and_keeps_its_own_size() -> None:
     found = Followed(nn.LayerNorm(6), MAP)
-    assert found.fixed == {"a": "'native_layer_norm' in Sequential"}
-    assert found.axes == [".", ".", ".", "."] and not found.record.calls
+    assert found.fixed == {} and found.axes == [".", "a", ".", "."]
+    [call] = found.record.calls
+    assert call.kind == "norm" and found.record.sizes.size(call.axis) == 6

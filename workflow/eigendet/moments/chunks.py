@@ -21,7 +21,7 @@ from eigendet.moments.products import Workspace, gram, positions_of_chunk, slabs
 
 UNDERFLOW = 1e-30  # a variance below which squares are so small that float32 does not hold their digits
 LONG = 64  # positions looked at, from which on repeated values are looked for
-OFTEN = 0.15  # share of positions that hold one value, from which on it is the shift
+OFTEN = 0.35  # share of positions that hold one value, from which on it is the shift
 _EXPONENT = 0x7F800000  # bits of a float32 number
 
 
@@ -106,7 +106,7 @@ def _repeated(samples: np.ndarray) -> np.ndarray | None:
     apart = int(OFTEN * samples.shape[1])
     is_often = ordered[:, apart:] == ordered[:, :-apart]
     channels, places = np.arange(len(samples)), is_often.argmax(1)
-    values = ordered[channels, places] * is_often[channels, places]
+    values = np.where(is_often[channels, places], ordered[channels, places], 0)
     return values if values.any() else None
 
 

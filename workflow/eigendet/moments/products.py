@@ -24,7 +24,7 @@ CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 # Positions that a float32 product sums. Shorter slabs keep more of a GPU busy; a CPU adds those of few channels one
 # after another, so that errors grow with the length.
 SLAB = {"cpu": 4096, "cuda": 1024}
-FEW, SLAB_OF_FEW = 12, 256
+FEW, SLAB_OF_FEW = 12, 128
 
 
 class Workspace:
