@@ -13,8 +13,7 @@ def stage_numbers(channels: Channels, regions: Mapping[str, int] | None = None) 
 
     A layer that sees regions of an image works on the map of one region, and one that reads a flattened map on that
     map. What is written from a pooled map alone, as in squeeze-and-excitation, or not in this pass, is of the stage of
-    what it reads. Halvings
-    between which nothing lies count as one.
+    what it reads. Halvings between which nothing lies count as one.
 
     Args:
         channels: the groups of a network.
