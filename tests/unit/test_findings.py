@@ -235,9 +235,11 @@ def chosen(widths: dict[str, int], reference: dict[str, int], **options: Any) ->
 def test_a_change_of_widths_is_seen_in_its_numbers() -> None:
     text = findings.on_widths(chosen({"a": 257, "b": 32, "c": 64}, {"a": 256, "b": 64, "c": 64}))
     assert text == (
-        "At 0.99999 of the operations and 0.999 of the parameters the spectra of scratch give 1 of 3 channel groups "
-        "half their width or less (b ×0.50), and 1 more than they had (a ×1.004)."
+        "At 0.99999 of the backbone's operations and 0.999 of its parameters the spectra of scratch give 1 of 3 "
+        "channel groups half their width or less (b ×0.50), and 1 more than they had (a ×1.004)."
     )
+    whole = chosen({"a": 64}, {"a": 64}, detector={"plugin": "fcos"})
+    assert findings.on_widths(whole).startswith("At 0.99999 of the detector's operations and 0.999 of its parameters ")
     none = findings.on_widths(chosen({"a": 64}, {"a": 64}))
     assert "give 0 of 1 channel group half their width or less, and 0 more than they had." in none
 

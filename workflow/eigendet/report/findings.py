@@ -234,10 +234,11 @@ def on_widths(derived: ChosenWidths) -> str:
     unsure = [group for group in narrow if group in ends and 2 * ends[group][1] > derived.reference[group]]
     unsure += [group for group in wide if group in ends and ends[group][0] <= derived.reference[group]]
     doubt = f" More images might take {len(unsure)} of these to the other side." if unsure else ""
+    whose = "detector" if derived.detector else "backbone"
     return (
-        f"At {share(derived.macs.share)} of the operations and {share(derived.parameters.share)} of the parameters the "
-        f"spectra of {derived.arm} give {len(narrow)} of {counted(len(change), 'channel group')} half their width or "
-        f"less{listed[0]}, and {len(wide)} more than they had{listed[1]}.{doubt}"
+        f"At {share(derived.macs.share)} of the {whose}'s operations and {share(derived.parameters.share)} of its "
+        f"parameters the spectra of {derived.arm} give {len(narrow)} of {counted(len(change), 'channel group')} half "
+        f"their width or less{listed[0]}, and {len(wide)} more than they had{listed[1]}.{doubt}"
     )
 
 
