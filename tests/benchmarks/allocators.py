@@ -3,9 +3,11 @@
 Mosaics of Tiny-ImageNet in `../shared/data`, which are real images but not COCO; Faster R-CNN over a ResNet-18 at a
 quarter of its widths with GroupNorm, in float32, from random weights, AdamW, batches of 8. One experiment `scratch` is
 trained and observed, gradients included, with every seed. From it each allocator derives widths for the MACs of the
-reference and a share of its parameters, the same for all. Beside each stands a *profile* at the MACs and the parameters
-that came of it: a factor and a ratio from stage to stage, which know nothing of spectra. Every arm is trained anew,
-alike.
+reference and a share of its parameters, the same for all; `untrained` and `permuted` are `proportional` on the spectra
+of the first step, and on those of other groups, at the costs of its widths. Each stands beside a *profile* at the MACs
+and the parameters that came of it: a factor and a ratio from stage to stage, which know nothing of spectra. Those whose
+costs differ by less than two percent share one. Every arm is trained anew, alike. (All widths scaled alike to the MACs
+of the reference are the reference's.)
 
 AP is that of the last step on the validation images: the mean over seeds with its 95 % interval (Student's t). p is of
 the test of arms that the report uses, between an allocator and its own profile, corrected for all allocators by Holm's
@@ -28,7 +30,7 @@ import scipy.stats
 import yaml
 
 from eigendet import config, plugins
-from eigendet.channels.groups import Channels, Widths
+from eigendet.channels.groups import Widths
 from eigendet.config import Experiment, layout
 from eigendet.config.layout import Run
 from eigendet.config.sections import PluginChoice, WidthSettings
@@ -37,6 +39,7 @@ from eigendet.runs import definitions
 from eigendet.runs.folder import RunFolder
 from eigendet.spectra import significance
 from eigendet.widths.allocation import Budget
+from eigendet.widths.controls import control_widths
 from eigendet.widths.derivation import Sources, derive_widths
 from eigendet.widths.matching import matched
 from eigendet.widths.rounding import rounded
@@ -55,6 +58,7 @@ ALLOCATIONS: dict[str, dict[str, Any]] = {
     "entropy": {"plugin": "entropy"},
     "linear_in_depth": {"plugin": "linear_in_depth"},
 }
+CONTROLS = "untrained", "permuted"  # of proportional
 
 
 class Options(NamedTuple):
@@ -84,11 +88,18 @@ class Options(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """An arm's widths, and what they cost as shares of the reference's."""
+    """An arm's widths, what they cost as shares of the reference's, and the arm that is the profile of that cost."""
 
+    said: str
     widths: Widths
     parameters: float
     macs: float
+    profile: str = ""
+
+    def costs_like(self, other: Arm) -> bool:
+        """Tell whether both cost the same to within two percent."""
+        ratios = self.parameters / other.parameters, self.macs / other.macs
+        return max(abs(math.log(ratio)) for ratio in ratios) < 0.02
 
 
 def main(arguments: list[str]) -> int:
@@ -102,7 +113,7 @@ def main(arguments: list[str]) -> int:
     options = Options(**vars(parser.parse_args(arguments)))
     options.folder.mkdir(parents=True, exist_ok=True)
     experiment = workflow(options, {"scratch": {}}, [layout.COVARIANCE, layout.EIGENVALUES])
-    arms = dict(widths_of_arms(options, experiment))
+    arms = arms_of(options, experiment)
     choices: dict[str, Any] = {}
     for name, arm in arms.items():
         file = options.folder / f"{name}.json"
@@ -127,35 +138,59 @@ def workflow(options: Options, arms: Mapping[str, Any], patterns: list[str]) -> 
     return experiment
 
 
-def widths_of_arms(options: Options, experiment: Experiment) -> Iterator[tuple[str, Arm]]:
-    """Yield the widths of every allocator, and after each those of a profile of its own cost."""
+def arms_of(options: Options, experiment: Experiment) -> dict[str, Arm]:
+    """Return the arm of every allocator and control, and the profiles of their costs."""
     network = definitions.definition_for_widths(experiment, BACKBONE, DETECTOR, heads=False)
     channels, reference = network.reference(network.size[0])
+
+    def arm(said: str, widths: Widths) -> Arm:
+        parameters = channels.parameters(widths) / channels.parameters(reference)
+        return Arm(said, widths, parameters, channels.macs(widths) / channels.macs(reference))
+
+    arms: dict[str, Arm] = {}
+    profiles: dict[str, Arm] = {}
+    for name, said, widths in chosen_widths(options, experiment, network):
+        own = arm(said, widths)
+        beside = next((other for other, profile in profiles.items() if own.costs_like(profile)), None)
+        if beside is None:
+            budget = Budget.like(channels, reference, widths, ["macs", "parameters"], experiment.widths)
+            full = np.array([reference[group] for group in budget.costs.groups], float)
+            target, factor, ratio = matched(budget, full, stage_numbers(channels))
+            beside = f"profile_{len(profiles) + 1}"
+            profiles[beside] = arm(f"{factor:.3f}, times {ratio:.3f} a stage", rounded(budget, target))
+        arms[name] = own._replace(profile=beside)
+    return arms | profiles
+
+
+def chosen_widths(options: Options, experiment: Experiment, network: Definition) -> Iterator[tuple[str, str, Widths]]:
+    """Yield name, description and widths of every allocator and control."""
+    spectra, sources = observed(options, experiment)
     for name, allocation in ALLOCATIONS.items():
-        settings = experiment.widths.model_dump() | {"allocation": allocation, "parameters": options.parameters}
-        varied = experiment.model_copy(update={"widths": WidthSettings(**settings)})
-        widths = derived(options, varied, network)
-        yield name, costing(channels, reference, widths)
-        budget = Budget.like(channels, reference, widths, ["macs", "parameters"], varied.widths)
-        full = np.array([reference[group] for group in budget.costs.groups], float)
-        profile = rounded(budget, matched(budget, full, stage_numbers(channels)).target)
-        yield f"{name}_profile", costing(channels, reference, profile)
+        varied = with_widths(experiment, allocation=allocation, parameters=options.parameters)
+        widths = derive_widths(varied, network, spectra, "scratch", sources).widths
+        yield name, plugins.described("allocator", PluginChoice(**allocation)), widths
+        if name == "proportional":
+            file = options.folder / "derived.json"
+            file.write_text(json.dumps({"widths": widths}))
+            arms = dict.fromkeys(["scratch", "derived", *CONTROLS], config.sections.Arm())
+            controlled = varied.model_copy(update={"arms": arms})
+            for control in CONTROLS:
+                yield control, control, control_widths(controlled, network, control, spectra, file, sources).widths
 
 
-def derived(options: Options, experiment: Experiment, network: Definition) -> Widths:
-    """Return the widths that the experiment's allocator derives from the runs of scratch."""
+def with_widths(experiment: Experiment, **settings: Any) -> Experiment:
+    """Return the experiment with other settings of widths."""
+    return experiment.model_copy(update={"widths": WidthSettings(**experiment.widths.model_dump() | settings)})
+
+
+def observed(options: Options, experiment: Experiment) -> tuple[list[Path], Sources]:
+    """Return the spectra of the runs of scratch, and what allocators read beside them."""
     results = options.folder / layout.results_folder(experiment)
     runs = [Run("scratch", BACKBONE, DETECTOR, seed)._asdict() for seed in experiment.seeds]
     folders = [RunFolder(layout.path(results, layout.RUNS, **run)) for run in runs]
     last = {seed: own.snapshot(own.read().last_step) for seed, own in zip(experiment.seeds, folders, strict=True)}
-    sources = Sources([layout.path(results, layout.COVARIANCE, **run) for run in runs], last=last)
-    spectra = [layout.path(results, layout.SPECTRA, **run) for run in runs]
-    return derive_widths(experiment, network, spectra, "scratch", sources).widths
-
-
-def costing(channels: Channels, reference: Widths, widths: Widths) -> Arm:
-    parameters = channels.parameters(widths) / channels.parameters(reference)
-    return Arm(widths, parameters, channels.macs(widths) / channels.macs(reference))
+    covariances = [layout.path(results, layout.COVARIANCE, **run) for run in runs]
+    return [layout.path(results, layout.SPECTRA, **run) for run in runs], Sources(covariances, last=last)
 
 
 def precisions(options: Options, experiment: Experiment) -> dict[str, np.ndarray]:
@@ -171,10 +206,10 @@ def precisions(options: Options, experiment: Experiment) -> dict[str, np.ndarray
 def page(options: Options, arms: Mapping[str, Arm], scores: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Yield the lines of the page."""
     seeds = list(range(options.seeds))
-    pairs = [np.concatenate([scores[name], scores[f"{name}_profile"]]) for name in ALLOCATIONS]
+    pairs = [np.concatenate([scores[name], scores[arm.profile]]) for name, arm in arms.items() if arm.profile]
     labels = [label for label in ("widths", "profile") for _ in seeds]
     alone = [significance.differences(pair[None], labels, seeds * 2) for pair in pairs]
-    corrected = dict(zip(ALLOCATIONS, significance.over_pairs(alone), strict=True))
+    corrected = iter(significance.over_pairs(alone))
     yield from ("# Allocators beside profiles of their own cost", "")
     yield from (__doc__ or "").strip().split("\n\n", 1)[1].split("\n")
     yield from (
@@ -183,16 +218,17 @@ def page(options: Options, arms: Mapping[str, Arm], scores: Mapping[str, np.ndar
         f"{options.parameters:g} of the parameters: `python -m tests.benchmarks.allocators --seeds {options.seeds} "
         f"--steps {options.steps} --images {options.images} --parameters {options.parameters:g}`.",
         "",
-        "| widths | parameters | MACs | AP | of its profile: parameters | MACs | AP | p, corrected |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        f"| reference (scratch) | 1 | 1 | {mean(scores['scratch'])} | | | | |",
+        "| widths | parameters | MACs | AP | profile: parameters | MACs | AP | more than its profile | p, corrected |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| the reference's | 1 | 1 | {mean(scores['scratch'])} | | | | | |",
     )
-    for name, choice in ALLOCATIONS.items():
-        said = plugins.described("allocator", PluginChoice(**choice))
-        own, profile = arms[name], arms[f"{name}_profile"]
+    for name, arm in arms.items():
+        if not arm.profile:
+            continue
+        profile, own, other = arms[arm.profile], scores[name], scores[arm.profile]
         yield (
-            f"| {said} | {own.parameters:.3f} | {own.macs:.3f} | {mean(scores[name])} | {profile.parameters:.3f} "
-            f"| {profile.macs:.3f} | {mean(scores[f'{name}_profile'])} | {corrected[name].overall:.3g} |"
+            f"| {arm.said} | {arm.parameters:.3f} | {arm.macs:.3f} | {mean(own)} | {profile.parameters:.3f} "
+            f"| {profile.macs:.3f} | {mean(other)} | {mean(own - other)} | {next(corrected).overall:.3g} |"
         )
 
 
