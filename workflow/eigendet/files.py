@@ -121,7 +121,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {what}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not text, not JSON, a number or a nesting beyond all bounds
         raise UserError(f"{path}: not JSON ({error}); expected {what}.") from None
 
 
