@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ class Outcomes:
         self.skipped: Counter[tuple[str, str]] = Counter()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> object:
-        report: pytest.TestReport = yield
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
         marker = item.get_closest_marker("fault")
         if marker is not None and (report.when == "call" or not report.passed):
             place = (marker.kwargs["kind"], marker.kwargs["stage"])
