@@ -62,8 +62,8 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
     for name, message in [
         ("none.pt", "no such file"),
         ("text.pt", "cannot be loaded"),
-        ("list.pt", "holds no state dict"),
-        ("pickle.pt", "cannot be loaded"),
+        ("list.pt", "holds no tensors by name; expected a state dict"),
+        ("pickle.pt", "holds no tensors by name, but objects of torch.nn.modules.linear.Linear"),
     ]:
         with pytest.raises(UserError, match=message):
             weights.read_weights(str(tmp_path / name))

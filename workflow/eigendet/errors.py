@@ -8,8 +8,9 @@ from typing import Any
 
 # Modules that an extra of this package brings, and which one.
 EXTRAS = {
-    "altair": "report", "jinja2": "report", "lightning": "lightning", "sklearn": "demo", "snakemake": "workflow",
-    "tensorboard": "tensorboard", "timm": "timm", "transformers": "transformers", "vl_convert": "report",
+    "altair": "report", "jinja2": "report", "lightning": "lightning", "safetensors": "timm", "sklearn": "demo",
+    "snakemake": "workflow", "tensorboard": "tensorboard", "timm": "timm", "transformers": "transformers",
+    "vl_convert": "report",
 }  # fmt: skip
 
 
@@ -17,8 +18,25 @@ class UserError(Exception):
     """A mistake in configuration, data or use.
 
     The message names the file, key or id, the value found, and what would be accepted. The command line prints it
-    without a traceback and exits with status 1.
+    without a traceback and exits with status 1. What a terminal would obey is escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which what cannot be printed is escaped, line breaks apart.
+
+    >>> printable("red \x1b[31m, broken \udc80")
+    'red \\x1b[31m, broken \\udc80'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def unknown(what: str, name: object, choices: Iterable[str]) -> str:

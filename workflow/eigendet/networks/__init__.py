@@ -8,6 +8,7 @@ detector        what a detector may say of itself
 snapshots       a network's definition and weights in one file
 widths_file     files of widths, by hand or by `eigendet widths`
 weights         weights of a backbone, from wherever they come
+matching        which entries of a file are the backbone's
 checks          whether what a plugin gives is what it must
 parts           for authors of detectors: feature pyramids, the maps of a backbone, norms of heads
 norms           for authors of backbones: another normalization in the place of batch norm

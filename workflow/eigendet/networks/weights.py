@@ -2,65 +2,102 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from eigendet.errors import UserError, lacking, unknown
+from eigendet.errors import UserError, first_line, lacking, some, unknown
 from eigendet.files import replacing
+from eigendet.networks.matching import matched
+
+EXPECTED = "expected a state dict: tensors by the names of the backbone's parameters"
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """Read a state dict from a file, or a published one, which torch or timm downloads once.
+    """Read the tensors of a file by their names, or published ones, which torch or timm downloads once.
 
+    Keys of nested dicts are joined with dots: a checkpoint's {"model": {"conv1.weight": …}} has model.conv1.weight.
     'torchvision:NAME' is one of torchvision's, with the names of its classifier; 'timm:NAME' one of timm's, with the
     names of the backbone plugin `timm`.
 
     Raises:
-        UserError: no such file or name, no state dict in it, or no way to download it.
+        UserError: no such file or name, no tensors in it, or no way to download it.
     """
     kind, _, name = source.partition(":")
     if kind == "torchvision":
         return _published_by_torchvision(name)
     if kind == "timm":
         return _published_by_timm(name)
-    content = load_plain(Path(source), "a state dict")
-    for wrapper in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{source}: holds no state dict; expected tensors by the names of the backbone's parameters.")
-    return content
+    content, others = _read(Path(source))
+    tensors = dict(_tensors(content, ""))
+    if not tensors or "" in tensors:
+        beside = f", but objects of {some(others)}: save the state_dict() of such a network" if others else ""
+        raise UserError(f"{source}: holds no tensors by name{beside}; {EXPECTED}.")
+    return tensors
 
 
-def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load weights whose names may begin with `backbone.` or `module.`; further entries, a classifier's, are ignored.
+def load_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> str:
+    """Load a backbone's weights from among those of a file; return in words which were taken, and what was left out.
 
     Raises:
-        UserError: an entry is missing or has another shape; the message names it.
+        UserError: they are not there, there more than once, or of another network; see `networks.matching`.
     """
-    entries = backbone.state_dict()
-    needed = {_stripped(name): tensor for name, tensor in entries.items()}
-    loaded = {_stripped(name): value for name, value in weights.items()}
-    for name, tensor in needed.items():
-        if name.endswith("num_batches_tracked"):
-            loaded.setdefault(name, tensor)
-        elif name not in loaded:
-            raise UserError(
-                f"{source}: no '{name}', which the backbone needs; expected weights of the same network, "
-                "width and normalization."
-            )
-        elif loaded[name].shape != tensor.shape:
-            raise UserError(
-                f"{source}: '{name}' is {tuple(loaded[name].shape)}; the backbone has {tuple(tensor.shape)}."
-            )
-    statistics = [name for name in loaded if name.endswith(("running_mean", "running_var")) and name not in needed]
-    extra = [name for name in statistics if f"{name.rpartition('.')[0]}.weight" in needed]  # else of a classifier
-    if extra:
-        raise UserError(f"{source}: has '{extra[0]}', so its backbone was trained with batch norm; this one has none.")
-    backbone.load_state_dict({name: loaded[_stripped(name)] for name in entries})
+    entries, said = matched(backbone.state_dict(), weights, source)
+    backbone.load_state_dict(entries)
+    return said
+
+
+def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of nested dicts, by the keys that lead to it, joined with dots."""
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            own = str(key).replace("\n", r"\n")
+            yield from _tensors(value, f"{name}.{own}" if name else own)
+
+
+def _read(path: Path) -> tuple[Any, list[str]]:
+    """Read what torch or safetensors saved, and name what of other libraries is in it, which is left out, not run.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), []
+    try:
+        others = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # no such file, or not one of torch's: said below
+        others = []
+    with torch.serialization.safe_globals([(_LeftOut, name) for name in others]):
+        return load_plain(path, EXPECTED.removeprefix("expected ")), others
+
+
+class _LeftOut:
+    """Stands for an object of a class that is not torch's own: made of anything, and nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path}: {lacking(['safetensors'])}") from None
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); {EXPECTED}.") from None
 
 
 def save(path: Path, content: Any) -> None:
@@ -76,12 +113,22 @@ def load_plain(path: Path, what: str) -> Any:
         UserError: the file is missing, or holds anything else.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected {what}.")
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {what}.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its readers raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be loaded ({reason}); expected {what} of tensors and plain values.") from None
+        raise UserError(
+            f"{path}: cannot be loaded ({_why(error)}); expected {what} of tensors and plain values."
+        ) from None
+
+
+def _why(error: Exception) -> str:
+    """Return what torch.load says in one sentence, without its advice to load what may run code."""
+    said = " ".join(str(error).split())
+    cause = re.search(r"WeightsUnpickler error: (.*?)(?: Check the doc|\. |\.?$)", said)
+    if cause:
+        return cause[1][:200]
+    return "a TorchScript archive" if "TorchScript" in said else first_line(error).partition(". ")[0]
 
 
 def _published_by_torchvision(name: str) -> dict[str, Tensor]:
@@ -118,9 +165,3 @@ def _published_by_timm(name: str) -> dict[str, Tensor]:
 
 def _not_downloaded(source: str, error: OSError) -> UserError:
     return UserError(f"{source}: cannot be downloaded ({error}); give a state-dict file instead.")
-
-
-def _stripped(name: str) -> str:
-    for prefix in ("module.", "backbone.", "body."):
-        name = name.removeprefix(prefix)
-    return name

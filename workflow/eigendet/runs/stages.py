@@ -79,7 +79,7 @@ def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None
 def _fetch(choice: BackboneChoice, name: str, folder: RunFolder) -> None:
     """Take a backbone's weights from a file, or from those who published them."""
     backbone = build_backbone(choice)
-    weights.load_backbone(backbone, weights.read_weights(choice.pretrained), choice.pretrained)
+    logger.info(weights.load_backbone(backbone, weights.read_weights(choice.pretrained), choice.pretrained))
     _save_backbone(folder, backbone)
     record: FetchedBackbone = {"run": {"backbone": name}, "source": choice.pretrained, **code_versions()}
     folder.complete(record)
@@ -183,7 +183,7 @@ def _initial_detector(definition: Definition, seed: int, init: Path | None) -> t
     training.seed_everything(stream_seed(seed, "weights", 0))
     model = definition.build()
     if init is not None:
-        weights.load_backbone(backbone_of(model), weights.read_weights(str(init)), str(init))
+        logger.info(weights.load_backbone(backbone_of(model), weights.read_weights(str(init)), str(init)))
     return model
 
 
