@@ -93,7 +93,7 @@ rule comparison:
     params:
         folders=of(dependencies.observed_spectra),
         folder=subpath(output[0], parent=True),
-        plugins=dependencies.plugin_options(EXPERIMENT),
+        plugins=of(dependencies.plugin_options),
     shell:
         "eigendet comparison {params.folders:q} {params.plugins:q} --output {params.folder:q} > {log:q} 2>&1"
 

@@ -108,7 +108,18 @@ def in_place(paths):
     """Inputs that stay where they are if they are the user's, whatever prefix an importing workflow gives to results."""
     if isinstance(paths, dict):
         return {name: in_place(several) for name, several in paths.items()}
-    return [path if path.startswith("<results>") else local(path) for path in paths]
+    watched = [path for path in paths if path.startswith("<results>") or watches(path)]
+    return [path if path.startswith("<results>") else local(path) for path in watched]
+
+
+@cache
+def watches(path):
+    """Whether Snakemake can take a path as it is: it knows no way to write a brace that begins no wildcard."""
+    if "{" in path:
+        logger.warning(
+            f"{path}: has a brace in its name, so Snakemake does not see when it changes; all else goes on."
+        )
+    return "{" not in path
 
 
 def results():
