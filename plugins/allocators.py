@@ -158,21 +158,22 @@ def growth(groups: Sequence[GroupView], budget: Budget) -> Targets:
     return _named(groups, spending.most_worth(replace(budget, least=least), worth))
 
 
-@allocator(needs=("kernels",))
-def weight_rank(groups: Sequence[GroupView], budget: Budget) -> Targets:
-    """Rival: the reference's widths times the share of directions that kernels read beyond noise (CONet's rank rule).
+@allocator(needs=("history",))
+def conet(groups: Sequence[GroupView], budget: Budget) -> Targets:
+    """Rival: widths where each group would gain the same share of rank a step (CONet's rank rule, arXiv 2108.06822).
 
-    CONet (arXiv 2108.06822) widens and narrows layers by the rank of their low-rank factors over training. Here it is
-    the rank after training of every kernel that reads a group: singular values of its unfolding over channels read that
-    exceed the optimal hard threshold for unknown noise (Gavish and Donoho 2014). A group that no kernel reads by itself
-    keeps all.
+    CONet trains for some epochs, widens the layers whose rank average slope exceeds a threshold δ, narrows the others,
+    and starts anew, up to 25 times. The rank is that of a kernel's low-rank factor, unfolded over channels, as a share
+    of them; its average is over the layers that write or read the channels; its slope is from the first snapshot to
+    that of the largest average. Here one training must do: if each group goes on to gain as many ranks whatever its
+    width, the search ends at widths in proportion to reference times slope, and the budget takes the place of δ. A
+    group that no layer writes or reads by itself has the mean slope. Where no rank grows, as before training, all keep
+    their proportions. Left out is what CONet has beside the rule, a bound on the condition of low-rank factors.
     """
-
-    def share(group: GroupView) -> float:
-        shares = [_rank_share(kernel.weight) for own in group.kernels.values() for kernel in own]
-        return float(np.mean(shares)) if shares else 1.0
-
-    return _named(groups, budget.scaled(np.array([group.reference * share(group) for group in groups])))
+    slopes = np.array([_rank_slope(group) for group in groups])
+    slopes[np.isnan(slopes)] = slopes[~np.isnan(slopes)].mean() if not np.isnan(slopes).all() else 0.0
+    full = np.array([group.reference for group in groups], float)
+    return _named(groups, budget.scaled(full * slopes if slopes.any() else full))
 
 
 def _named(groups: Sequence[GroupView], widths: np.ndarray) -> Targets:
@@ -212,19 +213,44 @@ def _beyond(width: float, worth: Callable[[float], float]) -> Callable[[float], 
     return lambda widened: worth(max(widened - width, 0.0))
 
 
-def _rank_share(weight: np.ndarray) -> float:
-    """Return the share of the directions read whose singular values exceed what noise alone would have.
+def _rank_slope(group: GroupView) -> float:
+    """Return the share of rank that a group gains a step, averaged over seeds; NaN where no layer shows it."""
+    slopes = []
+    for unfoldings in group.history.values():
+        shares: dict[int, list[float]] = {}
+        for own in unfoldings:
+            rank = sum(_rank(values, own.shape) for values in own.values)
+            shares.setdefault(own.step, []).append(rank / (len(own.values) * own.shape[0]))
+        average = {step: np.mean(shares[step]) for step in sorted(shares)}
+        if average:
+            first, best = min(average), max(average, key=lambda step: average[step])
+            slopes.append((average[best] - average[first]) / max(best - first, 1))
+    return float(np.mean(slopes)) if slopes else math.nan
 
-    >>> noise = np.random.default_rng(0).normal(size=(1, 64, 16, 9))
-    >>> strong = np.random.default_rng(1).normal(size=(1, 64, 16, 9)) * np.r_[np.full(4, 30.0), np.zeros(12)][:, None]
-    >>> _rank_share(noise), _rank_share(noise + strong)
-    (0.0, 0.25)
+
+def _rank(values: np.ndarray, shape: tuple[int, int]) -> int:
+    """Return how many singular values of a matrix are beyond noise, by empirical variational Bayes.
+
+    Nakajima, Sugiyama, Babacan and Tomioka (JMLR 14, 2013): of γ² / (M σ²), where M is the larger side, those beyond a
+    limit count. The variance σ² of the noise is that of the least free energy, here among 200 from their lower to their
+    upper bound.
+
+    >>> random = np.random.default_rng(0)
+    >>> noise, strong = random.normal(size=(2, 16, 144))
+    >>> rank = lambda matrix: _rank(np.linalg.svd(matrix, compute_uv=False), matrix.shape)
+    >>> rank(noise), rank(noise + 3 * np.r_[np.ones(4), np.zeros(12)][:, None] * strong), rank(0 * noise)
+    (0, 4, 0)
     """
-    ranks, channels = 0, weight.shape[0] * weight.shape[2]
-    for block in weight:
-        unfolded = block.transpose(1, 0, 2).reshape(block.shape[1], -1)
-        values = np.linalg.svd(unfolded, compute_uv=False)
-        beta = min(unfolded.shape) / max(unfolded.shape)
-        threshold = (0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43) * np.median(values)
-        ranks += int(np.count_nonzero(values > threshold))
-    return ranks / channels
+    if not values.any():
+        return 0
+    small, large = sorted(shape)
+    squares, alpha = np.maximum(values**2, 1e-12 * values.max() ** 2) / large, small / large
+    limit = (1 + 2.5129 * math.sqrt(alpha)) * (1 + math.sqrt(alpha) / 2.5129)
+    most = math.ceil(small / (1 + alpha)) - 1
+    low = max(squares[most] / limit, squares[most:].mean())
+    scaled = squares / np.geomspace(low, squares.mean(), 200)[:, None]
+    above = np.maximum(scaled, limit) - 1 - alpha
+    tau = (above + np.sqrt(above**2 - 4 * alpha)) / 2
+    kept = np.log(tau + 1) + alpha * np.log(tau / alpha + 1) - tau
+    energy = (scaled - np.log(scaled) + np.where(scaled > limit, kept, 0.0)).sum(1)
+    return int(np.count_nonzero(scaled[np.argmin(energy)] > limit))

@@ -3,15 +3,16 @@
 Mosaics of Tiny-ImageNet in `../shared/data`, which are real images but not COCO; Faster R-CNN over a ResNet-18 at a
 quarter of its widths with GroupNorm, in float32, from random weights, AdamW, batches of 8. One experiment `scratch` is
 trained and observed, gradients included, with every seed. From it each allocator derives widths for the MACs of the
-reference and a share of its parameters, the same for all; `untrained` and `permuted` are `proportional` on the spectra
+reference and a share of its parameters, the same for all: the largest within both. So do importances of Torch-Pruning,
+if that is installed (`rivals.py` says how they are read); `untrained` and `permuted` are `proportional` on the spectra
 of the first step, and on those of other groups, at the costs of its widths. Each stands beside a *profile* at the MACs
 and the parameters that came of it: a factor and a ratio from stage to stage, which know nothing of spectra. Those whose
 costs differ by less than two percent share one. Every arm is trained anew, alike. (All widths scaled alike to the MACs
 of the reference are the reference's.)
 
 AP is that of the last step on the validation images: the mean over seeds with its 95 % interval (Student's t). p is of
-the test of arms that the report uses, between an allocator and its own profile, corrected for all allocators by Holm's
-method. Options say how much was run, and stand in the page.
+the test of arms that the report uses, between widths and their own profile, corrected for all rows by Holm's method.
+Options say how much was run, and stand in the page.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from eigendet.widths.derivation import Sources, derive_widths
 from eigendet.widths.matching import matched
 from eigendet.widths.rounding import rounded
 from eigendet.widths.stages import stage_numbers
+from tests.benchmarks import rivals
 from tests.conftest import ROOT
 
 BACKBONE, DETECTOR = "resnet18", "faster_rcnn"
@@ -54,9 +56,9 @@ ALLOCATIONS: dict[str, dict[str, Any]] = {
     "output_aware": {"plugin": "output_aware"},
     "loss_weighted": {"plugin": "loss_weighted", "power": 1.0},
     "loss_weighted_root": {"plugin": "loss_weighted", "power": 0.5},
-    "weight_rank": {"plugin": "weight_rank"},
     "entropy": {"plugin": "entropy"},
     "linear_in_depth": {"plugin": "linear_in_depth"},
+    "conet": {"plugin": "conet"},
 }
 CONTROLS = "untrained", "permuted"  # of proportional
 
@@ -111,6 +113,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "results/allocators", help="where everything is run")
     parser.add_argument("--cores", type=int, default=2)
     options = Options(**vars(parser.parse_args(arguments)))
+    if not rivals.is_installed():
+        print(f"left out: {', '.join(rivals.IMPORTANCES)}; install torch-pruning for these", file=sys.stderr)
     options.folder.mkdir(parents=True, exist_ok=True)
     experiment = workflow(options, {"scratch": {}}, [layout.COVARIANCE, layout.EIGENVALUES])
     arms = arms_of(options, experiment)
@@ -139,7 +143,7 @@ def workflow(options: Options, arms: Mapping[str, Any], patterns: list[str]) -> 
 
 
 def arms_of(options: Options, experiment: Experiment) -> dict[str, Arm]:
-    """Return the arm of every allocator and control, and the profiles of their costs."""
+    """Return the arm of every allocator, control and rival, and the profiles of their costs."""
     network = definitions.definition_for_widths(experiment, BACKBONE, DETECTOR, heads=False)
     channels, reference = network.reference(network.size[0])
 
@@ -163,7 +167,7 @@ def arms_of(options: Options, experiment: Experiment) -> dict[str, Arm]:
 
 
 def chosen_widths(options: Options, experiment: Experiment, network: Definition) -> Iterator[tuple[str, str, Widths]]:
-    """Yield name, description and widths of every allocator and control."""
+    """Yield name, description and widths of every allocator, control and rival."""
     spectra, sources = observed(options, experiment)
     for name, allocation in ALLOCATIONS.items():
         varied = with_widths(experiment, allocation=allocation, parameters=options.parameters)
@@ -176,6 +180,17 @@ def chosen_widths(options: Options, experiment: Experiment, network: Definition)
             controlled = varied.model_copy(update={"arms": arms})
             for control in CONTROLS:
                 yield control, control, control_widths(controlled, network, control, spectra, file, sources).widths
+    if rivals.is_installed():
+        budget = Budget.of(
+            *network.reference(network.size[0]), with_widths(experiment, parameters=options.parameters).widths
+        )
+        for name, kind in rivals.IMPORTANCES.items():
+            last = [own[-1] for own in sources.snapshots.values()]
+            yield (
+                name,
+                f"Torch-Pruning's {kind}",
+                rounded(budget, rivals.targets(name, experiment, network, last, budget)),
+            )
 
 
 def with_widths(experiment: Experiment, **settings: Any) -> Experiment:
@@ -188,9 +203,10 @@ def observed(options: Options, experiment: Experiment) -> tuple[list[Path], Sour
     results = options.folder / layout.results_folder(experiment)
     runs = [Run("scratch", BACKBONE, DETECTOR, seed)._asdict() for seed in experiment.seeds]
     folders = [RunFolder(layout.path(results, layout.RUNS, **run)) for run in runs]
-    last = {seed: own.snapshot(own.read().last_step) for seed, own in zip(experiment.seeds, folders, strict=True)}
+    kept = [[own.snapshot(step) for step in own.read().snapshots] for own in folders]
     covariances = [layout.path(results, layout.COVARIANCE, **run) for run in runs]
-    return [layout.path(results, layout.SPECTRA, **run) for run in runs], Sources(covariances, last=last)
+    spectra = [layout.path(results, layout.SPECTRA, **run) for run in runs]
+    return spectra, Sources(covariances, dict(zip(experiment.seeds, kept, strict=True)))
 
 
 def precisions(options: Options, experiment: Experiment) -> dict[str, np.ndarray]:
@@ -230,6 +246,9 @@ def page(options: Options, arms: Mapping[str, Arm], scores: Mapping[str, np.ndar
             f"| {arm.said} | {arm.parameters:.3f} | {arm.macs:.3f} | {mean(own)} | {profile.parameters:.3f} "
             f"| {profile.macs:.3f} | {mean(other)} | {mean(own - other)} | {next(corrected).overall:.3g} |"
         )
+    left_out = [name for name in rivals.IMPORTANCES if name not in arms]
+    if left_out:
+        yield from ("", f"Left out, since torch-pruning was not installed: {', '.join(left_out)}.")
 
 
 def mean(scores: np.ndarray) -> str:

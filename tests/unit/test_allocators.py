@@ -23,7 +23,8 @@ from eigendet.widths.made_up import made_up_groups
 from eigendet.widths.marginal import held
 from eigendet.widths.rounding import rounded
 from eigendet.widths.targets import checked_targets
-from eigendet.widths.views import GroupView
+from eigendet.widths.views import GroupView, Unfolding
+from plugins import allocators
 
 RANDOM = np.random.default_rng(0)
 
@@ -201,19 +202,90 @@ def test_growth_widens_the_reference_where_new_channels_have_the_largest_gradien
     np.testing.assert_allclose(given("growth", groups, budget), budget.scaled(full))
 
 
-def test_ranks_of_kernels_are_the_share_of_the_reference() -> None:
-    groups, budget = groups_at(0.5)
-    ranked = []
-    for group, rank in zip(groups, (4, 16, 12, 6), strict=True):
-        left, right = RANDOM.normal(size=(24 * 9, rank)), RANDOM.normal(size=(rank, group.reference))
-        weight = (left @ right).reshape(24, 9, group.reference).transpose(0, 2, 1)[None]
-        (kernel,) = group.kernels[0]
-        noisy = weight + 0.01 * RANDOM.normal(size=weight.shape)
-        ranked.append(replace(group, kernels={0: (replace(kernel, weight=noisy),)}))
-    target = given("weight_rank", ranked, budget)
-    np.testing.assert_allclose(target, budget.scaled(np.array([4.0, 16, 12, 6])))
-    alone = [replace(group, kernels={}) for group in groups]
-    np.testing.assert_allclose(given("weight_rank", alone, budget), budget.scaled(np.array([16.0, 32, 48, 24])))
+def unfolding(step: int, rank: int, channels: int = 32, blocks: int = 1) -> Unfolding:
+    """The unfolding of a kernel of noise and of a product of so many directions, in every block."""
+    shape = channels // blocks, 300
+    strong = 3 * RANDOM.normal(size=(blocks, shape[0], rank)) @ RANDOM.normal(size=(blocks, rank, shape[1]))
+    return Unfolding("it", step, shape, np.linalg.svd(RANDOM.normal(size=(blocks, *shape)) + strong, compute_uv=False))
+
+
+def searched(reference: float, gained: float, threshold: float) -> float:
+    """Where CONet's search ends for one number of channels, if it gains as many ranks a step at any width.
+
+    Up where the slope of the share exceeds the threshold, else down, first by 20 %; half of it after each turn.
+    """
+    width, factor, before = reference, 0.2, 0
+    while factor >= 0.001:
+        direction = 1 if gained / width > threshold else -1
+        factor = factor / 2 if direction == -before else factor
+        width, before = width * (1 + factor * direction), direction
+    return width
+
+
+def test_ranks_gained_a_step_give_the_widths_where_the_search_of_conet_ends() -> None:
+    groups, budget = groups_at(1.0)
+    budget = replace(budget, least=np.full(4, 0.1), most=np.full(4, np.inf))
+    ranks = [(2, 6, 12), (0, 8, 4), (4, 6, 8), (1, 1, 5)]  # at steps 0, 10 and 40, of 32 channels
+    gained = np.array([10 / 40, 8 / 10, 4 / 40, 4 / 40]) / 32  # to the largest
+    trained = [
+        replace(
+            group,
+            history={0: tuple(map(unfolding, (0, 10, 40), own)), 1: tuple(map(unfolding, (40, 10, 0), own[::-1]))},
+        )
+        for group, own in zip(groups, ranks, strict=True)
+    ]
+    full = np.array([16.0, 32, 48, 24])
+    target = given("conet", trained, budget)
+    np.testing.assert_allclose(target, budget.scaled(full * gained))
+    for threshold in (0.001, 0.01):
+        ends = [searched(width, width * own, threshold) for width, own in zip(full, gained, strict=True)]
+        np.testing.assert_allclose(np.array(ends) / ends[0], target / target[0], rtol=0.01)
+
+
+def test_ranks_are_averaged_over_layers_blocks_and_seeds() -> None:
+    groups, budget = groups_at(1.0)
+    budget = replace(budget, least=np.full(4, 0.1), most=np.full(4, np.inf))
+    full = np.array([16.0, 32, 48, 24])
+    history: list[dict[int, tuple[Unfolding, ...]]] = [
+        {0: (unfolding(0, 0), unfolding(9, 16)), 1: (unfolding(0, 0), unfolding(9, 8))},  # 16 and 8 of 32
+        {0: (unfolding(0, 0), unfolding(0, 0, 64), unfolding(9, 8), unfolding(9, 32, 64))},  # 8 of 32, 32 of 64
+        {0: (unfolding(0, 0, 32, 4), unfolding(9, 3, 32, 4))},  # 3 of 8, four times
+        {0: (), 1: ()},  # has the mean slope
+    ]
+
+    def widths() -> np.ndarray:
+        trained = [replace(group, history=own) for group, own in zip(groups, history, strict=True)]
+        return given("conet", trained, budget)
+
+    np.testing.assert_allclose(widths(), budget.scaled(full))
+    history[0][0] = history[0][1]
+    np.testing.assert_allclose(widths(), budget.scaled(full * [3, 4.5, 4.5, 4]))
+    history = [{0: (unfolding(0, 4),)} for _ in groups]  # before training, no rank has grown
+    np.testing.assert_allclose(widths(), budget.scaled(full))
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (64, 64), (3, 200), (96, 40)])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_is_that_of_the_least_free_energy(shape: tuple[int, int], rank: int) -> None:
+    """The energy of variational Bayes, written out for each singular value, over many more variances of the noise."""
+    directions = RANDOM.normal(size=(shape[0], rank)) @ RANDOM.normal(size=(rank, shape[1]))
+    values = np.linalg.svd(RANDOM.normal(size=shape) + 3 * directions, compute_uv=False)
+    small, large = sorted(shape)
+    alpha = small / large
+
+    def energy(variance: float) -> tuple[float, int]:
+        total, count = 0.0, 0
+        for value in values:
+            x = value**2 / (large * variance)
+            total += x - np.log(x)
+            root = 2.5129 * np.sqrt(alpha)
+            if x > (1 + root) * (1 + alpha / root):
+                tau = (x - 1 - alpha + np.sqrt((x - 1 - alpha) ** 2 - 4 * alpha)) / 2
+                total, count = total + np.log(tau + 1) + alpha * np.log(tau / alpha + 1) - tau, count + 1
+        return total, count
+
+    mean = float((values**2).mean() / large)
+    assert allocators._rank(values, shape) == min(map(energy, mean * np.geomspace(1e-3, 1, 2000)))[1] == rank
 
 
 @pytest.mark.parametrize("name", sorted(discovery.discover("allocator")))

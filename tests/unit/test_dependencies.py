@@ -186,7 +186,7 @@ def test_what_an_allocator_needs_is_read_and_named_and_nothing_else(experiment: 
     for allocator, files, arguments in (
         ("marginal", [], []),
         ("loss_weighted", covariances, named),
-        ("weight_rank", records, folders),
+        ("conet", records, folders),
         ("output_aware", [*covariances, *records], [*named, *folders]),
     ):
         inputs = dependencies.width_inputs(asking(allocator), *NETWORK, "derived")

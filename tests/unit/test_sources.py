@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -178,6 +179,39 @@ def test_kernels_are_those_of_all_layers_that_read_a_group_alone_the_pyramid_inc
         sources.read_kernels(tmp_path / "step_0000005.pt", other)
 
 
+def test_a_history_is_of_all_layers_that_read_or_write_a_group_at_every_snapshot(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    network = network_of(experiment)
+    detector = definitions.definition_of(experiment, "tiny", "rcnn", ["a", "b"], (64, 64))
+    files, bodies = [], {}
+    for step in (0, 5):
+        torch.manual_seed(step)
+        model = detector.build()
+        files.append(tmp_path / f"step_{step:07d}.pt")
+        write_snapshot(files[-1], step, model, detector)
+        bodies[step] = backbone_of(model).state_dict()
+    around = sources.read_history(files, network)["layer2.0.conv2"]
+    by_layer = {(own.module.removeprefix(f"{model.backbone_path}."), own.step): own for own in around}
+    reading = {"layer2.1.conv1", "layer3.0.conv1", "layer3.0.downsample.0"}
+    writing = {"layer2.0.conv2", "layer2.0.downsample.0", "layer2.1.conv2"}
+    assert len(by_layer) == len(around) and reading | writing < {name for name, _ in by_layer}
+    assert any("inner_blocks" in name for name, _ in by_layer)
+    for name, step in itertools.product((*reading, *writing), (0, 5)):
+        weight = bodies[step][f"{name}.weight"].double()
+        rows = (weight if name in writing else weight.transpose(0, 1)).flatten(1).numpy()
+        own = by_layer[name, step]
+        assert own.shape == rows.shape
+        np.testing.assert_allclose(own.values, np.linalg.svd(rows, compute_uv=False)[None], rtol=1e-6)
+    table = read_spectra_of_arm(experiment.name, network, "scratch", spectra_of([observed(tmp_path, experiment, 0)]))
+    spectra = group_spectra(table, network.reference(network.size[0])[0], experiment.widths)
+    for first, steps in ((False, {0, 5}), (True, {0})):
+        seen = sources.read_seen(("history",), [], {0: files}, network, spectra, experiment.widths, first)
+        assert {own.step for own in seen.history[0]["layer2.0.conv2"]} == steps and not seen.kernels
+    with pytest.raises(UserError, match=r"--run: the allocator needs the run folders .*; of seed 0 there is none"):
+        sources.read_seen(("history",), [], {1: files}, network, spectra, experiment.widths)
+
+
 LAYERS: Mapping[str, tuple[nn.Module, int, tuple[int, ...]]] = {
     "plain": (nn.Conv2d(6, 4, 3, bias=False), 1, (2, 6, 5, 5)),
     "grouped": (nn.Conv2d(6, 4, 3, groups=2, bias=False), 1, (2, 6, 5, 5)),
@@ -224,6 +258,27 @@ def test_a_gram_is_how_strongly_a_layer_reads_each_direction(name: str) -> None:
         assert squared(direction) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_an_unfolding_has_a_row_for_each_channel_that_a_layer_reads_or_writes(name: str) -> None:
+    module, factor, _ = LAYERS[name]
+    kind: Kind = "linear" if isinstance(module, nn.Linear) else "conv"
+    layer = Layer("it", kind, size(a=Fraction(factor)), size(b=1))
+    weight = sources._weight(nn.ModuleDict({"it": module}), layer)
+    assert weight is not None
+    (read_group, read), (written_group, written) = sources._unfolded(layer, weight)
+    assert (read_group, written_group) == ("a", "b")
+    blocks = getattr(module, "groups", 1)
+    channels = {"linear": 5, "flattened": 5, "depthwise": 6}.get(name, 4)
+    assert read.shape[:2] == (blocks, 6 // blocks) and written.shape[:2] == (blocks, channels // blocks)
+    assert read.size == written.size == weight.size
+    total = np.square(weight).sum()
+    assert np.square(read).sum() == pytest.approx(total) == np.square(written).sum()
+    kernel = sources._kernel(layer, weight, factor)
+    np.testing.assert_allclose(np.square(read).sum(2).ravel(), np.diag(kernel.gram))  # each channel in its row
+    values = sources._singular_values(written)
+    np.testing.assert_allclose(values, np.linalg.svd(written, compute_uv=False), rtol=1e-6)
+
+
 def test_a_layer_without_weights_of_its_own_has_no_kernel() -> None:
     root = nn.ModuleDict({"it": nn.Identity()})
     assert sources._weight(root, Layer("it", "conv", size(a=1), size(b=1))) is None
@@ -232,5 +287,5 @@ def test_a_layer_without_weights_of_its_own_has_no_kernel() -> None:
 
 
 def test_what_allocators_need_is_known_without_any_file() -> None:
-    needed = {name: plugins.needs(PluginChoice(plugin=name)) for name in ("entropy", "growth", "weight_rank")}
-    assert needed == {"entropy": (), "growth": ("covariance", "gradients"), "weight_rank": ("kernels",)}
+    needed = {name: plugins.needs(PluginChoice(plugin=name)) for name in ("entropy", "growth", "conet")}
+    assert needed == {"entropy": (), "growth": ("covariance", "gradients"), "conet": ("history",)}

@@ -294,12 +294,11 @@ def _sources(covariances: tuple[Path, ...], runs: tuple[Path, ...]) -> Sources:
     from eigendet.runs.folder import RunFolder
     from eigendet.widths.derivation import Sources
 
-    first, last = {}, {}
+    snapshots = {}
     for run in map(RunFolder, runs):
         record = run.read_detector_run()
-        seed = record.run.get("seed", -1)
-        first[seed], last[seed] = run.snapshot(record.snapshots[0]), run.snapshot(record.last_step)
-    return Sources(covariances, first, last)
+        snapshots[record.run.get("seed", -1)] = [run.snapshot(step) for step in record.snapshots]
+    return Sources(covariances, snapshots)
 
 
 def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Definition:

@@ -49,8 +49,9 @@ class made from `Options`: the plugin then has one keyword-only parameter, `opti
         every map that the group has, in every seed, the dimension that the experiment's rule finds, the reference's
         width, and what a channel costs. `budget`, an `eigendet.widths.allocation.Budget`, says what any widths cost and
         scales weights to the largest widths that it affords. With `@allocator(needs=("covariance", "gradients",
-        "kernels"))`, or some of these, the view holds the covariance of each map, the second moment of the loss's
-        gradient there, and the kernels of the layers that read the group.
+        "kernels", "history"))`, or some of these, the view holds the covariance of each map, the second moment of the
+        loss's gradient there, the kernels of the layers that read the group, and the singular values of those that read
+        or write it at every snapshot.
 
 The parameters of a network are all trained, so what is constant belongs in a buffer, and freezing is for the
 configuration to say. They are registered with their module, not kept in a plain list; the losses reach all those of the

@@ -172,7 +172,7 @@ def _seen(experiment: Experiment, backbone: str, detector: str, arm: str) -> dic
     folders = _of_runs(experiment, sources, backbone, detector, layout.RUNS)
     records = _of_runs(experiment, sources, backbone, detector, layout.RUN_RECORD)
     seen = dict(zip(covariances, covariances, strict=True)) if {"covariance", "gradients"} & set(needed) else {}
-    return seen | (dict(zip(folders, records, strict=True)) if "kernels" in needed else {})
+    return seen | (dict(zip(folders, records, strict=True)) if {"kernels", "history"} & set(needed) else {})
 
 
 def width_settings(experiment: Experiment) -> Settings:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
-Need = Literal["covariance", "gradients", "kernels"]  # what an allocator may see beside eigenvalues
+Need = Literal["covariance", "gradients", "kernels", "history"]  # what an allocator may see beside eigenvalues
 NEEDS: tuple[Need, ...] = get_args(Need)
 
 

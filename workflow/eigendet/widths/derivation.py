@@ -30,8 +30,9 @@ class Sources(NamedTuple):
     """Files that some allocators read beside spectra, of the same runs."""
 
     covariances: Sequence[Path] = ()
-    first: Mapping[int, Path] = MappingProxyType({})  # snapshots of the first step, by seed
-    last: Mapping[int, Path] = MappingProxyType({})
+    snapshots: Mapping[int, Sequence[Path]] = MappingProxyType(
+        {}
+    )  # by seed, all that were kept, the first step's first
 
     def read(self, network: Definition, spectra: GroupSpectra, settings: WidthSettings, first: bool = False) -> Seen:
         """Read what the allocator of the settings needs, at the last step or the first.
@@ -40,8 +41,7 @@ class Sources(NamedTuple):
             UserError: it is missing, or of other runs.
         """
         needs = plugins.needs(settings.allocation)
-        snapshots = self.first if first else self.last
-        return read_seen(needs, self.covariances, snapshots, network, spectra, settings, first)
+        return read_seen(needs, self.covariances, self.snapshots, network, spectra, settings, first)
 
 
 NO_SOURCES = Sources()

@@ -12,7 +12,7 @@ from eigendet.config.sections import WidthSettings
 from eigendet.plugins.markers import Need
 from eigendet.widths.allocation import Budget
 from eigendet.widths.dimensions import GroupSpectra
-from eigendet.widths.views import GroupView, Kernel, Moments, Seen, group_views
+from eigendet.widths.views import GroupView, Kernel, Moments, Seen, Unfolding, group_views
 
 WIDTHS = (16, 32, 48, 24)  # of a chain of convolutions, each on maps of a quarter of the positions
 MOST = 64  # channels of a matrix that is made up
@@ -34,6 +34,7 @@ def made_up(
     spectra: dict[str, dict[int, list[np.ndarray]]] = {group: {} for group in channels.widths}
     moments: dict[int, dict[str, list[Moments]]] = {seed: {} for seed in seeds}
     kernels: dict[int, dict[str, tuple[Kernel, ...]]] = {seed: {} for seed in seeds}
+    history: dict[int, dict[str, tuple[Unfolding, ...]]] = {seed: {} for seed in seeds}
     for seed in seeds:
         for number, group in enumerate(channels.widths):
             width = min(widths[group], MOST)
@@ -42,14 +43,26 @@ def made_up(
             if needs:
                 moments[seed][group] = [_moments(random, values) for values in laws]
                 kernels[seed][group] = (Kernel("layer", random.normal(size=(1, 24, width, 9))),)
+            if "history" in needs:
+                history[seed][group] = tuple(_unfoldings(random, width))
     matrices = {"covariance", "gradients"} & set(needs)
-    return GroupSpectra(spectra, {}), Seen(moments if matrices else {}, kernels if "kernels" in needs else {})
+    seen = Seen(moments if matrices else {}, kernels if "kernels" in needs else {}, history)
+    return GroupSpectra(spectra, {}), seen
 
 
 def _moments(random: np.random.Generator, values: np.ndarray) -> Moments:
     """Return a covariance of these eigenvalues, and a gradient's second moment with directions of its own."""
     fall, along = (np.linalg.qr(random.normal(size=(len(values), len(values))))[0] for _ in range(2))
     return Moments(fall * values @ fall.T, along * np.arange(1.0, len(values) + 1) ** -0.5 @ along.T, positions=256.0)
+
+
+def _unfoldings(random: np.random.Generator, width: int) -> Iterator[Unfolding]:
+    """Yield those of a kernel of noise to which training adds more and more directions, at three snapshots."""
+    noise, learned = random.normal(size=(2, width, 9 * MOST))
+    for step in (0, 10, 100):
+        strength = 3 * (np.arange(width) < random.uniform() * width * step / 100)
+        values = np.linalg.svd(noise + strength[:, None] * learned, compute_uv=False)
+        yield Unfolding("layer", step, noise.shape, values[None])
 
 
 def made_up_groups(

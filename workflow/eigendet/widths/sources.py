@@ -1,16 +1,16 @@
-"""Read what some allocators need beside eigenvalues: covariances, gradients, and the kernels that read a group."""
+"""Read what some allocators need beside eigenvalues: covariances, gradients, kernels, and these over training."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from eigendet.channels.groups import Channels, Layer
+from eigendet.channels.groups import Channels, Layer, Size
 from eigendet.config.sections import WidthSettings
 from eigendet.errors import UserError, some
 from eigendet.networks.backbones import backbone_of
@@ -20,13 +20,13 @@ from eigendet.observe import store
 from eigendet.observe.records import TapRecord, read_tap
 from eigendet.plugins.markers import Need
 from eigendet.widths.dimensions import GroupSpectra
-from eigendet.widths.views import Kernel, Moments, Seen
+from eigendet.widths.views import Kernel, Moments, Seen, Unfolding
 
 
 def read_seen(
     needs: Sequence[Need],
     covariances: Sequence[Path],
-    snapshots: Mapping[int, Path],
+    snapshots: Mapping[int, Sequence[Path]],
     network: Definition,
     spectra: GroupSpectra,
     settings: WidthSettings,
@@ -37,11 +37,11 @@ def read_seen(
     Args:
         needs: of the allocator.
         covariances: files of every run.
-        snapshots: by seed, of the step whose spectra are read.
+        snapshots: by seed, all that were kept, the first step's first.
         network: whose widths are chosen.
         spectra: of every group, from the same runs.
         settings: say at which point groups are read.
-        first: whether the first step's moments are read, not the last's.
+        first: whether what the first step shows is read, and nothing after it, instead of what the last does.
 
     Raises:
         UserError: a file is missing, of another run, or lacks what is needed.
@@ -49,6 +49,7 @@ def read_seen(
     seeds = sorted({seed for own in spectra.groups.values() for seed in own})
     moments: dict[int, dict[str, list[Moments]]] = {}
     kernels: dict[int, dict[str, tuple[Kernel, ...]]] = {}
+    history: dict[int, dict[str, tuple[Unfolding, ...]]] = {}
     if {"covariance", "gradients"} & set(needs):
         channels, _ = network.reference(network.size[0])
         files = {int(store.provenance(file).get("run", {}).get("seed", -1)): file for file in covariances}
@@ -57,13 +58,16 @@ def read_seen(
             records = _records(files[seed], first, "gradients" in needs)
             moments[seed] = _by_group(records, channels, spectra, settings)
             _check_same_maps(files[seed], seed, moments[seed], spectra)
-    if "kernels" in needs:
+    if {"kernels", "history"} & set(needs):
         _require(seeds, snapshots, "--run", "the run folders")
-        kernels = {seed: read_kernels(snapshots[seed], network) for seed in seeds}
-    return Seen(moments, kernels)
+    if "kernels" in needs:
+        kernels = {seed: read_kernels(snapshots[seed][0 if first else -1], network) for seed in seeds}
+    if "history" in needs:
+        history = {seed: read_history(snapshots[seed][: 1 if first else None], network) for seed in seeds}
+    return Seen(moments, kernels, history)
 
 
-def _require(seeds: Sequence[int], files: Mapping[int, Path], option: str, what: str) -> None:
+def _require(seeds: Sequence[int], files: Mapping[int, object], option: str, what: str) -> None:
     missing = [str(seed) for seed in seeds if seed not in files]
     if missing:
         raise UserError(
@@ -120,20 +124,77 @@ def read_kernels(snapshot: Path, network: Definition) -> dict[str, tuple[Kernel,
     Raises:
         UserError: the snapshot is missing, or of another network.
     """
-    _, model, definition = read_snapshot(snapshot)
+    kernels: dict[str, list[Kernel]] = {}
+    for layer, weight in _weights(snapshot, network)[1]:
+        alone = _alone(layer.source)
+        if alone is not None:
+            kernels.setdefault(alone[0], []).append(_kernel(layer, weight, alone[1]))
+    return {group: tuple(own) for group, own in kernels.items()}
+
+
+def read_history(snapshots: Sequence[Path], network: Definition) -> dict[str, tuple[Unfolding, ...]]:
+    """Return the unfoldings, at each snapshot, of the layers that read or write each group and nothing else.
+
+    Layers are those of `read_kernels`, and those that write a group. Left out are convolutions of one channel a block,
+    on that side of theirs: there is no rank in one row.
+
+    Raises:
+        UserError: a snapshot is missing, or of another network.
+    """
+    history: dict[str, list[Unfolding]] = {}
+    for snapshot in snapshots:
+        step, weights = _weights(snapshot, network)
+        for layer, weight in weights:
+            for group, rows in _unfolded(layer, weight):
+                if rows.shape[1] > 1:
+                    unfolding = Unfolding(layer.module, step, (rows.shape[1], rows.shape[2]), _singular_values(rows))
+                    history.setdefault(group, []).append(unfolding)
+    return {group: tuple(own) for group, own in history.items()}
+
+
+def _unfolded(layer: Layer, weight: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the groups that a layer reads and writes, and its weights as (blocks, channels / blocks, of a channel)."""
+    source, out = _alone(layer.source), _alone(layer.out)
+    if source is not None:
+        read = _kernel(layer, weight, source[1]).weight.transpose(0, 2, 1, 3)
+        yield source[0], read.reshape(*read.shape[:2], -1)
+    if out is not None and out[1] == 1:
+        yield out[0], weight.reshape(*weight.shape[:2], -1)
+
+
+def _singular_values(rows: np.ndarray) -> np.ndarray:
+    """Return the singular values of every block, descending, as roots of eigenvalues: half of the digits do for a rank.
+
+    >>> _singular_values(np.array([[[3.0, 0.0, 0.0], [0.0, 0.0, 4.0]]])).tolist()
+    [[4.0, 3.0]]
+    """
+    narrow = rows if rows.shape[1] <= rows.shape[2] else rows.transpose(0, 2, 1)
+    squares = np.linalg.eigvalsh(narrow @ narrow.transpose(0, 2, 1))
+    values: np.ndarray = np.sqrt(squares[:, ::-1].clip(0))
+    return values
+
+
+def _alone(size: Size | None) -> tuple[str, int] | None:
+    """Return the group that a number of channels is whole copies of, and how many, if it is of one alone."""
+    if size is None or len(size.terms) != 1 or size.constant or size.terms[0][1].denominator != 1:
+        return None
+    group, factor = size.terms[0]
+    return group, int(factor)
+
+
+def _weights(snapshot: Path, network: Definition) -> tuple[int, list[tuple[Layer, np.ndarray]]]:
+    """Return the step of a snapshot of the network, and its layers with weights of their own.
+
+    Raises:
+        UserError: the snapshot is missing, or of another network.
+    """
+    step, model, definition = read_snapshot(snapshot)
     expected = replace(network, heads=False).identity()
     if replace(definition, heads=False).identity() != expected:
         raise UserError(f"{snapshot}: of another backbone than {expected['backbone']}.")
     channels, root = _whole(definition, model)
-    kernels: dict[str, list[Kernel]] = {}
-    for layer in channels.layers:
-        if layer.source is None or len(layer.source.terms) != 1 or layer.source.constant:
-            continue
-        group, factor = layer.source.terms[0]
-        weight = _weight(root, layer)
-        if weight is not None and factor.denominator == 1:
-            kernels.setdefault(group, []).append(_kernel(layer, weight, int(factor)))
-    return {group: tuple(own) for group, own in kernels.items()}
+    weights = [(layer, _weight(root, layer)) for layer in channels.layers]
+    return step, [(layer, weight) for layer, weight in weights if weight is not None]
 
 
 def _whole(definition: Definition, model: nn.Module) -> tuple[Channels, nn.Module]:

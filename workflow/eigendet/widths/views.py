@@ -62,6 +62,23 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Unfolding:
+    """A layer's weights at one snapshot as a matrix: a row for each channel of a group that it reads, or writes.
+
+    Attributes:
+        module: the layer's path.
+        step: of the snapshot.
+        shape: channels and weights of each, of a block; of a convolution that is not grouped there is one.
+        values: singular values of every block, (blocks, the smaller of the shape), descending.
+    """
+
+    module: str
+    step: int
+    shape: tuple[int, int]
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
 class GroupView:
     """A channel group, as an allocator sees it. Groups come in the order in which the network runs.
 
@@ -73,6 +90,7 @@ class GroupView:
         rule: the experiment's rule: from eigenvalues to a dimension.
         maps: every map of every seed; those of all taps that the group ties.
         kernels: by seed, of the layers that read the group, where they were asked for.
+        history: by seed, likewise, of the layers that read or write the group, at every snapshot.
         readers: how many layers with weights read it.
         macs: multiply-accumulates that one channel more costs beside the reference's widths.
         parameters: likewise.
@@ -85,6 +103,7 @@ class GroupView:
     rule: Callable[[np.ndarray], float]
     maps: tuple[MapView, ...]
     kernels: Mapping[int, tuple[Kernel, ...]] = field(default_factory=dict)
+    history: Mapping[int, tuple[Unfolding, ...]] = field(default_factory=dict)
     readers: int = 0
     macs: float = 0.0
     parameters: float = 0.0
@@ -120,6 +139,7 @@ class Seen:
 
     moments: Mapping[int, Mapping[str, Sequence[Moments]]] = field(default_factory=dict)
     kernels: Mapping[int, Mapping[str, tuple[Kernel, ...]]] = field(default_factory=dict)
+    history: Mapping[int, Mapping[str, tuple[Unfolding, ...]]] = field(default_factory=dict)
 
 
 def group_views(
@@ -148,6 +168,7 @@ def group_views(
             rule=lambda values: intrinsic_dimension(values, rule),
             maps=tuple(_maps(group, spectra, seen)),
             kernels={seed: own.get(group, ()) for seed, own in seen.kernels.items()},
+            history={seed: own.get(group, ()) for seed, own in seen.history.items()},
             readers=readers[group],
             macs=float(macs[place]),
             parameters=float(parameters[place]),
