@@ -180,17 +180,12 @@ def chosen_widths(options: Options, experiment: Experiment, network: Definition)
             controlled = varied.model_copy(update={"arms": arms})
             for control in CONTROLS:
                 yield control, control, control_widths(controlled, network, control, spectra, file, sources).widths
-    if rivals.is_installed():
-        budget = Budget.of(
-            *network.reference(network.size[0]), with_widths(experiment, parameters=options.parameters).widths
-        )
-        for name, kind in rivals.IMPORTANCES.items():
-            last = [own[-1] for own in sources.snapshots.values()]
-            yield (
-                name,
-                f"Torch-Pruning's {kind}",
-                rounded(budget, rivals.targets(name, experiment, network, last, budget)),
-            )
+    settings = with_widths(experiment, parameters=options.parameters).widths
+    budget = Budget.of(*network.reference(network.size[0]), settings)
+    last = [snapshots[-1] for snapshots in sources.snapshots.values()]
+    for name, kind in rivals.IMPORTANCES.items() if rivals.is_installed() else ():
+        target = rivals.targets(name, experiment, network, last, budget)
+        yield name, f"Torch-Pruning's {kind}", rounded(budget, target)
 
 
 def with_widths(experiment: Experiment, **settings: Any) -> Experiment:
