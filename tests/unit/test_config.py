@@ -159,3 +159,20 @@ def test_a_renamed_key_is_not_missing_too(values: dict[str, Any]) -> None:
     with pytest.raises(UserError) as error:
         config.parse(values, "my.yaml")
     assert str(error.value) == "my.yaml: experiment: is called 'name' now"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ["scratch", "derived"]}, r"arms: got \['scratch', 'derived'\]; .*apart: {scratch: {}, derived: {}}$"),
+        ({"arms": "scratch"}, r"arms: got 'scratch'; expected a mapping of names .*{scratch: {}, derived: {}}$"),
+        ({"backbones": ["resnet18"]}, r"backbones: got \['resnet18'\]; expected a mapping of names to their settings$"),
+        ({"seeds": 3}, r"seeds: got 3; expected a list, for example \[3\]$"),
+        ({"seeds": "x" * 10_000}, r"seeds: got 'x{1,60}\.\.\.x{1,60}'; expected a list"),
+    ],
+)
+def test_what_is_written_another_way_is_shown_as_it_would_be_right(
+    values: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        config.parse(values | change, "own.yaml")

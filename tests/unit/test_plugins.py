@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from eigendet import config, plugins
+from eigendet.cli.options import read_experiment
 from eigendet.config.sections import PluginChoice
 from eigendet.data import coco, datasets
 from eigendet.errors import UserError
@@ -98,6 +100,15 @@ def test_weights_that_are_nowhere_are_named_before_anything_runs(source: str, va
         plugins.validate(config.parse(values))
     plugins.validate(config.parse(values), paths=False)  # as for a plan
     plugins.validate(config.parse(values | {"arms": {"scratch": {}}}))  # which starts from none
+
+
+def test_a_wrong_option_is_named_with_its_file_by_commands_too(values: dict[str, Any], tmp_path: Path) -> None:
+    values["detectors"]["rcnn"]["fpn_chanels"] = 3
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(
+        UserError, match=r"own\.yaml: detectors\.rcnn\.fpn_chanels: unknown key; did you mean 'fpn_channels'"
+    ):
+        read_experiment((tmp_path / "own.yaml",))
 
 
 def test_a_rule_is_varied_over_the_examples_of_its_option_and_its_own_value() -> None:

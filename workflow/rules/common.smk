@@ -42,12 +42,14 @@ def source():
 
 
 def validated():
-    """The experiment of this configuration; plugins and their options are checked once, not again in every job."""
+    """The experiment of this configuration; plugins and their options are checked once, not again for every job."""
     try:
         experiment = configuration.parse(config, source())
         plugins.search(experiment.plugins)
         if workflow.is_main_process:  # and a plan needs no data
-            plugins.validate(experiment, paths=not workflow.output_settings.dryrun)
+            plugins.validate(
+                experiment, source(), paths=not workflow.output_settings.dryrun
+            )
     except UserError as error:
         sys.tracebacklimit = 0  # the message says where the mistake is
         raise WorkflowError(str(error)) from None

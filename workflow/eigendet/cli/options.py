@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eigendet import plugins
 from eigendet.errors import UserError
-from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
     from eigendet.config import Experiment
@@ -53,11 +53,12 @@ def output_option(what: str) -> Callable[..., Any]:
 
 
 def read_experiment(configs: tuple[Path, ...]) -> Experiment:
-    """Read an experiment, and look for plugins in the folders that it names."""
+    """Read an experiment, look for plugins in the folders that it names, and check their options."""
     from eigendet.config import load
 
     experiment = load([Path(config) for config in configs])
-    discovery.search(experiment.plugins)
+    plugins.search(experiment.plugins)
+    plugins.validate(experiment, ", ".join(map(str, configs)), paths=False)
     return experiment
 
 

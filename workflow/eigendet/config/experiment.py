@@ -11,6 +11,7 @@ import difflib
 import itertools
 import json
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -273,10 +274,19 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
             lines.append(f"{key}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"]))
         elif fault["type"] == "model_type":
             accepted = _keys_at(model, fault["loc"])
-            lines.append(f"{key}: got {fault['input']!r}; expected a mapping with keys such as {', '.join(accepted)}")
+            lines.append(
+                f"{key}: got {_shown(fault['input'])}; expected a mapping with keys such as {', '.join(accepted)}"
+            )
         else:
-            lines.append(f"{key}: got {fault['input']!r}; {_expected(fault)}")
+            lines.append(f"{key}: got {_shown(fault['input'])}; {_expected(fault)}")
     return lines
+
+
+def _shown(value: object) -> str:
+    """Return a value as it would be written, its middle left out where it is long."""
+    short = reprlib.Repr()
+    short.maxlong = short.maxstring = short.maxother = 60
+    return short.repr(value)
 
 
 def _expected(fault: ErrorDetails) -> str:
@@ -287,6 +297,16 @@ def _expected(fault: ErrorDetails) -> str:
         return f"expected {fault['ctx']['max_length']}" + (" or fewer" if fault["ctx"]["field_type"] == "List" else "")
     if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME:
         return "expected letters and digits, and after the first also '-' and '_'"
+    if fault["type"] == "dict_type":
+        names = fault["input"] if isinstance(fault["input"], list) else []
+        names = [name for name in names if isinstance(name, str) and name in ARMS] or ["scratch", "derived"]
+        is_arms = fault["loc"][-1] == "arms"
+        example = (
+            f", each with what sets it apart: {{{', '.join(f'{name}: {{}}' for name in names)}}}" if is_arms else ""
+        )
+        return f"expected a mapping of names to their settings{example}"
+    if fault["type"] == "list_type":
+        return f"expected a list, for example [{_shown(fault['input'])}]"
     return f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 

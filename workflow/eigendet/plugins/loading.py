@@ -115,11 +115,12 @@ def described(kind: Kind, choice: PluginChoice) -> str:
     return f"{choice.plugin} at {values}" if values else choice.plugin
 
 
-def validate(experiment: Experiment, paths: bool = True) -> None:
+def validate(experiment: Experiment, source: str = "configuration", paths: bool = True) -> None:
     """Check the options of every plugin that an experiment names.
 
     Args:
         experiment: names them.
+        source: opens every line of the error.
         paths: whether files and folders among the options must exist.
 
     Raises:
@@ -142,7 +143,7 @@ def validate(experiment: Experiment, paths: bool = True) -> None:
     if not faults:
         faults += _unmet(experiment)
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError("\n".join(f"{source}: {fault}" for fault in faults))
 
 
 def _weights_missing(experiment: Experiment) -> list[str]:
