@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import scipy.linalg.lapack
 from pydantic import Field
 
 from eigendet.plugins import allocator
@@ -80,12 +81,12 @@ def output_aware(groups: Sequence[GroupView], budget: Budget) -> Targets:
     """
 
     def dimension(group: GroupView) -> float:
-        read = {
-            seed: np.sum([kernel.gram for kernel in kernels], axis=0)
+        roots = {
+            seed: _root(np.sum([kernel.gram for kernel in kernels], axis=0))
             for seed, kernels in group.kernels.items()
             if kernels
         }
-        return float(group.over_maps(lambda one: group.rule(_weighted(one, read.get(one.seed)))))
+        return float(group.over_maps(lambda one: group.rule(_weighted(one, roots.get(one.seed)))))
 
     return _named(groups, allocation.targets(budget, {group.name: dimension(group) for group in groups}))
 
@@ -100,12 +101,13 @@ def loss_weighted(
     """Widths that hold most of what the loss reads: eigenvalues of Σ^½ G Σ^½ times positions, to a power.
 
     In the spirit of arXiv 1905.05934 and 2108.00708: to first order the k-th eigenvalue is how far the loss of an image
-    moves, squared, if the map loses a direction. So groups are comparable in units of the loss, where `marginal` counts
+    moves, squared and on average, if the map loses a direction; gradient and map are taken to be independent, and so
+    are positions. So groups are comparable in units of the loss, where `marginal` counts
     each trace as one. At power 1 late layers can be starved of width; the square root is the default.
     """
 
     def spectrum(one: MapView) -> np.ndarray:
-        return (one.positions * _product_eigenvalues(_known(one.covariance), _known(one.gradient))) ** power
+        return (one.positions * _product_eigenvalues(_root(_known(one.covariance)), _known(one.gradient))) ** power
 
     worth = [spending.held(_descending(group.over_maps(spectrum))) for group in groups]
     return _named(groups, spending.most_worth(budget, worth))
@@ -190,19 +192,32 @@ def _known(matrix: np.ndarray | None) -> np.ndarray:
     return matrix
 
 
-def _product_eigenvalues(covariance: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return the eigenvalues of Σ^½ M Σ^½, (C,), descending, none negative.
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """Return R, (C, rank), for which R Rᵀ is a matrix without negative eigenvalues, by Cholesky's method with pivots.
 
-    >>> _product_eigenvalues(np.diag([4.0, 1.0]), np.array([[1.0, 1.0], [1.0, 1.0]])).round(6).tolist()
-    [5.0, 0.0]
+    >>> root = _root(np.array([[4.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    >>> root.shape, (root @ root.T).tolist()
+    ((3, 1), [[4.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     """
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(values.clip(0.0))
-    return np.linalg.eigvalsh(root.T @ matrix @ root)[::-1].clip(0.0)
+    factor, order, rank, _ = scipy.linalg.lapack.dpstrf(matrix, lower=1)
+    root = np.zeros((len(matrix), rank))
+    root[order - 1] = np.tril(factor)[:, :rank]
+    return root
 
 
-def _weighted(one: MapView, read: np.ndarray | None) -> np.ndarray:
-    return one.eigenvalues if read is None else _product_eigenvalues(_known(one.covariance), read)
+def _product_eigenvalues(root: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the eigenvalues of Rᵀ M R, those of Σ^½ M Σ^½ for Σ = R Rᵀ, (C,), descending, none negative.
+
+    >>> _product_eigenvalues(np.diag([2.0, 1.0])[:, :1], np.array([[1.0, 1.0], [1.0, 1.0]])).round(6).tolist()
+    [4.0, 0.0]
+    """
+    values = np.zeros(len(root))
+    values[: root.shape[1]] = np.linalg.eigvalsh(root.T @ matrix @ root)[::-1].clip(0.0)
+    return values
+
+
+def _weighted(one: MapView, root: np.ndarray | None) -> np.ndarray:
+    return one.eigenvalues if root is None else _product_eigenvalues(root, _known(one.covariance))
 
 
 def _logarithm(count: int) -> Callable[[float], float]:

@@ -17,13 +17,13 @@ from eigendet.config.sections import PluginChoice, WidthSettings
 from eigendet.errors import UserError
 from eigendet.plugins import discovery
 from eigendet.plugins.markers import NEEDS
-from eigendet.runs import definitions, network_check
+from eigendet.runs import definitions, network_check, plan
 from eigendet.widths.allocation import Budget
 from eigendet.widths.made_up import made_up_groups
 from eigendet.widths.marginal import held
 from eigendet.widths.rounding import rounded
 from eigendet.widths.targets import checked_targets
-from eigendet.widths.views import GroupView, Unfolding
+from eigendet.widths.views import GroupView, MapView, Unfolding
 from plugins import allocators
 
 RANDOM = np.random.default_rng(0)
@@ -100,6 +100,33 @@ def test_what_is_held_is_that_of_the_best_of_all_widths(name: str, options: dict
     reached = sum(own(width) for own, width in zip(worth, target, strict=True))
     best = best_of_all(budget, worth)
     assert 0.995 * best <= reached <= best * (1 + 1e-6)
+
+
+def test_an_eigenvalue_is_how_far_the_loss_of_an_image_moves_squared_if_a_direction_is_lost() -> None:
+    """Of losses that are linear in a map, whose gradients and positions are independent."""
+    random, positions = np.random.default_rng(0), 9
+    mixed, weighted = (random.normal(size=(4, 4)) for _ in range(2))
+    maps = random.normal(size=(40_000, positions, 4)) @ mixed
+    slopes = random.normal(size=maps.shape) @ weighted
+    values, vectors = np.linalg.eigh(mixed.T @ mixed)
+    root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
+    _, directions = np.linalg.eigh(root @ weighted.T @ weighted @ root)
+    moved = []
+    for direction in directions.T[::-1]:
+        lost = maps @ (inverse @ np.outer(direction, direction) @ root)  # the share of the map along it
+        moved.append(np.mean((lost * slopes).sum((1, 2)) ** 2))
+    one = MapView(0, values[::-1], mixed.T @ mixed, weighted.T @ weighted, positions=positions)
+    groups, budget = groups_at(0.7)
+    seen: list[np.ndarray] = []
+
+    def watched(values: Callable[[MapView], np.ndarray]) -> np.ndarray:
+        seen.append(values(one))
+        return np.ones(16)
+
+    watching = replace(groups[0], maps=(one,))
+    object.__setattr__(watching, "over_maps", watched)
+    given("loss_weighted", [watching, *groups[1:]], budget, power=1.0)
+    np.testing.assert_allclose(seen[0], moved, rtol=0.05)
 
 
 def test_powers_of_the_loss_change_what_groups_are_worth_beside_one_another() -> None:
@@ -312,7 +339,13 @@ BAD = [
     ("{g.name: -8 for g in groups}", "gives -8 for the channel group 'conv1'; expected a finite width, 0 or more"),
     ("{g.name: float('inf') for g in groups}", "gives inf for the channel group 'conv1'"),
     ("{g.name: True for g in groups}", "gives True for the channel group 'conv1'"),
+    ("{g.name: 10**400 for g in groups}", r"gives 10+\.\.\.0+ for the channel group 'conv1'; expected a finite width"),
+    ("{g.name: 8 + 0j for g in groups}", r"gives \(8\+0j\) for the channel group 'conv1'"),
     ("{g.name: '8' for g in groups}", "gives '8' for the channel group 'conv1'"),
+    *(
+        (f"{array}.fill(1e9) or dict.fromkeys(budget.costs.groups, 8.0)", "fails at line 5: ValueError: .* read-only")
+        for array in ("budget.caps", "budget.most", "budget.costs.linear", "groups[0].maps[0].eigenvalues")
+    ),
     ("groups[0].absent", "fails at line 5: AttributeError: 'GroupView' object has no attribute 'absent'"),
 ]
 
@@ -359,6 +392,25 @@ def test_an_allocator_that_needs_gradients_asks_for_them_before_any_training(val
     tried(values, allocation={"plugin": name})
 
 
+def test_a_plan_and_a_check_of_the_network_ask_for_gradients_too(values: dict[str, Any]) -> None:
+    values["widths"] = {"round_to": 4, "allocation": "loss_weighted"}
+    experiment = config.parse(values)
+    named = r"rcnn over tiny: widths.allocation: loss_weighted needs the moments of the loss's gradient; set covariance"
+    with pytest.raises(UserError, match=named):
+        network_check.check_network(experiment, "tiny", "rcnn")
+    with pytest.raises(UserError, match=named):
+        plan.planned_stages(experiment, Path("absent"))
+
+
+def test_one_need_by_itself_is_that_need(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "one.py").write_text(
+        "from eigendet.plugins import allocator\n\n@allocator(needs='covariance')\ndef one(groups, budget):\n"
+        '    """One."""; return {g.name: len(g.maps[0].covariance) for g in groups}\n'
+    )
+    assert plugins.needs(PluginChoice(plugin="one")) == ("covariance",)
+    tried(values, allocation="one")
+
+
 def test_what_is_needed_is_one_of_what_there_is(folder: Path, values: dict[str, Any]) -> None:
     (folder / "odd.py").write_text(
         "from eigendet.plugins import allocator\n\n@allocator(needs=('gradient',))\ndef odd(groups, budget):\n"
@@ -380,4 +432,5 @@ def test_targets_beyond_the_budget_are_scaled_and_those_of_nothing_are_the_least
     _, budget = groups_at(0.5)
     wide = budget.fitted(np.array([160.0, 320, 480, 240]))
     assert budget.use(wide) == pytest.approx(1) and (wide <= budget.most).all()
+    np.testing.assert_allclose(budget.fitted(np.full(4, 1.7e308)), budget.scaled(np.ones(4)))
     assert budget.named(budget.least) == rounded(budget, budget.fitted(np.zeros(4)))

@@ -264,6 +264,18 @@ def test_a_scaled_loss_is_refused_and_a_scaler_that_is_off_is_not(model: nn.Modu
     assert torch.amp.GradScaler.scale is scale
 
 
+def test_scaling_is_the_processs_again_once_the_last_context_has_ended_in_any_order(model: nn.Module) -> None:
+    scale, images = torch.amp.GradScaler.scale, torch.randn(2, 3, 21, 17)
+    first, second = tap_gradients(model, "conv"), tap_gradients(model, "norm")
+    first.__enter__(), second.__enter__()
+    model(images).sum().backward()
+    first.__exit__(None, None, None)
+    with pytest.raises(UserError, match="a GradScaler scales the loss"):
+        torch.amp.GradScaler("cpu").scale(images.sum())
+    second.__exit__(None, None, None)
+    assert torch.amp.GradScaler.scale is scale
+
+
 def test_under_bfloat16_they_are_those_that_the_maps_had(model: nn.Module) -> None:
     layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Conv2d(6, 3, 3))
     gradients: list[Tensor] = []

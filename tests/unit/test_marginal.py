@@ -10,6 +10,7 @@ import pytest
 from eigendet import channels, plugins
 from eigendet.channels.groups import Channels
 from eigendet.config.sections import PluginChoice, WidthSettings
+from eigendet.errors import UserError
 from eigendet.widths.allocation import Budget
 from eigendet.widths.marginal import decay_law, held
 from tests.handmade import NETWORK
@@ -84,6 +85,16 @@ def test_marginal_width_stops_where_a_spectrum_ends_and_at_the_range() -> None:
     spent = flat([1000, np.inf, np.inf], [4, 4], [np.inf, 12], multiple=1.0)
     spectra = {"a": np.r_[np.ones(6), np.zeros(10)], "b": np.arange(1.0, 9) ** -2}
     assert marginal(spent, spectra) == {"a": 6, "b": 12}
+
+
+def test_where_no_channel_is_worth_anything_no_width_is_derived() -> None:
+    spent, nothing = flat([40, np.inf, np.inf], [4, 4], [np.inf, 12]), np.zeros(8)
+    with pytest.raises(
+        UserError, match=r"no channel of any group is worth anything: .* or the loss does not depend on"
+    ):
+        marginal(spent, {"a": nothing, "b": nothing})
+    assert marginal(spent, {"a": nothing, "b": np.ones(8)}) == {"a": 4, "b": 12}
+    assert marginal(flat([40, np.inf, np.inf], [4, 4], [4, 4]), {"a": nothing, "b": nothing}) == {"a": 4, "b": 4}
 
 
 def test_channels_beyond_those_observed_hold_what_the_power_law_says() -> None:

@@ -203,6 +203,22 @@ def test_data_without_objects_are_refused_before_any_training(
     network_check.check_network(config.parse(values), "tiny", "rcnn")
 
 
+def test_an_image_whose_loss_is_not_finite_is_named(
+    run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_splits(run[0], "detection")["train"]
+    _, second, *_ = covariances.probe_indices(len(data), 5, "data")
+    decoded = Decoded.sample
+
+    def broken(self: Decoded, index: int) -> Any:
+        image, target = decoded(self, index)
+        return image, {**target, "boxes": target["boxes"] * (np.nan if index == second else 1)}
+
+    monkeypatch.setattr(Decoded, "sample", broken)
+    with pytest.raises(UserError, match=rf"probe image {second}: its losses are .*(nan|inf)"):
+        covariances.compute_covariance(*run, tmp_path / "c.h5")
+
+
 DROPPING = """
 from eigendet.plugins import detector
 
@@ -234,6 +250,11 @@ def dropping(backbone, classes, size):
         ("torch.nn.functional.dropout(images)", "losses", None),
         ("torch.nn.functional.avg_pool2d(images, 2)", "losses", "has 1024 positions in evaluation, and 256 where the"),
         ("images", "losses if self.transform.training else {}", "Dropping gives no losses where its layers and its"),
+        (
+            "images",
+            "losses if self.transform.training else {n: v.detach() for n, v in losses.items()}",
+            "with a gradient",
+        ),
         ("images", "losses if self.transform.training else {'other': sum(losses.values())}", "in training, and other"),
     ],
 )

@@ -26,7 +26,7 @@ from eigendet.networks.snapshots import write_snapshot
 from eigendet.observe import store
 from eigendet.observe.keys import TapKey
 from eigendet.observe.tap import Gradient, Tap
-from eigendet.runs import definitions
+from eigendet.runs import definitions, network_check
 from eigendet.spectra.spectrum import write_spectra
 from eigendet.widths import controls, derivation, sources
 from eigendet.widths.derivation import Sources
@@ -210,6 +210,32 @@ def test_a_history_is_of_all_layers_that_read_or_write_a_group_at_every_snapshot
         assert {own.step for own in seen.history[0]["layer2.0.conv2"]} == steps and not seen.kernels
     with pytest.raises(UserError, match=r"--run: the allocator needs the run folders .*; of seed 0 there is none"):
         sources.read_seen(("history",), [], {1: files}, network, spectra, experiment.widths)
+
+
+def test_where_the_detector_cannot_be_followed_the_backbones_kernels_are_read_and_that_is_said(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector = definitions.definition_of(experiment, "tiny", "rcnn", ["a", "b"], (64, 64))
+    write_snapshot(tmp_path / "step_0000005.pt", 5, detector.build(), detector)
+    reference = Definition.reference
+
+    def lost(self: Definition, *arguments: Any) -> Any:
+        if self.heads:
+            raise UserError("its head cannot be followed")
+        return reference(self, *arguments)
+
+    monkeypatch.setattr(Definition, "reference", lost)
+    kernels = sources.read_kernels(tmp_path / "step_0000005.pt", network_of(experiment))
+    names = {kernel.module for kernel in kernels["layer2.0.conv2"]}
+    assert names == {"layer2.1.conv1", "layer3.0.conv1", "layer3.0.downsample.0"}
+    said = "kernels of the backbone alone are read, since the whole detector cannot be followed: its head cannot be"
+    assert said in caplog.text
+    caplog.clear()
+    reading = experiment.model_copy(
+        update={"widths": experiment.widths.model_copy(update={"allocation": PluginChoice(plugin="output_aware")})}
+    )
+    network_check.check_observed(reading, detector, detector.build(), "it")
+    assert f"it: {said}" in caplog.text
 
 
 LAYERS: Mapping[str, tuple[nn.Module, int, tuple[int, ...]]] = {

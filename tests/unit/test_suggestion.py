@@ -124,6 +124,7 @@ class Branching(nn.Module):
         (MODEL, batches(), {"macs": 0}, "macs: got 0; expected a share"),
         (MODEL, batches(), {"macs": -0.5}, "macs: got -0.5; expected a share"),
         (MODEL, batches(), {"macs": np.inf}, "macs: got inf; expected a share"),
+        (MODEL, batches(), {"macs": 1e9}, "macs: got 1000000000.0; expected a share of the network's operations above"),
         (MODEL, batches(), {"macs": "1"}, "macs: got '1'; expected a share"),
         (MODEL, batches(), {"macs": 1e-6}, "macs: got 1e-06; the narrowest that this network can be has 0.0"),
         (MODEL, [batches()[0], batches()[0][:0]], {}, "batches: batch 1 is empty, a tensor (0, 3, 48, 64)"),

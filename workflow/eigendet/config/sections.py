@@ -46,6 +46,7 @@ def _number_or_steps(value: Any, accept: ValidatorFunctionWrapHandler) -> Any:
 
 Name = Annotated[str, Field(pattern=NAME)]
 OnceEach = AfterValidator(_once_each)
+Share = Annotated[float, Field(gt=0, le=100)]  # of the reference's cost; beyond, a number of operations is meant
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what random generators and tables take
 Snapshots = Annotated[Annotated[int, Field(ge=2)] | list[NonNegativeInt], WrapValidator(_number_or_steps)]
 
@@ -283,9 +284,9 @@ class WidthSettings(Section):
     round_to: PositiveInt = Field(
         8, description="widths are multiples of this, and of what the network divides them into, as GroupNorm does"
     )
-    macs: PositiveFloat | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
-    parameters: PositiveFloat | None = Field(None, description="cap on parameters, likewise")
-    activations: PositiveFloat | None = Field(
+    macs: Share | None = Field(1.0, description="cap on multiply-accumulates, as a share of the reference's")
+    parameters: Share | None = Field(None, description="cap on parameters, likewise")
+    activations: Share | None = Field(
         None,
         description="cap on the elements that its convolutions and linear layers write, likewise; of a transposed "
         "convolution, at each position that it reads",

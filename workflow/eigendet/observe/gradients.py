@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from eigendet.observe.tap import Gradient
 from eigendet.observe.taps import Taps, check_channels, patterns_of, select
 
 logger = logging.getLogger(__name__)
+
+_scales: list[Callable[..., Any]] = []  # what `GradScaler.scale` is by itself, for every context that refuses it
 
 
 @contextlib.contextmanager
@@ -216,8 +218,12 @@ class _Pass:
 
 @contextlib.contextmanager
 def _scaling_refused() -> Iterator[None]:
-    """Refuse to scale losses, which leaves no trace in gradients and squares in their moments."""
-    scale = torch.amp.GradScaler.scale
+    """Refuse to scale losses, which leaves no trace in gradients and squares in their moments.
+
+    Scaling is the process's, so the last context to end gives it back, in whichever order they end.
+    """
+    _scales.append(_scales[0] if _scales else torch.amp.GradScaler.scale)
+    scale = _scales[0]
 
     def refuse(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
         if not scaler.is_enabled():
@@ -231,4 +237,6 @@ def _scaling_refused() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.amp.GradScaler.scale = scale  # type: ignore[method-assign]
+        _scales.pop()
+        if not _scales:
+            torch.amp.GradScaler.scale = scale  # type: ignore[method-assign]

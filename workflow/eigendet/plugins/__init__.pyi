@@ -6,6 +6,7 @@ from .discovery import search as search
 from .importing import failures_named as failures_named
 from .importing import load_plugin as load_plugin
 from .loading import bind as bind
+from .loading import check_needs as check_needs
 from .loading import described as described
 from .loading import files as files
 from .loading import needs as needs

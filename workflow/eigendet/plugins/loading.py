@@ -141,7 +141,10 @@ def validate(experiment: Experiment, source: str = "configuration", paths: bool 
         except UserError as error:
             faults.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
     if not faults:
-        faults += _unmet(experiment)
+        try:
+            check_needs(experiment)
+        except UserError as error:
+            faults.append(str(error))
     if faults:
         raise UserError("\n".join(f"{source}: {fault}" for fault in faults))
 
@@ -167,22 +170,26 @@ def needs(choice: PluginChoice) -> tuple[Need, ...]:
     ((), ('covariance', 'kernels'))
     """
     plugin = find("allocator", choice.plugin)
-    named: tuple[Need, ...] = getattr(load_plugin(plugin), "needs", ())
-    for name in named if isinstance(named, tuple | list) else [named]:
+    marked: Any = getattr(load_plugin(plugin), "needs", ())
+    named: tuple[Need, ...] = tuple(marked) if isinstance(marked, tuple | list | set) else (marked,)
+    for name in named:
         if name not in NEEDS:
             raise UserError(f"{plugin}: {unknown('need', str(name), NEEDS)}")
-    return tuple(named)
+    return named
 
 
-def _unmet(experiment: Experiment) -> list[str]:
-    """Return a sentence for what the allocator needs and the experiment will not observe."""
+def check_needs(experiment: Experiment) -> None:
+    """Check that an experiment observes what its allocator needs.
+
+    Raises:
+        UserError: it needs gradients, and these are not observed.
+    """
     choice, gradients = experiment.widths.allocation, experiment.covariance.gradients
-    if "gradients" not in needs(choice) or gradients or not (experiment.derived or "untrained" in experiment.arms):
-        return []
-    return [
-        f"widths.allocation: {choice.plugin} needs the moments of the loss's gradient; set covariance.gradients to "
-        "true, or choose another allocator."
-    ]
+    if "gradients" in needs(choice) and not gradients and (experiment.derived or "untrained" in experiment.arms):
+        raise UserError(
+            f"widths.allocation: {choice.plugin} needs the moments of the loss's gradient; set covariance.gradients to "
+            "true, or choose another allocator."
+        )
 
 
 def versions(**choices: PluginChoice) -> dict[str, str]:

@@ -131,13 +131,21 @@ def loss_gradients(
         taps: those that were observed in evaluation, with their numbers of channels; of one that the loss does not
             reach in any image there are no samples.
         groups: those that are each observed somewhere, see `observed_gradients`.
+
+    Raises:
+        UserError: a loss is not finite, or as `computing_losses`.
     """
     left = dict(taps)
     if samples:
         with computing_losses(model) as losses:
 
             def total(sample: Sample) -> Tensor:
-                return torch.stack(list(losses(sample).values())).sum()
+                own = losses(sample)
+                loss = torch.stack(list(own.values())).sum()
+                if not loss.isfinite():
+                    values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in own.items())
+                    raise UserError(f"probe image {sample.number}: its losses are {values}.")
+                return loss
 
             for key, gradient in observed_gradients(model, settings, samples, total, groups):
                 if left.pop(key, None) is not None:

@@ -38,6 +38,7 @@ from eigendet.runs.observation import observed_taps
 from eigendet.widths.allocation import Budget
 from eigendet.widths.dimensions import OTHER_POINTS, nearest_point
 from eigendet.widths.made_up import made_up
+from eigendet.widths.sources import reading
 from eigendet.widths.targets import allocator_targets
 
 logger = logging.getLogger(__name__)
@@ -111,8 +112,8 @@ def check_observed(experiment: Experiment, definition: Definition, model: nn.Mod
 
     Raises:
         UserError: nothing is observed; or the experiment has arms whose widths come from spectra, and no width can
-            change, of a group there is no map, or even the narrowest network exceeds a cap; or a file of widths is of
-            another network.
+            change, of a group there is no map, the allocator needs what is not observed, or even the narrowest network
+            exceeds a cap; or a file of widths is of another network.
     """
     groups, _ = definition.reference()
     image = torch.rand(3, *definition.size)
@@ -158,9 +159,14 @@ def _check_derivable(
             f"read; {way_out}."
         )
     try:
+        plugins.check_needs(experiment)
         check_allocation(groups, widths, experiment.widths)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
+    if {"kernels", "history"} & set(plugins.needs(experiment.widths.allocation)):
+        _, alone = reading(definition)
+        if alone:
+            logger.warning("%s: %s", name, alone)
 
 
 def check_allocation(groups: Channels, reference: Widths, settings: WidthSettings) -> None:
@@ -200,12 +206,13 @@ def _check_gradients(
     first, *_ = gradients.with_objects(data, probe_indices(len(data), settings.images, source), source)
     samples = gradients.Samples(Decoded(data), [first], learns_masks(model), torch.device("cpu"))
     with gradients.computing_losses(model) as losses_of:
-        own = losses_of(samples[0]).keys()
+        own = losses_of(samples[0])
     if set(own) != set(losses):
         raise UserError(
             f"{name}: has the losses {some(sorted(losses))} in training, and {some(sorted(own))} where its layers and "
             "its backbone are in evaluation mode, as for covariance.gradients; leave that false."
         )
+    checks.check_losses(own, f"{name}, with its layers and its backbone in evaluation mode")
     taps = {tap.key: tap.covariance for tap in observed_taps(model, settings, [[samples[0].image]], groups=groups)}
     inside = {path for path, _ in backbone_of(model).named_modules()}
     channels = {key: moments.channels for key, moments in taps.items()}

@@ -16,6 +16,15 @@ from eigendet.errors import UserError
 COSTS = ("macs", "parameters", "activations")
 
 
+def seal(record: object) -> None:
+    """Make the arrays of a frozen record read-only, so that no allocator changes what is shown to it."""
+    for name, value in list(vars(record).items()):
+        if isinstance(value, np.ndarray):
+            sealed = value.view()
+            sealed.flags.writeable = False
+            object.__setattr__(record, name, sealed)
+
+
 @dataclass(frozen=True)
 class Costs:
     """Multiply-accumulates, parameters and activations of a network as quadratic forms of its widths, as arrays.
@@ -28,6 +37,9 @@ class Costs:
     constant: np.ndarray  # (3,)
     linear: np.ndarray  # (3, groups)
     quadratic: np.ndarray  # (3, groups, groups), symmetric
+
+    def __post_init__(self) -> None:
+        seal(self)
 
     @classmethod
     def of(cls, channels: Channels) -> Costs:
@@ -81,6 +93,9 @@ class Budget:
     multiple: np.ndarray
     least: np.ndarray  # multiples of `multiple`, like `most`
     most: np.ndarray
+
+    def __post_init__(self) -> None:
+        seal(self)
 
     @classmethod
     def of(cls, channels: Channels, reference: Widths, settings: WidthSettings) -> Budget:
@@ -140,6 +155,7 @@ class Budget:
 
     def scaled(self, weights: np.ndarray) -> np.ndarray:
         """Return the largest widths in proportion to weights, (groups,), within ranges and caps; not yet whole."""
+        weights = weights / (weights.max() or 1.0)  # so that no product with them overflows
 
         def target(factor: float) -> np.ndarray:
             return np.clip(factor * weights, self.least, self.most)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from eigendet.errors import UserError
 from eigendet.widths.allocation import Budget
 
 Worth = Callable[[float], float]  # of so many channels of a group; grows with them
@@ -25,6 +26,9 @@ def most_worth(budget: Budget, worth: Sequence[Worth]) -> np.ndarray:
         budget: what widths may cost.
         worth: of the channels of each group, in the budget's order.
 
+    Raises:
+        UserError: nothing is worth anything.
+
     >>> from eigendet.widths.allocation import Costs
     >>> costs = Costs(("a", "b"), np.zeros(3), np.array([[1.0, 1], [2, 0], [0, 10]]), np.zeros((3, 2, 2)))
     >>> caps, four, any_width = np.array([20, np.inf, np.inf]), np.full(2, 4.0), np.full(2, np.inf)
@@ -33,6 +37,11 @@ def most_worth(budget: Budget, worth: Sequence[Worth]) -> np.ndarray:
     [8.0, 12.0]
     """
     best = _Spending(budget, worth)
+    if not best.total and not best.gain.any() and (budget.least < budget.most).any():
+        raise UserError(
+            "no channel of any group is worth anything: each feature map is constant, or the loss does not depend on "
+            "it. So no width can be derived; look at the loss, or take another allocator."
+        )
     best.fill()
     moves = 0
     while moves < MOVES:

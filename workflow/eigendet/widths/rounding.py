@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +12,7 @@ from eigendet.channels.groups import Widths
 from eigendet.widths.allocation import Budget, largest_factor, targets
 
 USED = 0.98  # of a cap, where the targets use as much
+MOST_TRIED = 2**16  # roundings, where searching leaves more of a cap unspent
 SHORT = 1e3  # what a unit of use that is lacking to that weighs, beside the squared logarithm of one group
 
 
@@ -18,8 +21,9 @@ def rounded(budget: Budget, target: np.ndarray) -> Widths:
 
     They are nearest: Σ log²(width / target) is the least that steps and exchanges reach, one group going up, one down,
     or both, from the nearest multiples of all targets times the largest factor up to 1 that the caps afford. But where
-    the targets use 98 % of a cap, so do the widths, as far as these multiples can. A larger target gets no
-    smaller width than another with the same multiple, unless nothing else comes up to that.
+    the targets use 98 % of a cap, so do the widths, as far as these multiples can: where steps and exchanges leave
+    more, all of a small network's are tried. A larger target gets no smaller width than another with the same multiple,
+    unless nothing else comes up to that.
 
     Args:
         budget: what the widths may cost.
@@ -42,6 +46,8 @@ def rounded(budget: Budget, target: np.ndarray) -> Widths:
     widths = _exchanged(budget, target, start, goal, in_order=True)
     if (budget.costs(widths) / budget.caps < goal).any():
         widths = _exchanged(budget, target, start, goal, in_order=False)
+    if (budget.costs(widths) / budget.caps < goal).any():
+        widths = _tried(budget, target, widths, goal)
     return budget.named(widths)
 
 
@@ -83,8 +89,7 @@ def _factor(budget: Budget, target: np.ndarray, low: np.ndarray) -> float:
 def _exchanged(budget: Budget, target: np.ndarray, widths: np.ndarray, goal: np.ndarray, in_order: bool) -> np.ndarray:
     """Take the best step or exchange, as long as one is better, between the multiples beside the targets."""
     step, count, capped = budget.multiple, len(target), np.isfinite(budget.caps)
-    low = np.minimum(_below(budget, target, 1e-6), widths)
-    high = np.minimum(np.maximum(np.ceil(target / step - 1e-6) * step, budget.least), budget.most)
+    low, high = _beside(budget, target, widths)
     smaller = (step[:, None] == step) & (target[:, None] < target * (1 - 1e-9)) & in_order
     while True:
         wider, narrower = widths + step, widths - step
@@ -105,6 +110,33 @@ def _exchanged(budget: Budget, target: np.ndarray, widths: np.ndarray, goal: np.
         change = np.zeros((2, count + 1))
         change[0, best[0]], change[1, best[1]] = 1, 1
         widths = widths + (change[0] - change[1])[:-1] * step
+
+
+def _tried(budget: Budget, target: np.ndarray, widths: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Return what lacks least to the goal, and of that the nearest, of all multiples beside the targets, if not many.
+
+    `widths` are returned where nothing is better, or there are more than 2^16 to try.
+    """
+    low, high = _beside(budget, target, widths)
+    levels = [sorted({one, other}) for one, other in zip(low.tolist(), high.tolist(), strict=True)]
+    if math.prod(map(len, levels)) > MOST_TRIED:
+        return widths
+    every = np.array([widths.tolist(), *itertools.product(*levels)])
+    capped = np.isfinite(budget.caps)
+    quadratic = np.einsum("ng,kgh,nh->nk", every, budget.costs.quadratic[capped], every, optimize=True) / 2
+    spent = budget.costs.constant[capped] + every @ budget.costs.linear[capped].T + quadratic
+    use = spent / budget.caps[capped]
+    lacking = np.where((use <= 1 + 1e-12).all(1), np.maximum(goal[capped] - use, 0).max(1), np.inf)
+    farther = (np.log(every / target) ** 2).sum(1)
+    best: np.ndarray = every[np.lexsort([farther, np.round(lacking, 9)])[0]]
+    return best
+
+
+def _beside(budget: Budget, target: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the multiples below the targets, unless `widths` are narrower still, and those above, within ranges."""
+    low = np.minimum(_below(budget, target, 1e-6), widths)
+    high = np.minimum(np.maximum(np.ceil(target / budget.multiple - 1e-6) * budget.multiple, budget.least), budget.most)
+    return low, high
 
 
 def _use_after(budget: Budget, widths: np.ndarray) -> np.ndarray:

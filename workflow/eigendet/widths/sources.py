@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from eigendet.observe.records import TapRecord, read_tap
 from eigendet.plugins.markers import Need
 from eigendet.widths.dimensions import GroupSpectra
 from eigendet.widths.views import Kernel, Moments, Seen, Unfolding
+
+logger = logging.getLogger(__name__)
 
 
 def read_seen(
@@ -117,9 +120,9 @@ def _check_same_maps(file: Path, seed: int, moments: Mapping[str, Sequence[Momen
 def read_kernels(snapshot: Path, network: Definition) -> dict[str, tuple[Kernel, ...]]:
     """Return the kernels of the layers that read each group and nothing else, from a snapshot of the network.
 
-    Layers of the whole detector count, its pyramid among them, where it can be followed, else those of the backbone.
-    Left out are layers that read a concatenation of groups or a part of one, whose channels are not told apart. After a
-    channel shuffle, channels are not in the order of the group's maps.
+    Layers of the whole detector count, its pyramid among them, where it can be followed, else those of the backbone,
+    with a warning. Left out are layers that read a concatenation of groups or a part of one, whose channels are not
+    told apart. After a channel shuffle, channels are not in the order of the group's maps.
 
     Raises:
         UserError: the snapshot is missing, or of another network.
@@ -192,18 +195,32 @@ def _weights(snapshot: Path, network: Definition) -> tuple[int, list[tuple[Layer
     expected = replace(network, heads=False).identity()
     if replace(definition, heads=False).identity() != expected:
         raise UserError(f"{snapshot}: of another backbone than {expected['backbone']}.")
-    channels, root = _whole(definition, model)
+    channels, alone = reading(definition)
+    if alone:
+        _say_once(alone)
+    root = model if alone is None else backbone_of(model)
     weights = [(layer, _weight(root, layer)) for layer in channels.layers]
     return step, [(layer, weight) for layer, weight in weights if weight is not None]
 
 
-def _whole(definition: Definition, model: nn.Module) -> tuple[Channels, nn.Module]:
-    """Return the groups of the whole detector, where it can be followed, and the module whose layers these name."""
-    network = replace(definition, widths=None)
+def reading(network: Definition) -> tuple[Channels, str | None]:
+    """Return the groups of the layers whose kernels count, and, where those are the backbone's alone, why.
+
+    Layers are named as in the detector, or as in its backbone.
+    """
+    alone = ""
     if network.detector is not None:
-        with contextlib.suppress(UserError):
-            return replace(network, heads=True).reference()[0], model
-    return replace(network, heads=False).reference()[0], backbone_of(model)
+        try:
+            return replace(network, widths=None, heads=True).reference()[0], None
+        except UserError as error:
+            alone = f"kernels of the backbone alone are read, since the whole detector cannot be followed: {error}"
+    return replace(network, widths=None, heads=False).reference()[0], alone
+
+
+@cache
+def _say_once(warning: str) -> None:
+    """Warn, of many snapshots once."""
+    logger.warning("%s", warning)
 
 
 def _weight(root: nn.Module, layer: Layer) -> np.ndarray | None:

@@ -117,8 +117,9 @@ def suggest_widths(
         ({'0': 16, '2': 32}, True)
         >>> narrow = channels.rebuild(Net, suggested.channels, suggested.widths)
     """
-    if isinstance(macs, bool) or not isinstance(macs, Real) or not 0 < macs < math.inf:
-        raise UserError(f"macs: got {macs!r}; expected a share of the network's operations above 0, such as 0.5.")
+    if isinstance(macs, bool) or not isinstance(macs, Real) or not 0 < macs <= 100:
+        said = f"macs: got {macs!r}; expected a share of the network's operations above 0 and up to 100, such as 0.5."
+        raise UserError(said)
     model, build = _built(model, build)
     refuse_hookless(model)
     images = _images(batches, next((tensor.device for tensor in model.parameters()), torch.device("cpu")))

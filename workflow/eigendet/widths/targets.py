@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+import sys
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -56,8 +58,9 @@ def checked_targets(result: Any, groups: tuple[str, ...], plugin: Plugin) -> np.
     for group, width in result.items():
         if group not in groups:
             raise UserError(f"{plugin}: gives a width of what is not there: {unknown('channel group', group, groups)}")
-        if isinstance(width, bool) or not isinstance(width, Real) or not 0 <= float(width) < np.inf:
-            said = f"gives {width!r} for the channel group '{group}'"
+        is_number = isinstance(width, Real) and not isinstance(width, bool)
+        if not is_number or not 0 <= width <= sys.float_info.max:
+            said = f"gives {reprlib.repr(width)} for the channel group '{group}'"
             raise UserError(f"{plugin}: {said}; expected a finite width, 0 or more.")
     missing = [group for group in groups if group not in result]
     if missing:

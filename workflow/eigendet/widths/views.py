@@ -11,7 +11,7 @@ from eigendet import plugins
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config.sections import WidthSettings
 from eigendet.spectra.metrics import intrinsic_dimension
-from eigendet.widths.allocation import Budget
+from eigendet.widths.allocation import Budget, seal
 from eigendet.widths.dimensions import GroupSpectra
 
 
@@ -33,6 +33,9 @@ class MapView:
     gradient: np.ndarray | None = None
     positions: float = 0.0
 
+    def __post_init__(self) -> None:
+        seal(self)
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -45,6 +48,9 @@ class Kernel:
 
     module: str
     weight: np.ndarray
+
+    def __post_init__(self) -> None:
+        seal(self)
 
     @property
     def gram(self) -> np.ndarray:
