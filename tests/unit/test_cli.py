@@ -118,6 +118,13 @@ def test_the_stages_run_by_hand_one_after_the_other(
     derived = results / "widths/derived.json"
     assert "of the parameters" in run("widths", "-c", configuration, "derived", results / "spectra", "-o", derived)
     assert "dof at scale" in run("front", "-c", configuration, results / "spectra", "-o", results / "front.csv")
+    for runs in (["tuned"], ["scratch", "scratch"]):
+        given = [argument for name in runs for argument in ("--run", str(results / name))]
+        arguments = ["widths", "-c", str(configuration), "derived", str(results / "spectra"), *given, "-o", "x"]
+        said = "seed 0 of the arm scratch, like another --run" if len(runs) > 1 else "the arm finetune"
+        assert f"{runs[0]}: a run of {said}; expected one of the arm scratch for each seed." in (
+            CliRunner().invoke(main, arguments).output.replace("\n", " ")
+        )
     control = results / "widths/profile.json"
     assert "of the MACs" in run("widths", "-c", configuration, "profile", "--derived", derived, "-o", control)
     run(

@@ -56,11 +56,11 @@ def moments(channels: int, random: np.random.Generator, samples: int = 600) -> C
     return own
 
 
-def observed(folder: Path, experiment: Experiment, seed: int, gradients: bool = True) -> Path:
+def observed(folder: Path, experiment: Experiment, seed: int, gradients: bool = True, start: int = 0) -> Path:
     """A run's covariances at steps 0 and 5, made up, with those of gradients, and their spectra in a folder."""
     network = network_of(experiment)
     traced, reference = network.reference(network.size[0])
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([start, seed])
 
     def taps() -> list[Tap]:
         rows = []
@@ -146,6 +146,10 @@ def test_what_is_missing_or_of_other_runs_is_named(experiment: Experiment, files
     without = observed(tmp_path / "without", experiment, 1, gradients=False)
     with pytest.raises(UserError, match=r"covariance_1.h5: holds no gradient at .*; set covariance.gradients to true"):
         derived(files[0], without)
+    (tmp_path / "other").mkdir()
+    other = observed(tmp_path / "other", experiment, 1, start=1)
+    with pytest.raises(UserError, match=r"other/covariance_1.h5: the maps of conv1 are not those of the spectra"):
+        derived(files[0], other)
     table = read_spectra_of_arm(experiment.name, network, "scratch", folders)
     traced, _ = network.reference(network.size[0])
     spectra = group_spectra(table, traced, experiment.widths)

@@ -191,9 +191,10 @@ def widths(
     network = _network(experiment, backbone, detector)
     if arm in experiment.derived:
         source = experiment.spectra_for(arm) or ""
-        chosen = stage.derive_widths(experiment, network, spectra, source, _sources(covariances, runs))
+        chosen = stage.derive_widths(experiment, network, spectra, source, _sources(covariances, runs, source))
     elif arm in experiment.controls:
-        chosen = controls.control_widths(experiment, network, arm, spectra, derived, _sources(covariances, runs))
+        sources = _sources(covariances, runs, experiment.spectra_for(arm))
+        chosen = controls.control_widths(experiment, network, arm, spectra, derived, sources)
     else:
         raise UserError(unknown("arm with widths of its own", arm, [*experiment.derived, *experiment.controls]))
     widths_file.write_chosen(output, chosen)
@@ -233,7 +234,8 @@ def front(
     from eigendet.widths import front as stage
 
     experiment = read_experiment(configs)
-    table = stage.front(experiment, _network(experiment, backbone, detector), spectra, _sources(covariances, runs))
+    sources = _sources(covariances, runs, experiment.widths.arm)
+    table = stage.front(experiment, _network(experiment, backbone, detector), spectra, sources)
     files.write_text(output, table.to_csv(index=False))
     click.echo(table[table["on_front"]].to_string(index=False, float_format="{:.3f}".format))
 
@@ -289,15 +291,23 @@ def _search_as(results: Path) -> None:
     discovery.search([folder for folder in read_experiment(results).plugins if Path(folder).is_dir()])
 
 
-def _sources(covariances: tuple[Path, ...], runs: tuple[Path, ...]) -> Sources:
-    """Return the files that some allocators read beside spectra."""
+def _sources(covariances: tuple[Path, ...], runs: tuple[Path, ...], arm: str | None) -> Sources:
+    """Return the files that some allocators read beside spectra, of runs of the arm whose spectra are read.
+
+    Raises:
+        UserError: a run is of another arm, or two are of one seed.
+    """
     from eigendet.runs.folder import RunFolder
     from eigendet.widths.derivation import Sources
 
     snapshots = {}
     for run in map(RunFolder, runs):
         record = run.read_detector_run()
-        snapshots[record.run.get("seed", -1)] = [run.snapshot(step) for step in record.snapshots]
+        seed, own = record.run.get("seed", -1), record.run.get("arm")
+        if own != arm or seed in snapshots:
+            what = f"seed {seed} of the arm {own}, like another --run" if own == arm else f"the arm {own}"
+            raise UserError(f"{run.path}: a run of {what}; expected one of the arm {arm} for each seed.")
+        snapshots[seed] = [run.snapshot(step) for step in record.snapshots]
     return Sources(covariances, snapshots)
 
 

@@ -111,9 +111,11 @@ def _by_group(
 
 
 def _check_same_maps(file: Path, seed: int, moments: Mapping[str, Sequence[Moments]], spectra: GroupSpectra) -> None:
+    """Raise UserError unless maps have the channels and the traces that the spectra have, whatever the file says."""
     for group, seeds in spectra.groups.items():
-        there = [len(own.covariance) for own in moments.get(group, ())]
-        if there != [len(values) for values in seeds[seed]]:
+        there = [(len(own.covariance), float(np.trace(own.covariance))) for own in moments.get(group, ())]
+        expected = [(len(values), float(values.sum())) for values in seeds[seed]]
+        if len(there) != len(expected) or not np.allclose(there, expected, rtol=1e-3, atol=0):
             raise UserError(f"{file}: the maps of {group} are not those of the spectra; expected what these are of.")
 
 
