@@ -13,11 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import scipy.linalg.lapack
 from pydantic import Field
 
 from eigendet.plugins import allocator
-from eigendet.widths import allocation
+from eigendet.widths import allocation, weighting
 from eigendet.widths import marginal as spending
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def output_aware(groups: Sequence[GroupView], budget: Budget) -> Targets:
 
     def dimension(group: GroupView) -> float:
         roots = {
-            seed: _root(np.sum([kernel.gram for kernel in kernels], axis=0))
+            seed: weighting.root(np.sum([kernel.gram for kernel in kernels], axis=0))
             for seed, kernels in group.kernels.items()
             if kernels
         }
@@ -102,14 +101,10 @@ def loss_weighted(
 
     In the spirit of arXiv 1905.05934 and 2108.00708: to first order the k-th eigenvalue is how far the loss of an image
     moves, squared and on average, if the map loses a direction; gradient and map are taken to be independent, and so
-    are positions. So groups are comparable in units of the loss, where `marginal` counts
-    each trace as one. At power 1 late layers can be starved of width; the square root is the default.
+    are positions. So groups are comparable in units of the loss, where `marginal` counts each trace as one. At power 1
+    late layers can be starved of width; the square root is the default.
     """
-
-    def spectrum(one: MapView) -> np.ndarray:
-        return (one.positions * _product_eigenvalues(_root(_known(one.covariance)), _known(one.gradient))) ** power
-
-    worth = [spending.held(_descending(group.over_maps(spectrum))) for group in groups]
+    worth = [spending.held(_descending(group.over_maps(lambda one: one.loss_spectrum**power))) for group in groups]
     return _named(groups, spending.most_worth(budget, worth))
 
 
@@ -192,32 +187,8 @@ def _known(matrix: np.ndarray | None) -> np.ndarray:
     return matrix
 
 
-def _root(matrix: np.ndarray) -> np.ndarray:
-    """Return R, (C, rank), for which R Rᵀ is a matrix without negative eigenvalues, by Cholesky's method with pivots.
-
-    >>> root = _root(np.array([[4.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
-    >>> root.shape, (root @ root.T).tolist()
-    ((3, 1), [[4.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    """
-    factor, order, rank, _ = scipy.linalg.lapack.dpstrf(matrix, lower=1)
-    root = np.zeros((len(matrix), rank))
-    root[order - 1] = np.tril(factor)[:, :rank]
-    return root
-
-
-def _product_eigenvalues(root: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return the eigenvalues of Rᵀ M R, those of Σ^½ M Σ^½ for Σ = R Rᵀ, (C,), descending, none negative.
-
-    >>> _product_eigenvalues(np.diag([2.0, 1.0])[:, :1], np.array([[1.0, 1.0], [1.0, 1.0]])).round(6).tolist()
-    [4.0, 0.0]
-    """
-    values = np.zeros(len(root))
-    values[: root.shape[1]] = np.linalg.eigvalsh(root.T @ matrix @ root)[::-1].clip(0.0)
-    return values
-
-
 def _weighted(one: MapView, root: np.ndarray | None) -> np.ndarray:
-    return one.eigenvalues if root is None else _product_eigenvalues(root, _known(one.covariance))
+    return one.eigenvalues if root is None else weighting.product_eigenvalues(root, _known(one.covariance))
 
 
 def _logarithm(count: int) -> Callable[[float], float]:

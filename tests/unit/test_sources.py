@@ -28,7 +28,7 @@ from eigendet.observe.keys import TapKey
 from eigendet.observe.tap import Gradient, Tap
 from eigendet.runs import definitions, network_check
 from eigendet.spectra.spectrum import write_spectra
-from eigendet.widths import controls, derivation, sources
+from eigendet.widths import controls, derivation, sources, views, weighting
 from eigendet.widths.derivation import Sources
 from eigendet.widths.dimensions import group_spectra, read_spectra_of_arm
 from eigendet.widths.front import front
@@ -111,7 +111,7 @@ def test_moments_are_those_of_the_maps_whose_spectra_are_read(
 
 
 def test_widths_are_derived_from_gradients_and_controls_cost_as_much(
-    experiment: Experiment, files: list[Path], tmp_path: Path
+    experiment: Experiment, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, folders, given = network_of(experiment), spectra_of(files), Sources(files)
     derived = derivation.derive_widths(experiment, network, folders, "scratch", given)
@@ -128,7 +128,15 @@ def test_widths_are_derived_from_gradients_and_controls_cost_as_much(
         control = controls.control_widths(experiment, network, arm, folders, file, given)
         assert control.used is not None and 0.9 <= min(control.used.values()) <= max(control.used.values()) <= 1
     assert control.widths != derived.widths
+    decomposed: list[np.ndarray] = []
+
+    def root(matrix: np.ndarray) -> np.ndarray:
+        decomposed.append(matrix)
+        return weighting.root(matrix)
+
+    monkeypatch.setattr(views, "root", root)
     table = front(experiment, network, folders, given)
+    assert 0 < len(decomposed) == len({id(matrix.base) for matrix in decomposed})  # each once, whatever powers and caps
     assert {f"loss_weighted allocation at power {power}" for power in ("1", "0.5", "0.25")} <= set(table["widths"])
 
 

@@ -6,6 +6,7 @@ marginal        a budget spent multiple by multiple
 rounding        from target widths to whole ones
 intervals       how sure both are
 views           what an allocator sees of a group
+weighting       spectra weighted by what reads a map
 sources         files that some allocators read beside spectra
 targets         what an allocator gives, checked
 made_up         spectra to try allocators with

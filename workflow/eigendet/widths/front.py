@@ -18,7 +18,8 @@ from eigendet.widths.allocation import Budget
 from eigendet.widths.derivation import NO_SOURCES, Sources, rule_text
 from eigendet.widths.dimensions import group_spectra, read_spectra_of_arm
 from eigendet.widths.rounding import proportional, rounded
-from eigendet.widths.targets import allocator_targets
+from eigendet.widths.targets import targets_of
+from eigendet.widths.views import GroupView, group_views
 
 CAPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # on multiply-accumulates, as shares of the reference's
 
@@ -42,7 +43,8 @@ def front(
     kind: Literal["rule", "allocator"] = "rule" if settings.allocation.plugin == "proportional" else "allocator"
     key = {"rule": "rule", "allocator": "allocation"}[kind]
     choices = plugins.variants(kind, getattr(settings, key))
-    rows = []
+    rows: list[FrontRow] = []
+    views: dict[str, list[GroupView]] = {}
     for cap in sorted({*CAPS, settings.macs or 1.0}):
         capped = settings.model_copy(update={"macs": cap})
         try:
@@ -51,7 +53,10 @@ def front(
             continue  # not even the narrowest network is so small
         for choice in choices:
             varied: WidthSettings = capped.model_copy(update={key: choice})
-            target = allocator_targets(budget, channels, reference, spectra, varied, seen)
+            rule = str(varied.rule)  # what groups show depends on it alone, and to decompose their matrices takes long
+            if rule not in views:
+                views[rule] = group_views(budget, channels, reference, spectra, varied, seen)
+            target = targets_of(views[rule], budget, varied)
             rows.append(_row(channels, reference, rule_text(varied), cap, rounded(budget, target)))
         rows.append(_row(channels, reference, UNIFORM, cap, proportional(budget, reference)))
     table = pd.DataFrame(rows, columns=FrontRow._fields)

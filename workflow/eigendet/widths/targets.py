@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -17,7 +17,7 @@ from eigendet.errors import UserError, kind, some, unknown
 from eigendet.plugins.discovery import Plugin
 from eigendet.widths.allocation import Budget
 from eigendet.widths.dimensions import GroupSpectra
-from eigendet.widths.views import Seen, group_views
+from eigendet.widths.views import GroupView, Seen, group_views
 
 
 def allocator_targets(
@@ -41,8 +41,13 @@ def allocator_targets(
     Raises:
         UserError: the allocator fails, or gives something else than a width for each group.
     """
+    return targets_of(group_views(budget, channels, reference, spectra, settings, seen), budget, settings)
+
+
+def targets_of(groups: Sequence[GroupView], budget: Budget, settings: WidthSettings) -> np.ndarray:
+    """Return the target widths that the allocator of the settings gives to groups, as `allocator_targets` does."""
     allocate = plugins.bind("allocator", settings.allocation, "widths.allocation")
-    result = allocate(group_views(budget, channels, reference, spectra, settings, seen), budget)
+    result = allocate(list(groups), budget)
     plugin = plugins.find("allocator", settings.allocation.plugin)
     return budget.fitted(checked_targets(result, budget.costs.groups, plugin))
 

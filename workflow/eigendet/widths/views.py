@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from eigendet.config.sections import WidthSettings
 from eigendet.spectra.metrics import intrinsic_dimension
 from eigendet.widths.allocation import Budget, seal
 from eigendet.widths.dimensions import GroupSpectra
+from eigendet.widths.weighting import product_eigenvalues, root
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,18 @@ class MapView:
 
     def __post_init__(self) -> None:
         seal(self)
+
+    @cached_property
+    def loss_spectrum(self) -> np.ndarray:
+        """Eigenvalues of Σ^½ G Σ^½ times positions, (C,), descending, where covariance and gradient were asked for.
+
+        >>> MapView(0, np.array([4.0, 1.0]), np.diag([4.0, 1.0]), np.diag([1.0, 2.0]), positions=3.0).loss_spectrum
+        array([12.,  6.])
+        """
+        assert self.covariance is not None and self.gradient is not None
+        spectrum = self.positions * product_eigenvalues(root(self.covariance), self.gradient)
+        spectrum.flags.writeable = False
+        return spectrum
 
 
 @dataclass(frozen=True)
