@@ -97,6 +97,9 @@ class Unfolding:
     shape: tuple[int, int]
     values: np.ndarray
 
+    def __post_init__(self) -> None:
+        seal(self)
+
 
 @dataclass(frozen=True)
 class GroupView:
