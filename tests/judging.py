@@ -52,16 +52,18 @@ def judge(build: Callable[[], nn.Module], size: tuple[int, int] = (64, 64)) -> V
 
 def costs(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
     """Train a step, and return the parameters, and the multiply-accumulates that torch counts for one image."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         leaves = [leaf for leaf in tree_leaves(model.train()(torch.rand(2, 3, *size))) if isinstance(leaf, Tensor)]
         torch.stack([leaf.float().sum() for leaf in leaves]).sum().backward()
-        # Attention in its two products: counters of older versions do not know the kernel that a CPU has for both.
+        # Attention in its two products, recurrent layers in theirs: counters do not know a CPU's own kernels for them.
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.eval()(torch.rand(1, 3, *size))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = mkldnn
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 

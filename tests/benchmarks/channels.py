@@ -1,10 +1,12 @@
-"""Which networks can be resized: every classifier of torchvision, and two fixed lists of timm's.
+"""Which networks can be resized: every classifier of torchvision, and three fixed lists of timm's.
 
     python -m tests.benchmarks.channels          writes tests/benchmarks/channels.md
 
 A network counts as resized if it was built with random widths, every group between half and one and a half of its
 own, ran forward and backward, and has exactly the parameters and multiply-accumulates that were predicted; and if at
-least half of its layers can change. The table says how many of them keep their widths, and why.
+least half of its layers can change. The table says how many of them keep their widths, and why. A transformer, whose
+tokens often have the one width that its tables of positions have, counts if every feed-forward part can change inside;
+beside that it says in how many layers of attention, but for the last of each, the width can.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels
 from eigendet.channels.groups import ChannelError, Channels
-from tests.benchmarks.network_names import CONVOLUTIONAL, FURTHER
+from tests.benchmarks.inner_widths import inner_layers
+from tests.benchmarks.network_names import CONVOLUTIONAL, FURTHER, HYBRIDS
 from tests.watching import watched
 
 TRANSFORMERS = ("maxvit", "swin", "vit")
@@ -43,10 +46,18 @@ class Result:
     reason: str = ""  # of the first of them
     refused: str = ""  # why it could not be built at all, or was not as predicted
     seconds: float = 0.0  # to trace
+    hidden: tuple[int, int] = (0, 0)  # layers that write the inner width of a feed-forward part: that change, of all
+    heads: tuple[int, int] = (0, 0)  # layers of attention but for the last of each: that change, of all
 
     @property
     def resized(self) -> bool:
         return not self.refused and 2 * self.kept <= self.layers
+
+    @property
+    def resized_inside(self) -> bool:
+        """Whether all feed-forward parts are; a network without any counts as others do."""
+        changed, count = self.hidden
+        return not self.refused and changed == count if count else self.resized
 
 
 def torchvision_network(name: str) -> tuple[Callable[[], nn.Module], tuple[int, int]]:
@@ -80,7 +91,9 @@ def resized(build: Callable[[], nn.Module], size: tuple[int, int], seed: int = 0
     }
     model = channels.rebuild(build, traced, widths).eval()
     fault = _fault(model, traced, widths, size)
-    return Result(len(widths), len(traced.layers), len(kept), kept[0] if kept else "", fault, seconds)
+    free = {layer.module for layer in traced.layers if layer.module not in traced.fixed}
+    hidden, heads = ((sum(path in free for path in paths), len(paths)) for paths in inner_layers(model))
+    return Result(len(widths), len(traced.layers), len(kept), kept[0] if kept else "", fault, seconds, hidden, heads)
 
 
 Group = frozenset[tuple[str, str]]  # layers, and the side of each that has the group's channels
@@ -136,8 +149,8 @@ def _fault(model: nn.Module, traced: Channels, widths: dict[str, int], size: tup
         except Exception:  # it takes no other images
             result = model(torch.rand(1, 3, *size))
         sum(leaf.sum() for leaf in tree_leaves(result)).backward()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.to("meta")(torch.empty(1, 3, *size, device="meta"))
+        with FlopCounterMode(display=False) as counter:
+            model.requires_grad_(False).to("meta")(torch.empty(1, 3, *size, device="meta"))
     except Exception as error:  # whatever a network's own code raises is a result
         return f"does not run: {type(error).__name__}: {error}"
     macs = counter.get_total_flops() // 2
@@ -154,13 +167,33 @@ def _section(title: str, results: dict[str, Result]) -> list[str]:
         "| network | groups | layers | keep their width | trace, s | |", "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, result in results.items():
-        note = result.refused or result.reason
-        note = note.replace("|", "/").replace("\n", " ")[:160]
         lines.append(
             f"| {name} | {result.groups} | {result.layers} | {result.kept} | {result.seconds:.1f} | "
-            f"{'' if result.resized else '**not resized** '}{note} |"
+            f"{'' if result.resized else '**not resized** '}{_note(result)} |"
         )
     return [*lines, ""]
+
+
+def _section_of_transformers(title: str, results: dict[str, Result]) -> list[str]:
+    done = sum(result.resized_inside for result in results.values())
+    whole = sum(result.resized_inside and 0 < result.heads[1] == result.heads[0] for result in results.values())
+    lines = [
+        f"## {title}: {done} of {len(results)} resized in feed-forward parts, {whole} of them in all of attention too",
+        "",
+        "| network | groups | feed-forward | attention | layers | keep their width | trace, s | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, result in results.items():
+        hidden, heads = (f"{changed} of {count}" for changed, count in (result.hidden, result.heads))
+        lines.append(
+            f"| {name} | {result.groups} | {hidden} | {heads} | {result.layers} | {result.kept} | "
+            f"{result.seconds:.1f} | {'' if result.resized_inside else '**not resized** '}{_note(result)} |"
+        )
+    return [*lines, ""]
+
+
+def _note(result: Result) -> str:
+    return (result.refused or result.reason).replace("|", "/").replace("\n", " ")[:160]
 
 
 def _all(
@@ -175,12 +208,13 @@ def main() -> int:
     names = [name for name in names if name not in transformers]
     lines = ["# Which networks can be resized", "", *(__doc__ or "").strip().split("\n\n", 2)[2].split("\n"), ""]
     lines += _section(f"torchvision {torchvision.__version__}", _all(names, torchvision_network))
-    lines += _section("torchvision's transformers", _all(transformers, torchvision_network))
+    lines += _section_of_transformers("torchvision's transformers", _all(transformers, torchvision_network))
     try:
         import timm
 
         lines += _section(f"timm {timm.__version__}", _all(CONVOLUTIONAL, timm_network))
         lines += _section("further ones of timm, with attention among them", _all(FURTHER, timm_network))
+        lines += _section_of_transformers("transformers and hybrids of timm", _all(HYBRIDS, timm_network))
     except ImportError:
         lines += ["timm is not installed, so its networks were left out."]
     compared = {name: _compared(*torchvision_network(name)) for name in watched(names, "Torch-Pruning")}

@@ -24,7 +24,13 @@ PART = {
         {"1.mix@5", "1.mix.kernels", "1.mix.scores", "0.0", "0.1"},
         "weights of a convolution that are not a layer's",
     ),
-    "even_widths_only": ({"1.read.0", "1.read.1"}, "channels come in pairs"),
+    "scores_of_neighbors": ({"1.span"}, "1 keeps its sizes (shape "),
+    "mixed_positions": ({"1.down"}, "a product of more than two widths in 1.down"),
+    "recurrent": ({"1.rows.weight_ih_l0", "0.0", "0.1"}, "1.rows.weight_ih_l0 has values of its own"),
+    "kernels_of_two_maps": (
+        {"1.scale", "1.kernels.kernels", "1.kernels@4", "0.0", "0.1"},
+        "weights of a convolution that are not a layer's",
+    ),
 }
 
 

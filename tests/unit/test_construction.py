@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from eigendet import channels
@@ -53,14 +54,14 @@ def test_rebuilding_refuses_another_network_whose_layers_have_the_same_names() -
         channels.rebuild(partial(build, 5), traced, {"0": 4, "2": 16})
 
 
-class Paired(nn.Module):
-    """Refuses to be built over an odd number of channels."""
+class Numbered(nn.Module):
+    """Refuses to be built over numbers of channels other than some."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: range) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
-        if self.stem.out_channels % 2:
-            raise ValueError(f"channels come in pairs,\nnot {self.stem.out_channels}")
+        if self.stem.out_channels not in numbers:
+            raise ValueError(f"channels are of {numbers},\nnot {self.stem.out_channels}")
         self.head = nn.Conv2d(8, 6, 3)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -68,12 +69,55 @@ class Paired(nn.Module):
 
 
 def test_what_a_constructor_refuses_is_kept_with_the_reason_in_a_line() -> None:
-    traced = channels.trace(Paired, (16, 16))
+    traced = channels.trace(partial(Numbered, range(8, 9)), (16, 16))
     assert traced.widths == {"head": 6}
-    assert traced.fixed == {
-        "stem": "Paired() fails: ValueError: channels come in pairs,; expected a function or class that builds a "
-        "network, without arguments, after 'stem' was built"
-    }
+    assert traced.fixed == {"stem": "the network is not built with other widths (channels are of range(8, 9),)"}
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 8])
+def test_a_width_that_a_constructor_takes_only_in_pairs_fours_or_eights_is_a_multiple(multiple: int) -> None:
+    traced = channels.trace(partial(Numbered, range(0, 1000, multiple)), (16, 16))
+    assert traced.multiples == {"stem": multiple, "head": 1} and not traced.fixed
+
+
+class Identical(nn.Module):
+    """Begins with a matrix of its own width, behind a layer of any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.read = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 1)
+        self.square, self.head = nn.Linear(8, 8), nn.Linear(8, 6)
+        self.begin()
+
+    def begin(self) -> None:
+        square = self.square
+        square.weight.data.copy_(torch.eye(8))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"maps": self.head(self.square(self.read(self.stem(images)).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)}
+
+
+def test_where_a_constructor_fails_the_layers_that_it_had_at_hand_are_kept() -> None:
+    traced = channels.trace(Identical, (16, 16))
+    assert traced.widths == {"stem": 12, "head": 6}
+    assert {why[:46] for why in traced.fixed.values()} == {"the network is not built with other widths (Th"}
+
+
+class Filled(nn.Module):
+    """Copies values at construction, which tensors without memory do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
+        self.table = torch.zeros(4)
+        self.table.copy_(self.stem.weight.flatten()[:4].detach())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"maps": self.head(self.stem(images)) + self.table.sum()}
+
+
+def test_a_constructor_that_needs_memory_has_it() -> None:
+    assert channels.trace(Filled, (16, 16)).widths == {"stem": 8, "head": 6}
 
 
 def test_a_stateless_module_may_be_shared() -> None:

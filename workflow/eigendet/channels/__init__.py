@@ -6,10 +6,12 @@ tracing         the groups of a network
 rebuilding      a network built with other widths
 trial           whether a network takes other widths, and what to keep where it does not
 attributes      numbers of modules that are widths, and follow them
+coarser         widths that code takes only in pairs, fours or eights
 ties            widths that code takes from one another
 naming          from the record of a forward pass to groups with names
 follower        forward passes, followed operation by operation
 operations      what each operation does to the axes of its operands
+reshapes        what becomes of axes that are split or merged
 weighted        what layers with weights do to them, and what is counted
 arguments       arguments of an operation by their names
 record          what is known of a forward pass

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import itertools
 import math
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
@@ -35,12 +36,14 @@ class BuildError(ChannelError):
 
     Args:
         message: one line.
-        last: the layer that was built last, where known.
+        layers: paths of those that may be why it fails, where known: several lists, the likeliest first.
+        count: how many layers had been constructed.
     """
 
-    def __init__(self, message: str, last: str = "") -> None:
+    def __init__(self, message: str, layers: list[list[str]] | None = None, count: int = 0) -> None:
         super().__init__(message)
-        self.last = last
+        self.layers = layers or []
+        self.count = count
 
 
 @contextlib.contextmanager
@@ -137,6 +140,18 @@ def _refuse_kept(one: nn.Module, other: nn.Module) -> None:
                 f"{type(one).__name__}: the function gives {what} again each time it is called; expected one that "
                 "builds a new network, or the network itself in its place"
             )
+
+
+def handled(error: BaseException | None) -> Iterator[nn.Module]:
+    """Yield the modules that the functions had at hand which an error came out of, the innermost first."""
+    frames = [] if error is None else [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        local = [value for value in frame.f_locals.values() if isinstance(value, nn.Module)]
+        yield from sorted((module for module in local if "_modules" in vars(module)), key=_count)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(1 for _ in module.modules())
 
 
 def resize_parameter(model: nn.Module, name: str, dim: int, width: int) -> None:

@@ -25,7 +25,7 @@ from eigendet.channels.arguments import named_arguments
 from eigendet.channels.construction import RESIZABLE
 from eigendet.channels.operations import PRODUCTS, RULES, elementwise
 from eigendet.channels.record import Record
-from eigendet.channels.weighted import compare
+from eigendet.channels.weighted import compare, stopped
 from eigendet.observe.calls import each_call
 
 SCORING = ("convolution", "upsample", "sigmoid", "_softmax", "_log_softmax")  # operations that give scores of pixels
@@ -70,9 +70,15 @@ class Follower(TorchDispatchMode):
         calls = len(record.calls)
         if record.are_maps(tensors, packet in PRODUCTS):
             record.data.update(map(id, outputs))
-            RULES.get(packet, elementwise)(record, named_arguments(function, args, kwargs), outputs)
+            try:
+                RULES.get(packet, elementwise)(record, named_arguments(function, args, kwargs), outputs)
+            except ValueError:  # its sizes are not those that the rule expects
+                del record.calls[calls:]
+                stopped(record)
         else:
             record.inherit(tensors, outputs)
+            if packet is torch.ops.aten.cat:
+                record.join(tensors, named_arguments(function, args, kwargs)["dim"], outputs[0])
         if packet in flop_registry:
             compare(record, calls, flop_registry[packet](*args, **kwargs, out_val=result) // 2)
         record.makers.update((id(output), operation.name) for output in outputs)
@@ -129,7 +135,7 @@ def _run(record: Record, sample: Sample, count: int) -> None:
                 record.leave(path, call, output)
 
         hooks.enter_context(torch.no_grad())
-        hooks.enter_context(_attention_in_parts())
+        hooks.enter_context(_in_products(record.model))
         hooks.enter_context(each_call(record.model, leave))
         hooks.enter_context(Follower(record))
         record.begin(images)
@@ -142,15 +148,18 @@ def _run(record: Record, sample: Sample, count: int) -> None:
 
 
 @contextlib.contextmanager
-def _attention_in_parts() -> Iterator[None]:
-    """Have attention computed by the products that it is made of, on every device, while open."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+def _in_products(model: nn.Module) -> Iterator[None]:
+    """Have attention and recurrent layers computed by the products that they are made of, on every device."""
+    fast, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = mkldnn
 
 
 def _fix_output(record: Record, output: Tensor, size: tuple[int, int]) -> None:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from eigendet.channels import weighted
 from eigendet.channels.arguments import Arguments
 from eigendet.channels.record import Record
+from eigendet.channels.reshapes import part, reshape
 from eigendet.channels.sizes import Axis, times
 
 aten = torch.ops.aten
@@ -72,7 +73,9 @@ def _split(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     if axis is not None:
         lengths = [output.shape[dim] for output in outputs]
         equal = len(set(lengths)) == 1
-        pieces = [_part(record, axis, len(lengths))] * len(lengths) if equal else record.sizes.cut(axis, lengths)
+        if not equal:
+            record.sizes.set_apart(axis, lengths)
+        pieces = [part(record, axis, len(lengths))] * len(lengths) if equal else record.sizes.cut(axis, lengths)
     for piece, output in zip(pieces, outputs, strict=True):
         record.note(output, (*before[:dim], piece, *before[dim + 1 :]))
 
@@ -86,9 +89,19 @@ def _slice(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
         first = max(start + whole, 0) if start < 0 else start
         if arguments["step"] == 1:
             noted[dim] = record.sizes.cut(axis, (first, length))[1]
+        elif length * arguments["step"] == whole:
+            noted[dim] = part(record, axis, arguments["step"])
         else:
             record.sizes.fix(axis, f"a slice with steps in {record.where()}")
             noted[dim] = None
+    record.note(outputs[0], tuple(noted))
+
+
+def _halving(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow an operation of one half of a dimension with the other, as in a gated linear unit."""
+    noted = list(record.axes_of(arguments["self"]))
+    axis = noted[arguments["dim"]]
+    noted[arguments["dim"]] = None if axis is None else part(record, axis, 2)
     record.note(outputs[0], tuple(noted))
 
 
@@ -129,70 +142,7 @@ def _fix(record: Record, axes: Sequence[Axis | None]) -> None:
             record.sizes.fix(axis, f"'{record.operations[-1].name}' in {record.where()}")
 
 
-def _part(record: Record, axis: Axis, count: int) -> Axis:
-    """Return one of equal parts of an axis: of parts side by side each, which are then tied, or else of their sum."""
-    terms = record.sizes.resolve(axis)
-    pieces = record.sizes.cut(axis, [int(record.sizes.size(axis)) // count] * count)
-    if count == 1 or tuple(term for piece in pieces for term in piece) != terms:
-        return times(axis, Fraction(1, count))
-    for piece in pieces[1:]:
-        record.sizes.equate(pieces[0], piece)
-    return pieces[0]
-
-
 # Other shapes.
-
-
-def _reshape(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
-    axes = record.axes_of(arguments["self"])
-    before, after = list(arguments["self"].shape), list(outputs[0].shape)
-    noted: list[Axis | None] = [None] * len(after)
-    for left, right in _blocks(before, after):
-        long = [d for d in left if before[d] > 1]
-        wide = [d for d in right if after[d] > 1]
-        tracked = {d: axis for d in long if (axis := axes[d]) is not None}
-        if not tracked or not wide:
-            continue
-        # Of several that are mixed one can vary, the longest.
-        source, axis = max(tracked.items(), key=lambda one: (before[one[0]], one[0]))
-        for other in tracked.keys() - {source}:
-            record.sizes.fix(tracked[other], f"a reshape in {record.where()}")
-        factors = {d: Fraction(after[d], before[source]) for d in wide}
-        varying = _varying(axis, factors)
-        factor = factors[varying]
-        whole = factor.numerator > 1 or len(long) > 1
-        noted[varying] = times(axis, factor) if whole else _part(record, axis, factor.denominator)
-    record.note(outputs[0], tuple(noted))
-
-
-def _varying(axis: Axis, factors: dict[int, Fraction]) -> int:
-    """Return which dimension varies with an axis that is split: the others are numbers that the network has.
-
-    It is one that had been multiplied, if there is any; else the largest, and of those of one size the last.
-    """
-    multiplied = [d for d, factor in factors.items() if all((own * factor).denominator == 1 for _, own in axis)]
-    return min(multiplied, key=factors.__getitem__) if multiplied else max(factors, key=lambda d: (factors[d], d))
-
-
-def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Return runs of dimensions before and after a reshape that hold the same elements.
-
-    Dimensions of size 1 belong to any run.
-    """
-    blocks = []
-    i = j = 0
-    while i < len(before) and j < len(after):
-        left, right, a, b = [i], [j], before[i], after[j]
-        i, j = i + 1, j + 1
-        while a != b:
-            if a < b:
-                left.append(i)
-                a, i = a * before[i], i + 1
-            else:
-                right.append(j)
-                b, j = b * after[j], j + 1
-        blocks.append((left, right))
-    return blocks
 
 
 def _permute(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
@@ -301,6 +251,12 @@ def _new(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     record.data.difference_update(map(id, outputs))
 
 
+def _parts_of_numbers(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
+    """Follow complex numbers that become pairs of real ones in a last dimension, or the reverse."""
+    axes = record.axes_of(arguments["self"])
+    record.note(outputs[0], (*axes, None)[: outputs[0].dim()])
+
+
 def _channel_shuffle(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     axes = record.axes_of(arguments["self"])
     if axes[1] is not None:
@@ -349,6 +305,9 @@ RULES: dict[Any, Rule] = {
     aten.select: _select,
     aten.index: _index,
     aten.unbind: _select,
+    aten.glu: _halving,
+    aten.view_as_real: _parts_of_numbers,
+    aten.view_as_complex: _parts_of_numbers,
     aten.permute: _permute,
     aten.transpose: _transpose,
     aten.t: _transpose,
@@ -368,7 +327,7 @@ RULES: dict[Any, Rule] = {
     aten.pixel_shuffle: _pixel_shuffle,
     aten.pixel_unshuffle: _pixel_shuffle,
     **dict.fromkeys(BATCH_NORMS, weighted.batch_norm),
-    **dict.fromkeys(RESHAPES, _reshape),
+    **dict.fromkeys(RESHAPES, reshape),
     **dict.fromkeys(SPLITS, _split),
     **dict.fromkeys(REDUCTIONS, _reduction),
     **dict.fromkeys(NEW, _new),

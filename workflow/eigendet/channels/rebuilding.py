@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from eigendet.channels.arguments import Arguments
-from eigendet.channels.construction import Build, BuildError, construct, constructing, resize_parameter
+from eigendet.channels.construction import Build, BuildError, construct, constructing, handled, resize_parameter
 from eigendet.channels.groups import Attribute, ChannelError, Channels, Layer, Size, check_widths, whole
 from eigendet.channels.record import NORMS
 from eigendet.errors import first_line, some
@@ -85,20 +85,26 @@ def _construct(build: Build, channels: Channels, widths: Mapping[str, int], meta
     """Build the network while its layers are constructed in other sizes."""
     layers = {layer.module: layer for layer in channels.layers}
     order = iter(channels.order or ())
-    last = ""
+    constructed: dict[int, str] = {}  # paths by id
 
     def edit(module: nn.Module, arguments: Arguments) -> None:
-        nonlocal last
         path = next(order, None)
         if path is not None and path in layers:
-            last = path
+            constructed[id(module)] = path
             _resize(module, arguments, layers[path], channels.widths, widths)
 
     try:
         with constructing(edit, meta, channels.others):
             model = construct(build)
     except BuildError as error:
-        raise BuildError(f"{error}, after '{last}' was built", last) from error
+        suspects = [
+            [constructed[id(layer)] for layer in module.modules() if id(layer) in constructed]
+            for module in handled(error.__cause__)
+        ]
+        *_, last = ["", *constructed.values()]
+        message = f"{error}, after '{last}' was built"
+        several = [*filter(None, suspects), [last], list(constructed.values())]
+        raise BuildError(message, several, len(constructed)) from error.__cause__
     unbuilt = [path for path in order if path in layers]
     if unbuilt:
         raise ChannelError(

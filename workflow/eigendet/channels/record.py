@@ -100,6 +100,7 @@ class Record:
         ] = {}  # module and name -> the size it holds, or sizes
         self.axes: dict[int, Axes] = {}  # by id of a tensor
         self.makers: dict[int, str] = {}  # which operation a tensor comes from, by id
+        self.parts: dict[int, tuple[int, list[Tensor]]] = {}  # of a tensor that modules own: where it is concatenated
         self.data: set[int] = set()  # ids of tensors that are computed from images
         self.counting = True  # positions of further calls are counted into the costs
         self._alive: list[Any] = []  # ids are unique among living tensors only
@@ -172,11 +173,22 @@ class Record:
             self._alive.append(tensor)
 
     def inherit(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
-        """Count the outputs as their module's where all inputs that any module owns belong to one."""
-        owners = [self.owners[id(tensor)] for tensor in inputs if id(tensor) in self.owners]
-        if len({own[0].path for own in owners}) == 1:
-            for output in outputs:
-                self.owners[id(output)] = owners[0]
+        """Count the outputs as their module's where all inputs that any module owns belong to one.
+
+        Of several, it is the one whose tensor is of the output's shape, if there is only one: the others scale it.
+        """
+        owned = [tensor for tensor in inputs if id(tensor) in self.owners]
+        for output in outputs:
+            for tensors in (owned, [tensor for tensor in owned if tensor.shape == output.shape]):
+                owners = [self.owners[id(tensor)] for tensor in tensors]
+                if len({own[0].path for own in owners}) == 1:
+                    self.owners[id(output)] = owners[0]
+
+    def join(self, tensors: Sequence[Tensor], dim: int, output: Tensor) -> None:
+        """Note that a tensor is made by concatenating others that one module owns."""
+        if all(id(tensor) in self.owners for tensor in tensors) and id(output) in self.owners:
+            self.owners[id(output)] = self.owners[id(tensors[0])]
+            self.parts[id(output)] = (dim % output.dim(), list(tensors))
 
     def are_maps(self, tensors: Sequence[Tensor], is_product: bool) -> bool:
         """Return whether an operation takes what is computed from images, or multiplies what is not of one module."""
@@ -251,6 +263,12 @@ class Record:
 
     def meet(self, tensor: Tensor, dim: int, axis: Axis) -> None:
         """Note a tensor of a module that meets maps: of a normalization written out, or one that scales maps."""
+        if self.parts.get(id(tensor), (-1, []))[0] == dim:
+            parts = self.parts[id(tensor)][1]
+            for part, piece in zip(parts, self.sizes.cut(axis, [part.shape[dim] for part in parts]), strict=True):
+                self.sizes.require(piece, 1)
+                self.meet(part, dim, piece)
+            return
         path, name = self.owners[id(tensor)][0]
         module = self.model.get_submodule(path)
         own = getattr(module, name, None)

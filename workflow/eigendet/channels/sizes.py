@@ -9,8 +9,9 @@ becomes the sum of others. The unknowns that are still free after a forward pass
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -106,10 +107,26 @@ class Sizes:
             pieces.append(tuple(piece))
         return pieces
 
+    def set_apart(self, axis: Axis, lengths: Sequence[int]) -> None:
+        """Divide an unknown that is cut into single channels and one run of others: one channel is not a width."""
+        (unknown, factor), *more = self.resolve(axis)
+        runs = [(single, sum(run)) for single, run in itertools.groupby(lengths, key=lambda length: length == 1)]
+        if more or factor != 1 or [single for single, _ in runs].count(False) != 1 or len(runs) == 1:
+            return
+        parts = (
+            self.constant(length, "a single channel") if single else self.new(self.names[unknown], length)
+            for single, length in runs
+        )
+        self._solve(unknown, tuple(term for part in parts for term in part))
+
     def fix(self, axis: Axis, reason: str) -> None:
         """Keep the size of every unknown of the axis; the first reason stays."""
         for unknown, _ in self.resolve(axis):
             self.fixed.setdefault(unknown, reason)
+
+    def is_fixed(self, axis: Axis) -> bool:
+        """Return whether no unknown of the axis may change."""
+        return all(unknown in self.fixed for unknown, _ in self.resolve(axis))
 
     def require(self, axis: Axis, divisor: int) -> None:
         """Require that the size of the axis stays a multiple of `divisor`; a divisor of 1 means whole."""

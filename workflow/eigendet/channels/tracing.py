@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from eigendet.channels.attributes import edited
-from eigendet.channels.construction import RESIZABLE, Build, built
+from eigendet.channels.coarser import coarser
+from eigendet.channels.construction import RESIZABLE, Build, BuildError, built
 from eigendet.channels.follower import Sample, followed
 from eigendet.channels.groups import ChannelError, Channels, RunError
 from eigendet.channels.naming import named
@@ -100,10 +101,10 @@ def trace_detector(
 def _trace(network: Build | nn.Module, sample: Sample) -> Channels:
     if isinstance(network, nn.Module):
         return named(_followed(_copied(network, sample.meta), sample))
-    model, order, copies = built(network, meta=sample.meta)
     try:
+        model, order, copies = built(network, meta=sample.meta)
         record = _followed(model, sample, copies)
-    except RunError:
+    except (BuildError, RunError):
         if not sample.meta:
             raise
         return _trace(network, replace(sample, values=True))  # its code may look at values
@@ -121,6 +122,8 @@ def _trace(network: Build | nn.Module, sample: Sample) -> Channels:
         remaining = edited(record, fault, trial)
         if remaining is fault:
             remaining = tied(record, fault, trial)
+        if remaining is fault:
+            remaining = coarser(record, fault, trial)
         if remaining is fault:
             remaining = kept(record, fault, trial)
         if remaining is fault:

@@ -29,7 +29,7 @@ class Fault:
 
     Attributes:
         reason: in words.
-        layers: that took part, where known.
+        layers: that took part, where known: several lists, the likeliest first.
         modules: where it failed, or what may be at fault for that.
         progress: the trial, and how many operations of its pass went as predicted.
         operation: the first one that did not, as it was in the pass that is followed; one that was not reached has no
@@ -37,7 +37,7 @@ class Fault:
     """
 
     reason: str
-    layers: list[str] = field(default_factory=list)
+    layers: list[list[str]] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
     progress: tuple[int, float] = (0, 0)
     operation: Operation | None = None
@@ -71,7 +71,7 @@ def kept(record: Record, fault: Fault, trial: Callable[[], Fault | None]) -> Fau
         The fault that remains, or None; the same if there was nothing left to fix.
     """
     fixed = record.sizes.fixed
-    for axes in _suspects(record, fault):
+    for axes in suspects(record, fault):
         alone = {u: (u, factor) for axis in axes for u, factor in record.sizes.resolve(axis) if u not in fixed}
         for term in alone.values() if len(alone) in range(2, MOST_ALONE + 1) else ():
             before = dict(fixed)
@@ -111,7 +111,8 @@ def _try(build: Build, channels: Channels, reference: Record, sample: Sample, tr
             torch.manual_seed(0)
             model = resized(build, channels, widths, meta=sample.meta)
     except BuildError as error:
-        return Fault(str(error), [error.last], progress=(trial, -1))
+        reason = f"the network is not built with other widths ({first_line(error.__cause__ or error)})"
+        return Fault(reason, error.layers, progress=(trial, -1 / (1 + error.count)))
     record, failure = followed(model, sample)
     fault = _astray(reference, record, widths, failure, trial)
     if fault is None:
@@ -178,7 +179,7 @@ def _other_sizes(record: Record, channels: Channels, widths: Widths) -> Fault | 
         own = record.layers.get(layer.module)
         for size, axis in ((layer.source, own and own.source), (layer.out, own and own.axis)):
             if size is not None and (axis is None or record.sizes.size(axis) != size(widths)):
-                return Fault(f"{layer.module} does not follow other widths", [layer.module], [layer.module])
+                return Fault(f"{layer.module} does not follow other widths", [[layer.module]], [layer.module])
     return None
 
 
@@ -193,15 +194,16 @@ def _other_costs(reference: Record, record: Record, channels: Channels, widths: 
     for path, difference in more.items():
         if difference:
             members = [layer.module for layer in channels.layers if _owner(layer) == path]
-            return Fault(f"{path} has parameters that are not one for each channel", members, [path])
+            return Fault(f"{path} has parameters that are not one for each channel", [members], [path])
     tried = named(record)
-    costs = {layer.module: layer.macs(tried.widths) for layer in tried.layers}
-    for layer in channels.layers:
-        if layer.macs(widths) != costs.get(layer.module):
-            module = layer.module.partition("@")[0]
-            return Fault(f"{module} costs other multiply-accumulates than predicted", [layer.module], [module])
-    if sum(costs.values()) != channels.macs(widths):
-        return Fault("it costs other multiply-accumulates than predicted")
+    macs: Counter[str] = Counter()  # of a module in all: in the other pass, other dimensions of a product may vary
+    for layers, own_widths, sign in ((channels.layers, widths, 1), (tried.layers, tried.widths, -1)):
+        for layer in layers:
+            macs[layer.module.partition("@")[0]] += sign * layer.macs(own_widths)
+    for path, difference in macs.items():
+        if difference:
+            members = [layer.module for layer in channels.layers if layer.module.partition("@")[0] == path]
+            return Fault(f"{path} costs other multiply-accumulates than predicted", [members], [path])
     return None
 
 
@@ -210,10 +212,14 @@ def _owner(layer: Layer) -> str:
     return layer.module.rpartition(".")[0] if layer.kind == "parameter" else layer.module
 
 
-def _suspects(record: Record, fault: Fault) -> Iterator[list[Axis]]:
-    """Yield the axes that may be at fault: of the layers, then of all operations in the module and in those around."""
-    layers = [record.layers[layer] for layer in fault.layers if layer in record.layers]
-    yield [axis for layer in layers for axis in (layer.axis, layer.source) if axis is not None]
+def suspects(record: Record, fault: Fault) -> Iterator[list[Axis]]:
+    """Yield the axes that may be at fault, the likeliest first.
+
+    They are those of the layers, then of all operations in the module and in those around.
+    """
+    for paths in fault.layers:
+        layers = [record.layers[path] for path in paths if path in record.layers]
+        yield [axis for layer in layers for axis in (layer.axis, layer.source) if axis is not None]
     if fault.operation is not None:
         yield fault.operation.written
         yield fault.operation.axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 from torch import Tensor, nn
@@ -37,17 +38,19 @@ def convolution(record: Record, arguments: Arguments, outputs: list[Tensor]) -> 
     positions = seen = math.prod(applied.shape[channel + 1 :])
     if channel == 1:
         positions, seen = positions * record.batch(path, applied.shape[0]), seen * applied.shape[0]
-    for d, axis_along in enumerate(record.axes_of(image)[channel + 1 :], channel + 1):
-        if (
-            axis_along is not None and applied.shape[d] == image.shape[d]
-        ):  # a convolution that runs over channels as others do over pixels
-            rest, rest_seen = (weight.numel() * count // applied.shape[d] for count in (positions, seen))
-            along = f"{path}@{len(record.calls)}"
-            record.add(Call(along, "product", None, axis_along, positions=rest, owned=False, seen=rest_seen))
-            positions = seen = 0
-            break
     kernel = math.prod(weight.shape[2:])
+    along = [
+        own if applied.shape[d] == image.shape[d] else None
+        for d, own in enumerate(record.axes_of(image)[channel + 1 :], channel + 1)
+    ]
+    if _vary(record, along):  # it runs over channels as others do over pixels
+        read = None if depthwise else times(source, Fraction(1, groups))
+        count = kernel * (positions // max(1, math.prod(applied.shape[channel + 1 :])))
+        lengths = [*applied.shape[channel + 1 :], weight.shape[1 if not arguments["transposed"] else 0], out, count]
+        _count_product(record, path, lengths, [*along, read, axis, None])
+        positions = seen = 0
     record.add(Call(path, "conv", source, axis, groups, depthwise, kernel, positions, owned, seen=seen))
+    _meet_bias(record, path, arguments["bias"], axis)
     _note_convolved(record, image, outputs[0], channel, axis)
 
 
@@ -76,9 +79,26 @@ def linear(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
     source = _source(record, image, -1)
     axis = record.layer(path, source, record.written(path, outputs[0].shape[-1]))
     rows = outputs[0].shape[:-1]
-    positions = record.batch(path, rows[0]) * math.prod(rows[1:]) if rows else 1
-    record.add(Call(path, "linear", source, axis, positions=positions, seen=math.prod(rows)))
+    positions, seen = record.batch(path, rows[0]) * math.prod(rows[1:]) if rows else 1, math.prod(rows)
+    along = record.axes_of(image)[:-1]
+    if _vary(record, along):  # it runs over channels as others do over positions
+        _count_product(record, path, [*image.shape, outputs[0].shape[-1]], [*along, source, axis])
+        positions = seen = 0
+    record.add(Call(path, "linear", source, axis, positions=positions, seen=seen))
+    bias = arguments["self"] if "mat1" in arguments else arguments.get("bias")
+    _meet_bias(record, path, bias, axis)
     record.note(outputs[0], (*record.axes_of(image)[:-1], axis))
+
+
+def _meet_bias(record: Record, path: str, bias: Tensor | None, axis: Axis) -> None:
+    """Note that a bias which is not the layer's own is as long as what the layer writes."""
+    if bias is None or bias.dim() == 0:
+        return
+    before = record.axes_of(bias)[-1]
+    if before is not None:
+        record.sizes.equate(before, axis)
+    elif id(bias) in record.owners and (record.owner(bias)[0] != path or id(bias) in record.parts):
+        record.meet(bias, bias.dim() - 1, axis)
 
 
 def product(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
@@ -95,7 +115,7 @@ def product(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None
     if first.dim() == 3:
         batch = (record.common([first, second], 3, outputs[0].shape[0]),)
     record.note(outputs[0], (*batch, left[-2], right[-1]))
-    _count_product(record, [*first.shape, second.shape[-1]], [*batch, left[-2], inner, right[-1]])
+    _count_product(record, record.where(), [*first.shape, second.shape[-1]], [*batch, left[-2], inner, right[-1]])
 
 
 def added_product(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
@@ -105,12 +125,17 @@ def added_product(record: Record, arguments: Arguments, outputs: list[Tensor]) -
         record.common([outputs[0], arguments["self"]], back, size)
 
 
-def _count_product(record: Record, lengths: list[int], axes: list[Axis | None]) -> None:
-    """Count a product of dimensions as one of two widths; a third one keeps its size."""
+def _vary(record: Record, axes: Sequence[Axis | None]) -> bool:
+    """Return whether any of the dimensions counts channels whose number may change."""
+    return any(axis is not None and not record.sizes.is_fixed(axis) for axis in axes)
+
+
+def _count_product(record: Record, module: str, lengths: list[int], axes: list[Axis | None]) -> None:
+    """Count a product of dimensions in a module as one of two widths; a third one keeps its size."""
     widths: list[Axis] = []
     rest = 1
     for length, axis in zip(lengths, axes, strict=True):
-        if axis is not None and len(widths) < 2:
+        if axis is not None and len(widths) < 2 and not record.sizes.is_fixed(axis):
             widths.append(axis)
             continue
         rest *= length
@@ -118,7 +143,7 @@ def _count_product(record: Record, lengths: list[int], axes: list[Axis | None]) 
             record.sizes.fix(axis, f"a product of more than two widths in {record.where()}")
     out = widths.pop() if widths else record.sizes.constant(1, "no width")
     source = widths.pop() if widths else None
-    path = f"{record.where()}@{len(record.calls)}"
+    path = f"{module}@{len(record.calls)}"
     record.add(Call(path, "product", source, out, positions=rest, owned=False, seen=rest))
 
 
