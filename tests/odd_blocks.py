@@ -367,6 +367,17 @@ def images_as_depth() -> nn.Module:
 
 
 @block
+def encoder() -> nn.Module:
+    """Two layers of the library's transformer."""
+    one = nn.TransformerEncoderLayer(16, 2, 40, batch_first=True, norm_first=True)
+    return between(
+        lambda s, x: maps_of(s.encoder(tokens(x)), x),
+        16,
+        encoder=nn.TransformerEncoder(one, 2, enable_nested_tensor=False),
+    )
+
+
+@block
 def even_widths_only() -> nn.Module:
     def forward(s: Any, x: Tensor) -> Tensor:
         y: Tensor = s.read(x)

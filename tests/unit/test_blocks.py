@@ -24,6 +24,12 @@ PART = {
         {"1.mix@5", "1.mix.kernels", "1.mix.scores", "0.0", "0.1"},
         "weights of a convolution that are not a layer's",
     ),
+    "encoder": (
+        {"0.0", "0.1"}
+        | {f"1.encoder.layers.{n}.{own}" for n in (0, 1) for own in ("norm1", "norm2", "linear2")}
+        | {f"1.encoder.layers.{n}.self_attn.{own}" for n in (0, 1) for own in ("in_proj_weight", "out_proj")},
+        "1.encoder.layers.0.self_attn.in_proj_weight has values of its own",
+    ),
     "scores_of_neighbors": ({"1.span"}, "1 keeps its sizes (shape "),
     "mixed_positions": ({"1.down"}, "a product of more than two widths in 1.down"),
     "recurrent": ({"1.rows.weight_ih_l0", "0.0", "0.1"}, "1.rows.weight_ih_l0 has values of its own"),

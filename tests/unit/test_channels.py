@@ -257,6 +257,16 @@ def test_networks_of_torchvision_take_any_widths(name: str) -> None:
     assert result.kept == 0
 
 
+@pytest.mark.parametrize("name", ["swin_t", "swin_v2_t", "vit_b_32"])
+def test_feed_forward_parts_of_transformers_take_any_width(name: str) -> None:
+    """And so do the heads of those whose attention has a width of its own."""
+    result = resizing.resized(*resizing.torchvision_network(name))
+    assert result.refused == "" and result.resized_inside
+    assert result.hidden == (12, 12) and result.heads in ((12, 12), (0, 0))
+    tables = result.reason.startswith("encoder.pos_embedding has values of its own")
+    assert tables if name.startswith("vit") else result.heads[1] == 12
+
+
 def test_shuffled_halves_concatenations_and_excitations_are_tied_as_they_must_be() -> None:
     shuffle = channels.trace(resizing.torchvision_network("shufflenet_v2_x0_5")[0])
     assert {("stage2.0.branch1.2", "out"), ("stage2.3.branch2.5", "out")} <= set(shuffle.members("stage2.0.branch1.2"))

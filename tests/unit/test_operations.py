@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -108,6 +109,12 @@ def test_axes_go_where_their_dimensions_go(
         (lambda x: x.chunk(2, 1), *MAP, [".", "1/2a", ".", "."], {"a": 2}),
         (lambda x: x.chunk(4, -3), *MAP, [".", "1/4a", ".", "."], {"a": 4}),
         (lambda x: x.split([2, 6], 1), *MAP, [".", "1/4a", ".", "."], {"a": 4}),
+        (lambda x: x[:, ::2], *MAP, [".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: x[:, 3::4], *MAP, [".", "1/4a", ".", "."], {"a": 4}),
+        (lambda x: F.glu(x, 1), *MAP, [".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: F.unfold(x, 3).view(2, 2, 4, 9, -1), *MAP, [".", ".", "1/2a", ".", "."], {"a": 2}),
+        (lambda x: torch.view_as_real(torch.fft.rfft2(x)), *MAP, [".", "a", ".", ".", "."], {}),
+        (lambda x: torch.view_as_complex(torch.stack([x, x], -1)), *MAP, [".", "a", ".", "."], {}),
         (lambda x: x.flatten(1), *MAP, [".", "24a"], {}),
         (lambda x: x.flatten(0, 1), *MAP, ["2a", ".", "."], {}),
         (lambda x: x.flatten(), (1, 8, 4, 6), ".a..", ["24a"], {}),
@@ -134,6 +141,17 @@ def test_every_part_of_a_split_has_its_own_share() -> None:
     found = Followed(lambda x: x.split([2, 4, 2], 1), MAP)
     assert [found.axes_of(part)[1] for part in found.output] == ["1/4a", "1/2a", "1/4a"]
     assert [found.axes_of(part)[0] for part in Followed(lambda x: x.split([1, 1]), MAP).output] == [".", "."]
+
+
+def test_single_channels_beside_others_are_no_share_of_them() -> None:
+    """As where one score of each position is made beside keys and values."""
+    found = Followed(lambda x: x.split([1, 4, 4], 1), ((2, 9, 4, 6), ".a.."))
+    score, key, value = (found.axes_of(part)[1] for part in found.output)
+    assert (score, key, value) == ("1", "1/2a", "1/2a") and found.multiples == {"a": 2}
+    for lengths in ([1, 4, 1, 3], [1, 1, 7, 1, 2]):
+        apart = Followed(lambda x, lengths=lengths: x.split(lengths, 1), ((2, sum(lengths), 4, 6), ".a.."))
+        total = sum(lengths)
+        assert [apart.axes_of(part)[1] for part in apart.output] == [str(Fraction(n, total)) + "a" for n in lengths]
 
 
 @pytest.mark.parametrize(

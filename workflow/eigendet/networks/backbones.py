@@ -9,6 +9,7 @@ from torch import nn
 from eigendet import channels, plugins
 from eigendet.channels.groups import Channels, Widths, scaled
 from eigendet.config.sections import BackboneChoice
+from eigendet.errors import UserError, some
 from eigendet.networks import checks, parts
 
 WIDTH_MULTIPLE = 8  # of a backbone's width factor
@@ -20,10 +21,17 @@ def reference_groups(
     """Return the channel groups of a backbone with costs at `size`, and the reference's width of each.
 
     The reference has the choice's width factor.
+
+    Raises:
+        UserError: it has one, and no width can change.
     """
     groups = _traced_backbone(choice, str(plugins.find("backbone", choice.plugin)), size)
     if choice.width == 1:
         return groups, groups.widths
+    if not groups.widths:
+        why = some(list(dict.fromkeys(groups.fixed.values())), 1)
+        origin = plugins.find("backbone", choice.plugin)
+        raise UserError(f"{origin}: width {choice.width}, but none of its widths can change ({why}); expected 1.")
     return groups, scaled(groups.widths, choice.width, groups.rounded_to(WIDTH_MULTIPLE))
 
 
