@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,6 +123,39 @@ def without_parameters() -> nn.Module:
         return s.plain(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     return between(forward, 16, plain=nn.LayerNorm(16, elementwise_affine=False))
+
+
+class Own(nn.Module):
+    """Holds the parameters of a normalization under names of its own, and the shape of what it normalizes."""
+
+    def __init__(self, width: int, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gamma, self.beta, self.shape = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), (width,)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+        self.function = function
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.function(self, maps)
+
+
+@block
+def normalizations_of_its_own() -> nn.Module:
+    def tokens_last(s: Any, x: Tensor) -> Tensor:
+        return F.layer_norm(x.permute(0, 2, 3, 1), s.shape, s.gamma, s.beta).permute(0, 3, 1, 2)
+
+    norms = {
+        "batch": Own(16, lambda s, x: F.batch_norm(x, s.mean, s.variance, s.gamma, s.beta, s.training)),
+        "group": Own(20, lambda s, x: F.group_norm(x, 4, s.gamma, s.beta)),
+        "instance": Own(24, lambda s, x: F.instance_norm(x, None, None, s.gamma, s.beta)),
+        "last": Own(12, tokens_last),
+    }
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.last(s.third(s.instance(s.second(s.group(s.first(s.batch(x)))))))
+
+    layers = {"first": nn.Conv2d(16, 20, 1), "second": nn.Conv2d(20, 24, 1), "third": nn.Conv2d(24, 12, 1)}
+    return between(forward, 16, 12, **norms, **layers)
 
 
 # Parameters.

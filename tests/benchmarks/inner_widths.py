@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 FEED_FORWARD = re.compile("mlp|ffn|feed_?forward|^(linear|layer_)1$", re.IGNORECASE)
-ATTENTION = re.compile("attn|attention|mhsa|xca|token_mixer", re.IGNORECASE)
+ATTENTION = re.compile("attn|attention|mhsa|xca|litemla|token_mixer", re.IGNORECASE)
 OTHER = re.compile("head|cpb|pos", re.IGNORECASE)  # classes, and what writes one number a head or a position
 
 

@@ -220,14 +220,20 @@ def _normalization(record: Record, arguments: Arguments, outputs: list[Tensor], 
         axis = record.sizes.constant(image.shape[dim], f"not a number of channels, in {record.where()}")
     record.note(outputs[0], record.axes_of(image))
     record.sizes.require(axis, groups)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        tensor = arguments.get(name)
-        if tensor is not None and id(tensor) in record.owners:
-            path, _ = record.owner(tensor)
-            # Instance norm has the maps of several images side by side, as channels.
-            own = record.model.get_submodule(path).get_parameter(name) if name in ("weight", "bias") else tensor
-            record.norm(path, times(axis, Fraction(own.numel(), tensor.numel())))
-            return
+    tensors = [arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    owned = [tensor for tensor in tensors if tensor is not None and id(tensor) in record.owners]
+    for tensor in owned:
+        path, is_layer = record.owner(tensor)
+        if not is_layer:  # a module of the network's own has made its parameters
+            record.meet(tensor, 0, axis)
+            continue
+        # Instance norm has the maps of several images side by side, as channels.
+        name = record.owners[id(tensor)][0].name
+        own = getattr(record.model.get_submodule(path), name) if name in ("weight", "bias") else tensor
+        record.norm(path, times(axis, Fraction(own.numel(), tensor.numel())))
+        return
+    if owned:
+        return
     path = record.stack[-1] if record.stack else ""
     features = _features(record.model.get_submodule(path))
     if features is not None:
