@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eigendet import channels, config
 from eigendet.config.sections import BackboneChoice, CovarianceSettings, PluginChoice
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.errors import UserError
 from eigendet.networks import parts
 from eigendet.networks.backbones import backbone_of, parameter_count, reference_groups
@@ -58,7 +58,7 @@ class TestRetinaNet(DetectorContract):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, norm: str, values: dict[str, Any]) -> None:
     experiment = config.parse(values)
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     torch.manual_seed(0)
     model = definition(name, norm=norm).build()
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -79,7 +79,7 @@ def test_it_gives_losses_in_training_and_detections_in_evaluation(name: str, nor
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_adapts_to_narrower_and_wider_backbones(name: str, values: dict[str, Any]) -> None:
     experiment = config.parse(values)
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     groups = reference_groups(definition(name).backbone)[1]
     for widths in (dict.fromkeys(groups, 4), {group: width + 12 for group, width in groups.items()}):
         model = definition(name, widths).build()
@@ -125,7 +125,7 @@ def test_pyramid_and_heads_are_resized_at_the_predicted_cost(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_heads_are_tapped_on_request_a_shared_one_for_each_level(name: str, values: dict[str, Any]) -> None:
-    data = open_splits(config.parse(values), "detection")["train"]
+    data = open_split(config.parse(values), "detection", "train")
     settings = CovarianceSettings(points=["conv", "linear"], heads=True)
     images = Images(Decoded(data), [0], torch.device("cpu"))
     found = {str(tap.key): tap for tap in observed_taps(definition(name).build(), settings, images)}

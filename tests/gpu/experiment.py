@@ -21,7 +21,7 @@ import torch
 
 from eigendet import config
 from eigendet.config import Experiment
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.files import read_json
 from eigendet.networks.backbones import backbone_of, parameter_count
 from eigendet.networks.snapshots import read_snapshot
@@ -128,7 +128,7 @@ def _settings(device: torch.device, small: bool, digits: bool) -> dict[str, Any]
 
 
 def _images(experiment: Experiment) -> int:
-    return len(open_splits(experiment, "detection")["train"])
+    return len(open_split(experiment, "detection", "train"))
 
 
 def _seconds(name: str, work: Callable[[], object]) -> Figure:
@@ -144,7 +144,7 @@ def _pretrained(experiment: Experiment, folder: Path, small: bool) -> Iterator[F
     yield _seconds("pre-training", lambda: stages.pretrain(experiment, BACKBONE, run))
     right: float = read_json(run / "run.json", "a record")["top1"]
     limit = (
-        None if small else 2 / len(open_splits(experiment, "classification")["val"].classes)
+        None if small else 2 / len(open_split(experiment, "classification", "val").classes)
     )  # twice as many as by chance
     yield Figure("pre-training: share of right answers", right, limit=limit, at_least=True)
 

@@ -11,7 +11,7 @@ import torch
 from eigendet import config
 from eigendet.data import batches
 from eigendet.data.coco import CocoDetection
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.errors import UserError
 
 Coco = Callable[..., tuple[Path, Path]]
@@ -29,7 +29,7 @@ def equal(first: Any, second: Any) -> bool:
 def test_batches_do_not_depend_on_start_or_workers(values: dict[str, Any], workers: int) -> None:
     values["training"] |= {"steps": 9, "workers": workers}
     settings = config.parse(values).training
-    data = open_splits(config.parse(values), "detection")["train"]
+    data = open_split(config.parse(values), "detection", "train")
     plain = config.parse(values | {"training": values["training"] | {"workers": 0}}).training
     whole = list(batches.detection_batches(data, plain, 0, 0, masks=True))
     torch.manual_seed(99)
@@ -41,7 +41,7 @@ def test_batches_do_not_depend_on_start_or_workers(values: dict[str, Any], worke
 
 def test_loading_leaves_the_global_random_state_alone(values: dict[str, Any]) -> None:
     experiment = config.parse(values)
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     torch.manual_seed(5)
     stream = iter(batches.detection_batches(data, experiment.training, 0, 0, masks=False))
     state = torch.get_rng_state()
@@ -52,7 +52,7 @@ def test_loading_leaves_the_global_random_state_alone(values: dict[str, Any]) ->
 def test_every_epoch_holds_every_image_once(values: dict[str, Any]) -> None:
     values["pretraining"] |= {"steps": 16, "batch_size": 8}
     experiment = config.parse(values)
-    data = open_splits(experiment, "classification")["train"]
+    data = open_split(experiment, "classification", "train")
     assert experiment.pretraining is not None
     loader = batches.classification_batches(data, experiment.pretraining, 0, 0)
     labels = torch.cat([labels for _, labels in loader])
@@ -64,7 +64,7 @@ def test_every_epoch_holds_every_image_once(values: dict[str, Any]) -> None:
 def test_mirrored_boxes_and_masks_stay_on_their_objects(values: dict[str, Any]) -> None:
     values["training"] |= {"steps": 10, "scale_jitter": [0.7, 1.4]}
     experiment = config.parse(values)
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     sizes = set()
     for images, targets in batches.detection_batches(data, experiment.training, 0, 0, masks=True):
         for image, target in zip(images, targets, strict=True):

@@ -125,5 +125,5 @@ def test_splits_with_different_classes_are_refused(values: dict[str, Any], folde
         "train": {"plugin": "image_folder", "path": str(folder)},
         "val": {"plugin": "image_folder", "path": str(tmp_path / "other")},
     }
-    with pytest.raises(UserError, match=r"data.classification: train and val have different classes \(bee\)"):
-        datasets.open_splits(config.parse(values), "classification")
+    with pytest.raises(UserError, match=r"data.classification: train and val have different classes \('bee'\)"):
+        datasets.check_data(config.parse(values), "classification", "train")

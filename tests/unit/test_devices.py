@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from eigendet import config, monitor, suggest_widths
 from eigendet.data import batches
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.runs import covariances, latency, stages, training
 from eigendet.spectra import spectrum
 
@@ -78,8 +78,8 @@ def test_a_model_on_the_cpu_is_watched_and_sized_without_it(gpu: torch.device) -
 
 def test_batches_lie_in_pinned_memory_for_a_gpu_alone(values: dict[str, Any], gpu: torch.device) -> None:
     experiment = config.parse(values)
-    detection = open_splits(experiment, "detection")["train"]
-    classification = open_splits(experiment, "classification")["train"]
+    detection = open_split(experiment, "detection", "train")
+    classification = open_split(experiment, "classification", "train")
     assert experiment.pretraining is not None
     for device in (torch.device("cpu"), gpu):
         model = nn.Module()

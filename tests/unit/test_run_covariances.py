@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eigendet import config, progress
-from eigendet.data.datasets import Detection, Target, open_splits
+from eigendet.data.datasets import Detection, Target, open_split
 from eigendet.errors import UserError
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.observe import merging, store
@@ -147,7 +147,7 @@ def test_every_image_is_decoded_once_for_all_snapshots_parts_and_passes(
 ) -> None:
     experiment, folder = run
     asked: list[int] = []
-    data = type(open_splits(experiment, "detection")["train"])
+    data = type(open_split(experiment, "detection", "train"))
     look_up = data.__getitem__
 
     def counting(self: Detection, index: int) -> tuple[torch.Tensor, Target]:

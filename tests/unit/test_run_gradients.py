@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eigendet import config
 from eigendet.config.sections import BackboneChoice, PluginChoice
 from eigendet.data.batches import as_float, learned_objects, stream_seed
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.data.samples import Rectangles
 from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
@@ -60,7 +60,7 @@ def brute(experiment: config.Experiment, snapshot: Path, masks: bool) -> dict[st
     _, model, _ = read_snapshot(snapshot)
     model.train()
     model.get_submodule("transform").eval()  # resizes as in evaluation
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     sums: dict[str, Tensor] = {}
     zeros: dict[str, list[Tensor]] = {}
     for path, module in model.named_modules():
@@ -173,7 +173,7 @@ def test_one_that_was_stopped_goes_on_to_the_same_bytes(
 def test_images_without_objects_have_no_loss_and_are_left_out(
     run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = open_splits(run[0], "detection")["train"]
+    data = open_split(run[0], "detection", "train")
     left_out = covariances.probe_indices(len(data), 5, "data")[1:3]
     objects = type(data).objects
     monkeypatch.setattr(type(data), "objects", lambda self, i: 0 if i in left_out else objects(self, i))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,18 +107,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str, hook: Callable[[Plain], Plain] | None = None) -> Any:
     """Return the parsed JSON of a file.
 
     Args:
         path: the file.
         what: what was expected there, for messages.
+        hook: takes each object as soon as it is parsed, and returns what takes its place.
 
     Raises:
         UserError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_hook=hook)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {what}.") from None
     except (ValueError, RecursionError) as error:  # not text, not JSON, a number or a nesting beyond all bounds

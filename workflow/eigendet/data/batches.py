@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from eigendet import processes
 from eigendet.config.sections import DetectorTraining, Optimization, Pretraining
+from eigendet.data.checks import check_sides
 from eigendet.data.datasets import Classification, Detection, Target
 from eigendet.errors import UserError
 
@@ -96,11 +97,12 @@ def detection_batches(
     (2, ['boxes', 'labels', 'masks'])
 
     Raises:
-        UserError: no image has an object, or `masks` is asked of a data set that has none.
+        UserError: no image has an object, one would be resized to nothing, or `masks` is asked of data without any.
     """
     used = [index for index in range(len(dataset)) if dataset.objects(index)]
     if not used:
         raise UserError("the training images hold no objects other than crowds; expected at least one.")
+    check_sides(dataset, settings)
     low, high = (max(1, round(settings.min_size * factor)) for factor in settings.scale_jitter)
     transform = v2.Compose(
         [
@@ -152,8 +154,9 @@ def learned_objects(target: Target, masks: bool) -> dict[str, Tensor]:
         return objects
     if target["masks"] is None:
         raise UserError(
-            "the detector learns masks, but not every object of the training data has a segmentation; "
-            "use a detector without masks, or data with 'segmentation' for each annotation."
+            "the detector learns masks, but not every object of the training data has a segmentation that is valid "
+            "('eigendet check-data' says which); use a detector without "
+            "masks, or data with 'segmentation' for each annotation."
         )
     decoded = [coco_mask.decode(rle) for rle, keep in zip(target["masks"], kept.tolist(), strict=True) if keep]
     return objects | {"masks": torch.from_numpy(np.stack(decoded))}

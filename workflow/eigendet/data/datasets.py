@@ -1,4 +1,4 @@
-"""What a data set is, how images are decoded, and the check of a whole data set.
+"""What a data set is, and the check of a whole data set.
 
 Both kinds are map-style, know their classes and a digest before any image is decoded, and return images as uint8
 tensors (3, H, W). The digest identifies the samples: equal digests, equal data.
@@ -7,20 +7,19 @@ tensors (3, H, W). The digest identifies the samples: equal digests, equal data.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal, NotRequired, Protocol, TypedDict, overload
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict, overload
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from eigendet import plugins
 from eigendet.config import Experiment, layout
 from eigendet.config.sections import Splits
 from eigendet.data import checks
-from eigendet.errors import UserError
+from eigendet.data.images import decode as decode
+from eigendet.data.notes import shown
+from eigendet.errors import UserError, some
 from eigendet.progress import Reporter
 
 Task = Literal["classification", "detection"]
@@ -48,7 +47,10 @@ class Detection(Protocol):
 
     classes: list[str]
     digest: str
-    notes: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the report."""
 
     def __len__(self) -> int: ...
 
@@ -66,7 +68,10 @@ class Classification(Protocol):
 
     classes: list[str]
     digest: str
-    notes: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the report."""
 
     def __len__(self) -> int: ...
 
@@ -79,65 +84,52 @@ class DataSummary(TypedDict):
     version: int
     images: int
     classes: list[str]
-    notes: list[str]  # what was dropped or clipped
+    notes: list[str]  # what was dropped or clipped, or may not be meant
     digest: str
     objects: NotRequired[int]  # of detection, crowds left out
 
 
-def decode(path: Path) -> Tensor:
-    """Return an image file as uint8 (3, H, W), RGB.
-
-    Raises:
-        UserError: the file is missing, truncated, or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image file.") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a readable image, perhaps truncated ({error}); expected JPEG, PNG or the like."
-        ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+@overload
+def open_split(experiment: Experiment, task: Literal["detection"], split: str) -> Detection: ...
 
 
 @overload
-def open_splits(experiment: Experiment, task: Literal["detection"]) -> dict[str, Detection]: ...
+def open_split(experiment: Experiment, task: Literal["classification"], split: str) -> Classification: ...
 
 
 @overload
-def open_splits(experiment: Experiment, task: Literal["classification"]) -> dict[str, Classification]: ...
+def open_split(experiment: Experiment, task: Task, split: str) -> Any: ...
 
 
-def open_splits(experiment: Experiment, task: Task) -> Any:
-    """Return the data sets `train` and `val` of a task.
+def open_split(experiment: Experiment, task: Task, split: str) -> Any:
+    """Return the data set of a task for `train` or `val`.
 
     Raises:
-        UserError: a data set is not usable, or the two have different classes.
+        UserError: it is not usable.
     """
     splits: Splits | None = getattr(experiment.data, task)
     if splits is None:
         raise UserError(f"data.{task}: missing; this stage needs it.")
-    opened = {}
-    for name in ("train", "val"):
-        choice = getattr(splits, name)
-        opened[name] = plugins.bind("dataset", choice, f"data.{task}.{name}")()
-        checks.check_dataset(opened[name], str(plugins.find("dataset", choice.plugin)))
-    if opened["train"].classes != opened["val"].classes:
-        first, second = (set(opened[name].classes) for name in ("train", "val"))
-        apart = ", ".join(sorted(first ^ second)) or "the same names in another order"
-        raise UserError(f"data.{task}: train and val have different classes ({apart}); expected the same in both.")
-    return opened
+    choice = getattr(splits, split)
+    dataset = plugins.bind("dataset", choice, f"data.{task}.{split}")()
+    checks.check_dataset(dataset, str(plugins.find("dataset", choice.plugin)))
+    return dataset
 
 
 def check_data(experiment: Experiment, task: Task, split: str) -> DataSummary:
     """Decode every image of a split once, so that a bad one is known before training starts; return a summary.
 
     Raises:
-        UserError: an image cannot be read or is not of the annotated size, or the data set is not usable at all.
+        UserError: an image cannot be read, is not of the annotated size, or would be resized to nothing; or the data
+            set is not usable at all, or has other classes than that for the other split.
     """
-    dataset = open_splits(experiment, task)[split]
+    other = "val" if split == "train" else "train"
+    theirs = _outline(open_split(experiment, task, other))
+    dataset = open_split(experiment, task, split)
+    alike = _compared(_outline(dataset), theirs, f"data.{task}: {split} and {other}")
+    if task == "detection":
+        for settings in [experiment.training_of(arm) for arm in experiment.all_arms]:
+            checks.check_sides(dataset, settings)
     plugin = plugins.find("dataset", getattr(getattr(experiment.data, task), split).plugin)
 
     def look(index: int) -> int:
@@ -156,9 +148,46 @@ def check_data(experiment: Experiment, task: Task, split: str) -> DataSummary:
         "version": layout.DATA_VERSION,
         "images": len(dataset),
         "classes": dataset.classes,
-        "notes": dataset.notes,
+        "notes": [*dataset.notes, *alike],
         "digest": dataset.digest,
     }
     if hasattr(dataset, "objects"):
         summary["objects"] = objects
     return summary
+
+
+def require_same_classes(one: Sequence[str], other: Sequence[str], which: str) -> None:
+    """Raise UserError unless two splits have the same classes; `which` names them.
+
+    >>> require_same_classes(["cat", "dog"], ["cat", "dog"], "data.detection: train and val")
+    """
+    if list(one) != list(other):
+        apart = some(sorted(shown(name) for name in set(one) ^ set(other))) or "the same names in another order"
+        raise UserError(f"{which} have different classes ({apart}); expected the same in both.")
+
+
+class _Outline(NamedTuple):
+    """What splits are compared by; a data set itself may take much memory."""
+
+    classes: list[str]
+    digest: str
+    files: set[str]  # of the images, where the data set names them
+
+
+def _outline(dataset: Any) -> _Outline:
+    """Return what a data set is compared with another by."""
+    names = map(dataset.name, range(len(dataset))) if hasattr(dataset, "name") else ()
+    return _Outline(list(dataset.classes), dataset.digest, {os.path.realpath(name) for name in names})
+
+
+def _compared(one: _Outline, other: _Outline, which: str) -> list[str]:
+    """Say whether two splits share data.
+
+    Raises:
+        UserError: they have different classes.
+    """
+    require_same_classes(one.classes, other.classes, which)
+    if one.digest == other.digest:
+        return [f"{which} are the same data, so what is evaluated was learned"]
+    shared = len(one.files & other.files)
+    return [f"{which} share {shared} images, so part of what is evaluated was learned"] if shared else []

@@ -5,12 +5,14 @@ Nothing is guessed: what could be meant in two ways is a message that says what 
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 import os
 import re
+import stat
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -231,6 +233,84 @@ def class_counts(folder: Path, tree: Tree) -> dict[str, int]:
     if len(counts) < 2:
         raise UserError(f"{folder}: holds {len(counts)} class folders; expected a folder of images for each class.")
     return counts
+
+
+def class_images(root: Path) -> dict[str, list[Path]]:
+    """Return the images of each class, sorted: those in its folder, and in those inside, links followed.
+
+    Hidden files and folders are left out; a folder that several links of a class lead to counts once.
+
+    Raises:
+        UserError: there are no classes, one has no images, a link leads nowhere, or a folder cannot be read.
+    """
+    try:
+        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read ({error.strerror}); expected one folder for each class.") from None
+    for entry in entries:
+        _require_target(entry)
+    classes = {entry.name: sorted(images_in(entry)) for entry in entries if entry.is_dir()}
+    if not classes:
+        raise UserError(f"{root}: holds no folders; expected one folder of images for each class.")
+    for name, images in classes.items():
+        if not images:
+            expected = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"{root / name}: class folder without images; expected files {expected}.")
+    return classes
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder, and in those inside."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); expected a folder of images.")
+
+    visited = set()
+    for name, inner, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if (identity := os.path.realpath(name)) in visited:
+            inner.clear()
+            continue
+        visited.add(identity)
+        inner[:] = sorted(one for one in inner if not one.startswith("."))
+        for file in files:
+            if not file.startswith("."):
+                path = Path(name, file)
+                _require_target(path)
+                if path.suffix.lower() in SUFFIXES:
+                    yield path
+
+
+def _require_target(path: Path) -> None:
+    """Raise UserError if a path is a link that leads nowhere."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: a link to {path.readlink()}, which is not there; remove it, or put that back.")
+
+
+def files_in(folder: Path) -> Callable[[str], tuple[os.stat_result | None, bool]]:
+    """Return a function that looks up files by their names in an image folder.
+
+    It returns a file's state, None if there is no such file; and whether that is inside of the folder, whatever `..`,
+    links and absolute names lead to. Folders are resolved once, so of most images it looks at the file alone.
+    """
+    root = os.path.realpath(folder)
+
+    def is_inside(path: str) -> bool:
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
+
+    folder_inside = functools.cache(is_inside)
+
+    def look(name: str) -> tuple[os.stat_result | None, bool]:
+        path = os.path.join(root, name)  # noqa: PTH118 - a Path for each of a million images would take long
+        try:
+            inside = folder_inside(os.path.dirname(path))  # noqa: PTH120
+            state = os.lstat(path)
+            if stat.S_ISLNK(state.st_mode):
+                inside, state = inside and is_inside(path), os.stat(path)  # noqa: PTH116
+        except (OSError, ValueError):  # not there, a name that is too long, or one that holds a zero byte
+            return None, True
+        return (state if stat.S_ISREG(state.st_mode) else None), inside
+
+    return look
 
 
 def _images_below(tree: Tree) -> dict[Path, int]:

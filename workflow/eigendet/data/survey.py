@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from PIL import Image
 from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, with_config
 
-from eigendet.data import folders
+from eigendet.data import folders, images
 from eigendet.data.folders import Pair, Tree
 from eigendet.errors import UserError, some
 
@@ -203,7 +202,7 @@ def _detections(file: Path, folder: Path | None, tree: Tree, root: Path) -> Dete
     else:
         folders.require_images(file, names, folder)
     for image in sample:
-        _check_size(folder / image.file_name, (image.width, image.height))
+        images.check_size(folder / image.file_name, (image.height, image.width))
     sides = {image.id: sorted((image.width, image.height)) for image in content.images}
     boxes = [
         annotation
@@ -258,33 +257,9 @@ def _range(numbers: np.ndarray | Sequence[float]) -> Range:
     return Range(*(float(number) for number in np.quantile(numbers, (0.05, 0.5, 0.95))))
 
 
-def _check_size(file: Path, annotated: tuple[int, int]) -> None:
-    """Raise UserError unless an image has the width and height that its annotations say."""
-    size = _size(file)
-    if size != annotated:
-        raise UserError(
-            f"{file}: the image is {size[0]}x{size[1]} pixels; its annotations say {annotated[0]}x{annotated[1]}."
-        )
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """Return width and height from the header of an image."""
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: not a readable image ({error}); expected JPEG, PNG or the like.") from None
-
-
 def _classes(folder: Path, tree: Tree) -> Classes:
     """Count the images of each class, and look at one of some classes."""
     counts = folders.class_counts(folder, tree)
-    shorter = [min(_size(file)) for file in _one_each(folder, spread(list(counts)))]
+    first = [next(folders.images_in(folder / name)) for name in spread(list(counts))]
+    shorter = [min(images.header_size(file)) for file in first]
     return Classes(folder, counts, _range(shorter), len(shorter))
-
-
-def _one_each(folder: Path, classes: Sequence[str]) -> Iterator[Path]:
-    """Yield an image of each of these classes."""
-    for name in classes:
-        files = (file for file in (folder / name).rglob("*") if file.suffix.lower() in folders.SUFFIXES)
-        yield next(files)

@@ -29,7 +29,7 @@ from eigendet import processes
 from eigendet.channels.groups import Channels
 from eigendet.config import Experiment
 from eigendet.config.sections import IMMATERIAL, CovarianceSettings
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.errors import UserError, first_line
 from eigendet.files import Plain, value_digest
 from eigendet.networks.backbones import backbone_of
@@ -66,7 +66,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     run = RunFolder(folder)
     record = run.read_detector_run()
     settings = experiment.covariance
-    dataset = open_splits(experiment, "detection")[settings.split]
+    dataset = open_split(experiment, "detection", settings.split)
     name = f"data.detection.{settings.split}"
     indices = probe_indices(len(dataset), settings.images, name)
     labeled = gradients.with_objects(dataset, indices, name) if settings.gradients else []

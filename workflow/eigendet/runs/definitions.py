@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from eigendet.config import Experiment
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.errors import UserError, unknown
 from eigendet.networks.backbones import backbone_of, parameter_count, reference_groups
 from eigendet.networks.definition import Definition
@@ -65,7 +65,7 @@ def definition_of(
 def definition_for_widths(experiment: Experiment, backbone: str, detector: str, heads: bool) -> Definition:
     """Return the network whose widths are chosen, at the side for which costs count."""
     side = experiment.training.min_size
-    classes = open_splits(experiment, "detection")["train"].classes if heads else []
+    classes = open_split(experiment, "detection", "train").classes if heads else []
     return replace(definition_of(experiment, backbone, detector, classes, (side, side)), heads=heads)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from eigendet.config import Experiment, layout
 from eigendet.data.batches import as_float
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.networks.backbones import backbone_of
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.progress import Reporter
@@ -78,7 +78,7 @@ def measure_latency(experiment: Experiment, folders: Sequence[Path], rounds: int
         UserError: a folder holds no complete run of a detector.
     """
     device = parallel.device_of(experiment.device)
-    image = as_float(open_splits(experiment, "detection")["val"][0][0]).to(device)
+    image = as_float(open_split(experiment, "detection", "val")[0][0]).to(device)
     runs = [RunFolder(folder) for folder in folders]
     records = [run.read_detector_run() for run in runs]
     detectors, backbones = [], []

@@ -21,7 +21,7 @@ from eigendet.config import Experiment, layout
 from eigendet.config.experiment import FROM_SPECTRA
 from eigendet.config.sections import DetectorTraining, WidthSettings
 from eigendet.data.batches import as_float
-from eigendet.data.datasets import Detection, open_splits
+from eigendet.data.datasets import Detection, open_split
 from eigendet.errors import UserError, some
 from eigendet.networks import checks
 from eigendet.networks.backbones import backbone_of
@@ -72,7 +72,7 @@ def check_network(experiment: Experiment, backbone: str, detector: str) -> Netwo
         UserError: a plugin fails, or does not keep its contract; the message names its file and line. Or nothing of
             the network can be observed with these settings, or not what its widths would be read from.
     """
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     size = small(experiment.training)
     definition = definitions.definition_of(experiment, backbone, detector, data.classes, size)
     choices = {"backbone": experiment.backbones[backbone], "detector": experiment.detectors[detector]}
@@ -202,7 +202,7 @@ def _check_gradients(
             the one that is observed in evaluation.
     """
     settings, source = experiment.covariance, f"data.detection.{experiment.covariance.split}"
-    data, (groups, _) = open_splits(experiment, "detection")[settings.split], definition.reference()
+    data, (groups, _) = open_split(experiment, "detection", settings.split), definition.reference()
     first, *_ = gradients.with_objects(data, probe_indices(len(data), settings.images, source), source)
     samples = gradients.Samples(Decoded(data), [first], learns_masks(model), torch.device("cpu"))
     with gradients.computing_losses(model) as losses_of:

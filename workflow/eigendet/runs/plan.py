@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.sections import Optimization
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.networks.definition import Definition
 from eigendet.networks.widths_file import read_widths
 from eigendet.runs import definitions, network_check
@@ -109,10 +109,11 @@ def peak(stages: Sequence[Stage], jobs: int) -> int:
 
 def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterator[Stage]:
     """Yield the stages in the order of the workflow, those of some rules in parts."""
-    detection = open_splits(experiment, "detection")
+    classes = open_split(experiment, "detection", "train").classes
+    evaluated = len(open_split(experiment, "detection", "val"))
     classifiers = _classifiers(experiment)
     networks = [
-        _network(experiment, folder, backbone, detector, detection["train"].classes, classifiers, rates)
+        _network(experiment, folder, backbone, detector, classes, classifiers, rates)
         for backbone, detector in experiment.networks
     ]
     resized = [arm for arm in experiment.all_arms if arm not in WITH_REFERENCE_WIDTHS]
@@ -137,7 +138,7 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
             yield replace(_training(experiment, network, arm), after_widths=True)
     for network in networks:
         runs = len(experiment.seeds) * len(experiment.all_arms)
-        images = runs * len(detection["val"])
+        images = runs * evaluated
         yield Stage("evaluate", jobs=runs, images=images, seconds=network.rate and images / network.rate.looking)
     yield Stage("latency", jobs=len(networks))
     yield Stage("report", jobs=1, disk=PAGE + len(networks) * FIGURES)
@@ -148,7 +149,7 @@ def _classifiers(experiment: Experiment) -> dict[str, Definition]:
     here = [name for name, choice in experiment.backbones.items() if choice.pretrained == "workflow"]
     if "finetune" not in experiment.arms or not here:
         return {}
-    classes = open_splits(experiment, "classification")["train"].classes
+    classes = open_split(experiment, "classification", "train").classes
     return {name: definitions.classifier_of(experiment, name, classes) for name in here}
 
 

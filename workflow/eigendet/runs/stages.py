@@ -13,7 +13,7 @@ from eigendet import plugins, processes
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.sections import IMMATERIAL, BackboneChoice, Optimization
 from eigendet.data.batches import evaluation_crop, stream_seed
-from eigendet.data.datasets import Detection, Task, open_splits
+from eigendet.data.datasets import Detection, Task, open_split, require_same_classes
 from eigendet.errors import UserError, unknown
 from eigendet.files import Plain, file_digest
 from eigendet.networks import weights
@@ -40,7 +40,8 @@ def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
 
 def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None:
     """Train a classifier and keep its backbone."""
-    data = open_splits(experiment, "classification")
+    data = {split: open_split(experiment, "classification", split) for split in ("train", "val")}
+    require_same_classes(data["train"].classes, data["val"].classes, "data.classification: train and val")
     definition = classifier_of(experiment, name, data["train"].classes)
     settings = experiment.pretraining
     assert settings is not None  # or there would be no definition
@@ -112,7 +113,7 @@ def train(
     """
     _check_arm(experiment, arm, init, widths)
     settings = experiment.training_of(arm)
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     definition = definition_of(experiment, backbone, detector, data.classes, (settings.min_size, settings.max_size))
     if widths is not None:
         definition = replace(definition, widths=read_widths(widths, definition))
@@ -197,7 +198,7 @@ def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
     record = run.read()
     step, model, definition = read_snapshot(run.snapshot(record.last_step))
     task: Task = "classification" if definition.detector is None else "detection"
-    dataset: Any = open_splits(experiment, task)["val"]
+    dataset: Any = open_split(experiment, task, "val")
     if dataset.classes != definition.classes:
         raise UserError(
             f"{folder}: trained on the classes {definition.classes}; data.{task}.val has {dataset.classes}."

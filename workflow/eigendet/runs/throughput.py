@@ -15,7 +15,7 @@ import torch
 from eigendet.channels.tracing import SIDE
 from eigendet.config import Experiment
 from eigendet.config.sections import Optimization
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.networks.backbones import reference_groups
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
@@ -54,13 +54,13 @@ class Throughput(NamedTuple):
 def measured(experiment: Experiment, detector: Definition, classifier: Definition | None) -> Throughput:
     """Measure some steps of training, looking and observing on this machine's device; no file stays."""
     device = parallel.device_of(experiment.device)
-    data = open_splits(experiment, "detection")["train"]
+    data = open_split(experiment, "detection", "train")
     model, (groups, _) = detector.build(), detector.reference()
     task = training.detection_task(model, data, _short(experiment.training), 0, device)
     rate = _trained(model, detector, task, experiment.training, device)
     pretraining = None
     if classifier is not None and experiment.pretraining is not None:
-        labeled = open_splits(experiment, "classification")["train"]
+        labeled = open_split(experiment, "classification", "train")
         task = training.classification_task(labeled, _short(experiment.pretraining), 0, device)
         pretraining = _trained(classifier.build(), classifier, task, experiment.pretraining, device)
     # Without keeping any, as where there are more than are kept.
