@@ -276,6 +276,15 @@ def test_a_broken_image_names_itself(name: str, content: bytes, message: str, tm
 
 
 @pytest.mark.fault(kind="broken images", stage="check-data")
+@pytest.mark.parametrize("name", ["a\nb.png", "\x1b[31ma.png", "\u202ea.png"])
+def test_a_name_that_cannot_be_printed_is_quoted(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    for look in (decode, images.header_size):
+        with refused(repr(name)[1:-1], "not a readable image"):
+            look(tmp_path / name)
+
+
+@pytest.mark.fault(kind="broken images", stage="check-data")
 @pytest.mark.parametrize("seed", range(8))
 def test_changed_bytes_are_an_image_or_a_line(seed: int, tmp_path: Path) -> None:
     random, file = np.random.default_rng(seed), tmp_path / "a.img"

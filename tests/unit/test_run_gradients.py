@@ -206,7 +206,7 @@ def test_data_without_objects_are_refused_before_any_training(
 def test_an_image_whose_loss_is_not_finite_is_named(
     run: tuple[config.Experiment, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = open_splits(run[0], "detection")["train"]
+    data = open_split(run[0], "detection", "train")
     _, second, *_ = covariances.probe_indices(len(data), 5, "data")
     decoded = Decoded.sample
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+from eigendet.data.notes import printable
 from eigendet.errors import UserError, some
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
@@ -255,7 +256,7 @@ def class_images(root: Path) -> dict[str, list[Path]]:
     for name, images in classes.items():
         if not images:
             expected = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{root / name}: class folder without images; expected files {expected}.")
+            raise UserError(f"{printable(root / name)}: class folder without images; expected files {expected}.")
     return classes
 
 
@@ -283,7 +284,10 @@ def images_in(folder: Path) -> Iterator[Path]:
 def _require_target(path: Path) -> None:
     """Raise UserError if a path is a link that leads nowhere."""
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path}: a link to {path.readlink()}, which is not there; remove it, or put that back.")
+        raise UserError(
+            f"{printable(path)}: a link to {printable(path.readlink())}, which is not there; remove it, or put that "
+            "back."
+        )
 
 
 def files_in(folder: Path) -> Callable[[str], tuple[os.stat_result | None, bool]]:

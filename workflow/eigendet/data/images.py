@@ -12,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from eigendet.data.notes import printable
 from eigendet.errors import UserError, first_line
 
 TURNED = "images turned as their EXIF orientation says, as they are annotated"
@@ -111,22 +112,22 @@ def _named(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such image file.") from None
+        raise UserError(f"{printable(path)}: no such image file.") from None
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{path}: too large to be decoded ({first_line(error)}); expected at most "
+            f"{printable(path)}: too large to be decoded ({first_line(error)}); expected at most "
             f"{2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels: make it smaller, or cut it into several."
         ) from None
     except UnidentifiedImageError:
         hint = ": convert it" if path.suffix.lower() in (".heic", ".heif") else ""
         raise UserError(
-            f"{path}: not a readable image (empty, or of no format that Pillow reads here); expected JPEG, PNG or the "
-            f"like{hint}."
+            f"{printable(path)}: not a readable image (empty, or of no format that Pillow reads here); expected "
+            f"JPEG, PNG or the like{hint}."
         ) from None
     except Exception as error:  # a hostile file makes Pillow's readers raise anything
         reason = repr(first_line(error))[1:-1]
         raise UserError(
-            f"{path}: not a readable image, perhaps truncated ({reason}); expected JPEG, PNG or the like."
+            f"{printable(path)}: not a readable image, perhaps truncated ({reason}); expected JPEG, PNG or the like."
         ) from None
 
 
@@ -152,19 +153,19 @@ def _scaled(path: Path, image: Image.Image, mode: str, pixel_range: Range | None
     low_high = FULL if image.format in SCALED_BY_PILLOW else pixel_range
     if low_high is None:
         raise UserError(
-            f"{path}: is deeper than 8 bits (mode {mode}), so which values are black and white has to be said: "
-            "`pixel_range: [0, 65535]` beside `plugin`, or [0, 4095] for a camera of 12 bits, or [0, 1]."
+            f"{printable(path)}: is deeper than 8 bits (mode {mode}), so which values are black and white has to be "
+            "said: `pixel_range: [0, 65535]` beside `plugin`, or [0, 4095] for a camera of 12 bits, or [0, 1]."
         )
     if not image.mode.startswith(("I", "F")):  # of colors Pillow keeps the upper 8 bits, which is that very range
         if low_high == FULL:
             return np.array(image.convert("RGB"))
         raise UserError(
-            f"{path}: has several channels deeper than 8 bits (mode {mode}), of which only the upper 8 are read; "
-            f"expected `pixel_range: [0, 65535]`, not {list(low_high)}, or an image of 8 bits, or of one channel."
+            f"{printable(path)}: has several channels deeper than 8 bits (mode {mode}), of which only the upper 8 are "
+            f"read; expected `pixel_range: [0, 65535]`, not {list(low_high)}, or an image of 8 bits, or of one channel."
         )
     values = np.asarray(image)[:, :, None].repeat(3, axis=2)
     if not np.isfinite(values).all():
-        raise UserError(f"{path}: holds values that are not finite (mode {mode}); expected numbers.")
+        raise UserError(f"{printable(path)}: holds values that are not finite (mode {mode}); expected numbers.")
     low, high = low_high
     return np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
 
@@ -198,4 +199,5 @@ def _mismatch(path: Path, size: tuple[int, int], orientation: int, annotated: tu
     """Say that an image is of another size than annotated; sizes are height and width."""
     turned = f", {size[0]}x{size[1]} if turned by its EXIF orientation {orientation}" if orientation >= 5 else ""
     about = turned or (f", whatever its EXIF orientation {orientation}" if orientation > 1 else "")
-    return f"{path}: the image is {size[1]}x{size[0]} pixels{about}; its annotations say {annotated[1]}x{annotated[0]}."
+    said = f"{annotated[1]}x{annotated[0]}"
+    return f"{printable(path)}: the image is {size[1]}x{size[0]} pixels{about}; its annotations say {said}."

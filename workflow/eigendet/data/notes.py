@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from pathlib import Path
 from typing import Any
 
 from eigendet.errors import some
@@ -19,6 +20,15 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= MOST_LETTERS else f"{value[:50]}…{value[-40:]}")
     return reprlib.repr(value)
+
+
+def printable(path: Path) -> str:
+    r"""Return a path for a message, which names with line breaks and escapes would break.
+
+    >>> printable(Path("data/a.png")), printable(Path("a\nb.png"))
+    ('data/a.png', "'a\\nb.png'")
+    """
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 class Notes:

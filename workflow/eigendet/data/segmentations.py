@@ -58,7 +58,8 @@ def rle(segmentation: Any, height: int, width: int) -> RLE:
 
 def _is_near(polygon: array[float], height: int, width: int) -> bool:
     """Return whether all coordinates x, y, x, y … are finite, and within a side's length of the image."""
-    total, low, high, shorter = sum(polygon), min(polygon), max(polygon), min(height, width)
+    numbers, shorter = polygon.tolist(), min(height, width)  # once, instead of at each look
+    total, low, high = sum(numbers), min(numbers), max(numbers)
     if total != total:  # one is not a number, which neither min nor max tells
         return False
     if -shorter <= low and high <= 2 * shorter:
