@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment
-from eigendet.data.datasets import open_splits
+from eigendet.data.datasets import open_split
 from eigendet.errors import UserError, some
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
@@ -66,7 +66,7 @@ def targets(
 def add_gradients(model: nn.Module, experiment: Experiment) -> None:
     """Give a detector's parameters the gradient of its losses, summed over the probe images that have objects."""
     settings = experiment.covariance
-    data, name = open_splits(experiment, "detection")[settings.split], f"data.detection.{settings.split}"
+    data, name = open_split(experiment, "detection", settings.split), f"data.detection.{settings.split}"
     indices = gradients.with_objects(data, probe_indices(len(data), settings.images, name), name)
     samples = gradients.Samples(Decoded(data), indices, learns_masks(model), torch.device("cpu"))
     with full_float32(), gradients.computing_losses(model) as losses:
