@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from eigendet import config, files, plugins
@@ -66,6 +67,12 @@ def compare(folder: Path) -> list[str]:
     """Write the comparison of all runs."""
     spectra = sorted(path.parent for path in (folder / "spectra").rglob("eigenvalues.parquet"))
     return comparison.write_comparison(spectra, folder / "comparison/tiny/rcnn", plugins.rules())
+
+
+def rewrite(file: Path, table: pd.DataFrame) -> None:
+    """Put a table in another's place, as who changes it on purpose: without the digest of what was there."""
+    table.to_parquet(file, index=False)
+    files.digest_file(file).unlink(missing_ok=True)
 
 
 def write_run(folder: Path, path: Path, run: dict[str, Any], steps: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ from eigendet.spectra import tables
 from eigendet.widths import dimensions
 from eigendet.widths.dimensions import group_spectra
 from tests.benchmarks.channels import torchvision_network
+from tests.simulated import rewrite
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,8 @@ def test_a_point_without_taps_is_named(traced: Channels) -> None:
 
 def row(network: Definition, **changes: Any) -> pd.DataFrame:
     values: dict[str, Any] = dict.fromkeys(tables.COLUMNS["eigenvalues"], 0) | {
-        "arm": "scratch", "backbone": "tiny", "detector": "rcnn", "point": "act"
+        "arm": "scratch", "backbone": "tiny", "detector": "rcnn", "module": "relu", "point": "act", "channels": 1,
+        "effective_samples": 1.0, "centered": True,
     }  # fmt: skip
     table = pd.DataFrame([values | changes])
     table.attrs = tables.SPECTRA.mark | {"experiment": "minimal", "definition": network.plain()}
@@ -90,7 +92,7 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
         for number, table in enumerate(of_runs):
             folders.append(tmp_path / str(number))
             folders[-1].mkdir(exist_ok=True)
-            table.to_parquet(folders[-1] / "eigenvalues.parquet")
+            rewrite(folders[-1] / "eigenvalues.parquet", table)
         return dimensions.read_spectra_of_arm("minimal", network, "scratch", folders, "eigenvalues")
 
     good = row(network)
@@ -121,7 +123,8 @@ def test_tables_of_another_arm_run_backbone_or_experiment_are_refused(values: di
             read(other)
     other.attrs = tables.SPECTRA.mark | {"experiment": "minimal"}
     with pytest.raises(
-        UserError, match=r"does not say of which network it is \('backbone'\); run 'eigendet spectra' again"
+        UserError,
+        match=r"does not say of which network it is \(backbone: Field required\); run 'eigendet spectra' again",
     ):
         read(other)
     (tmp_path / "0/eigenvalues.parquet").write_text("no")
@@ -135,12 +138,12 @@ def test_a_jackknife_may_be_empty_but_not_of_another_arm(values: dict[str, Any],
     network = definitions.definition_for_widths(config.parse(values), "tiny", "rcnn", heads=False)
     one = row(network, left_out=0)
     for table, found in ((one[:0], 0), (one, 1)):
-        table.to_parquet(tmp_path / "jackknife.parquet")
+        rewrite(tmp_path / "jackknife.parquet", table)
         assert len(dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path], "jackknife")) == found
-    row(network, left_out=0, arm="finetune").to_parquet(tmp_path / "jackknife.parquet")
+    rewrite(tmp_path / "jackknife.parquet", row(network, left_out=0, arm="finetune"))
     with pytest.raises(UserError, match="tables of finetune; expected some of the arm scratch"):
         dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path], "jackknife")
-    row(network).to_parquet(tmp_path / "jackknife.parquet")  # without the column of what was left out
+    rewrite(tmp_path / "jackknife.parquet", row(network))  # without the column of what was left out
     with pytest.raises(UserError, match=r"jackknife.parquet: without the columns left_out"):
         dimensions.read_spectra_of_arm("minimal", network, "scratch", [tmp_path], "jackknife")
     with pytest.raises(UserError, match="SPECTRA: none given; expected folders of the arm scratch"):

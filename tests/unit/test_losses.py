@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from eigendet.config.sections import BackboneChoice, Optimization
 from eigendet.errors import UserError
 from eigendet.networks.definition import Definition
-from eigendet.runs import losses, training
+from eigendet.runs import losses, resuming, training
 from eigendet.runs.folder import RunFolder
 from tests.questions import Questions
 
@@ -155,11 +155,11 @@ def test_the_scaler_goes_on_from_a_checkpoint_and_may_be_new_to_it(tmp_path: Pat
 
     before = learner(enabled=True)
     before.update(training.classification_losses(before.model, batch(0), CPU)["loss_classifier"])
-    training._write_checkpoint(folder, {}, before, training._Progress(step=1))
+    resuming.write_checkpoint(folder, {}, before.stateful, resuming.Progress(step=1))
     after = learner(enabled=True, scale=2.0)
-    assert training._resume(folder, {}, after).step == 1
+    assert resuming.resume(folder, {}, after.stateful, 2).step == 1
     assert after.scaler.get_scale() == before.scaler.get_scale() == 8.0
     assert after.scaler.state_dict() == before.scaler.state_dict()
-    training._write_checkpoint(folder, {}, learner(enabled=False), training._Progress(step=1))  # as on a CPU
+    resuming.write_checkpoint(folder, {}, learner(enabled=False).stateful, resuming.Progress(step=1))  # as on a CPU
     fresh = learner(enabled=True, scale=2.0)
-    assert training._resume(folder, {}, fresh).step == 1 and fresh.scaler.get_scale() == 2.0
+    assert resuming.resume(folder, {}, fresh.stateful, 2).step == 1 and fresh.scaler.get_scale() == 2.0

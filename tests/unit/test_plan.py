@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from eigendet import config
 from eigendet.cli import main
 from eigendet.files import write_json
-from eigendet.runs import covariances, definitions, plan, stages, throughput, training
+from eigendet.runs import covariances, definitions, plan, resuming, stages, throughput, training
 from eigendet.runs.folder import RunFolder
 from eigendet.runs.footprint import Footprint
 from eigendet.runs.throughput import Throughput
@@ -47,7 +47,7 @@ def test_a_checkpoint_takes_what_was_planned(values: dict[str, Any], tmp_path: P
     for parameter in learner.model.parameters():
         parameter.grad = parameter.detach().clone()
     learner.optimizer.step()
-    training._write_checkpoint(RunFolder(tmp_path), {}, learner, training._Progress())
+    resuming.write_checkpoint(RunFolder(tmp_path), {}, learner.stateful, resuming.Progress())
     planned = Footprint.of(definition, experiment.covariance).checkpoint(experiment.training)
     assert (tmp_path / "last.ckpt").stat().st_size == pytest.approx(planned, rel=0.05)
 

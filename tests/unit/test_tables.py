@@ -15,7 +15,7 @@ from eigendet import config
 from eigendet.errors import UserError
 from eigendet.report import results
 from eigendet.spectra import comparison, tables
-from tests.simulated import compare, simulate
+from tests.simulated import compare, rewrite, simulate
 
 RUN, NETWORK = "spectra/finetune/tiny/rcnn/seed_0", "comparison/tiny/rcnn"
 
@@ -30,18 +30,18 @@ def folder(tmp_path: Path) -> Path:
 def without_version(file: Path) -> None:
     table = pd.read_parquet(file)
     table.attrs = {key: value for key, value in table.attrs.items() if key not in ("format", "version")}
-    table.to_parquet(file, index=False)
+    rewrite(file, table)
 
 
 def of_another_version(file: Path) -> None:
     table = pd.read_parquet(file)
     table.attrs |= {"version": 9}
-    table.to_parquet(file, index=False)
+    rewrite(file, table)
 
 
 def with_an_old_column(file: Path) -> None:
     table = pd.read_parquet(file)
-    table.rename(columns={"centered": "centred"}).to_parquet(file, index=False)
+    rewrite(file, table.rename(columns={"centered": "centred"}))
 
 
 EARLIER = (
@@ -87,10 +87,12 @@ def test_a_similarity_file_of_another_format_is_refused(folder: Path, version: i
     with pytest.raises(UserError, match=f"seed_0/similarity.h5: {message.format('spectra', tables.SPECTRA.version)}"):
         comparison.write_comparison([folder / RUN], folder / "out", {})
     file.write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"similarity.h5: cannot be read as HDF5 .*; run 'eigendet spectra' again"):
+    with pytest.raises(
+        UserError, match=r"similarity.h5: not HDF5, or truncated .*; expected what 'eigendet spectra' writes"
+    ):
         comparison.write_comparison([folder / RUN], folder / "out", {})
     file.unlink()
-    with pytest.raises(UserError, match=r"similarity.h5: no such file; 'eigendet spectra' writes it"):
+    with pytest.raises(UserError, match=r"similarity.h5: no such file; expected what 'eigendet spectra' writes"):
         comparison.write_comparison([folder / RUN], folder / "out", {})
 
 

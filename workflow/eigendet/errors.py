@@ -79,12 +79,13 @@ def lacking(modules: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's message, cut to 200 characters, or else its class.
+    r"""Return the first line of an error's message, cut to 200 characters, or else its class; it can be printed.
 
     >>> first_line(ValueError("too wide\nfor this")), first_line(KeyError())
     ('too wide', 'KeyError')
     """
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    line = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return line if line.isprintable() else ascii(line)
 
 
 def kind(value: Any) -> str:

@@ -200,7 +200,7 @@ def plugins(context: click.Context, configs: Sequence[Path]) -> None:
 
 def _folders(configuration: Path) -> list[str]:
     """Read the folders of plugins that a configuration names; whatever else stands in it may be wrong."""
-    from eigendet.files import read_yaml
+    from eigendet.config.plain_yaml import read_yaml
 
     content = read_yaml(configuration)
     folders = content.get("plugins", []) if isinstance(content, dict) else []
@@ -237,11 +237,11 @@ def new_command(kind: Kind, name: str, folder: Path) -> None:
 @click.option("--options", default="", help="Options of the plugin, as in a configuration: 'depth: 18, norm: batch'.")
 def check_command(name: str, options: str) -> None:
     """Check whether a plugin keeps its contract: build, train, resize and tap it, and more, which takes minutes."""
-    import yaml
+    from eigendet.config.plain_yaml import parse_yaml
 
     try:
-        values = yaml.safe_load(f"{{{options}}}")
-    except yaml.YAMLError:
+        values = parse_yaml(f"{{{options}}}")
+    except ValueError:
         values = None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values) or "plugin" in values:
         raise UserError(f"--options: got '{options}'; expected keys and values, like 'depth: 18, norm: batch'.")

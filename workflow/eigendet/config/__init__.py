@@ -1,6 +1,7 @@
 """Describe an experiment as typed, validated values, without importing torch.
 
 sections        the sections of a configuration, each a value that checks itself
+plain_yaml      YAML without what may stop a process
 experiment      the whole of it: read, merged, checked, written
 commented       settings as YAML with comments
 installation    the library's checkout, and what pip installs it from

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from eigendet.config.plain_yaml import read_yaml
 from eigendet.config.sections import (
     NAME,
     Arm,
@@ -37,7 +38,7 @@ from eigendet.config.sections import (
     WidthSettings,
 )
 from eigendet.errors import UserError, unknown
-from eigendet.files import Plain, read_yaml
+from eigendet.files import Plain
 
 # Arms by their names, and what sets each apart. All others are named by the user, and have a file of widths.
 ARMS = {
@@ -257,6 +258,7 @@ def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> 
     for fault in error.errors():
         location = [str(part) for part in fault["loc"] if part != "[key]"]  # as pydantic calls a name that is wrong
         key = ".".join([prefix, *location] if prefix else location)
+        key = key if key.isprintable() else ascii(key)
         if key in RENAMED:
             lines.append(f"{key}: is called '{RENAMED[key]}' now")
         elif key in REMOVED:

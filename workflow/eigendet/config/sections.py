@@ -50,6 +50,7 @@ Share = Annotated[float, Field(gt=0, le=100)]  # of the reference's cost; beyond
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what random generators and tables take
 Snapshots = Annotated[Annotated[int, Field(ge=2)] | list[NonNegativeInt], WrapValidator(_number_or_steps)]
 
+MOST_SNAPSHOTS = 10_000  # each is a file, and takes as long as the others to observe
 # Settings that change how a run proceeds but not what comes of it.
 IMMATERIAL = {"workers", "log_every", "checkpoint_every", "tensorboard"}
 
@@ -150,6 +151,8 @@ class Optimization(Section):
     def _within_steps(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be below steps, {self.steps}")
+        if isinstance(self.snapshots, int) and self.snapshots > MOST_SNAPSHOTS:
+            raise ValueError(f"snapshots is {self.snapshots}; expected at most {MOST_SNAPSHOTS}")
         if isinstance(self.snapshots, list):
             outside = [step for step in self.snapshots if step > self.steps]
             if outside:

@@ -197,7 +197,8 @@ def _loader(
     size, rank, count = settings.batch_size, processes.rank(), processes.size()
     if size % count:
         raise UserError(f"batch_size is {size}; the {count} processes of this job cannot have equal shares of it.")
-    numbers: Any = [range(step * size + rank, (step + 1) * size, count) for step in range(start, settings.steps)]
+    # Made as they are asked for: a list of all steps might not fit memory.
+    numbers: Any = (range(step * size + rank, (step + 1) * size, count) for step in range(start, settings.steps))
     workers = math.ceil(settings.workers / count)
     return DataLoader(
         samples,

@@ -5,6 +5,7 @@ backbones       backbones with the widths of the reference or others, and their 
 by_name         networks by name, without a configuration
 classifier      the classifier as which a backbone is pre-trained
 detector        what a detector may say of itself
+checkpoints     files of tensors with a digest beside each
 snapshots       a network's definition and weights in one file
 widths_file     files of widths, by hand or by `eigendet widths`
 weights         weights of a backbone, from wherever they come

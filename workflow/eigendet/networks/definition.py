@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import Self
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from eigendet import channels, plugins
@@ -54,15 +55,16 @@ class Definition:
 
     @classmethod
     def of(cls, plain: Plain) -> Self:
-        """Return the definition that `plain` was made from."""
-        return cls(
-            BackboneChoice(**plain["backbone"]),
-            plain["classes"],
-            (plain["size"][0], plain["size"][1]),
-            PluginChoice(**plain["detector"]) if plain["detector"] else None,
-            plain["widths"],
-            plain["heads"],
-        )
+        """Return the definition that `plain` was made from.
+
+        Raises:
+            ValueError: something is missing, or of another type; the message names it.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(plain)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
 
     def build(self) -> nn.Module:
         """Build the network, with new weights drawn from torch's global random state."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from eigendet.errors import UserError
+from eigendet.errors import UserError, first_line
+from eigendet.networks.checkpoints import load, save
 from eigendet.networks.definition import Definition
-from eigendet.networks.weights import load_plain, save
+
+REMEDY = "delete the run's folder, and train again"
 
 
 def write_snapshot(path: Path, step: int, model: nn.Module, definition: Definition) -> None:
@@ -17,11 +19,26 @@ def write_snapshot(path: Path, step: int, model: nn.Module, definition: Definiti
 
 
 def read_snapshot(path: Path) -> tuple[int, nn.Module, Definition]:
-    """Read a snapshot file: its step, the network with its weights, and the definition."""
-    content = load_plain(path, "a snapshot")
-    if not isinstance(content, dict) or not {"step", "model", "definition"} <= content.keys():
-        raise UserError(f"{path}: not a snapshot; expected a file checkpoints/step_*.pt of a run.")
-    definition = Definition.of(content["definition"])
-    model = definition.build()
-    model.load_state_dict(content["model"])
-    return content["step"], model.eval(), definition
+    """Read a snapshot file: its step, the network with its weights, and the definition.
+
+    Raises:
+        UserError: the file is missing or damaged, is no snapshot, or its weights are not those of its network.
+    """
+    content = load(path, {"step", "model", "definition"}, "a snapshot, checkpoints/step_*.pt of a run", REMEDY)
+    step = content["step"]
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise UserError(f"{path}: step is {str(step)[:40]!r}; expected an integer from 0 on: {REMEDY}.")
+    try:
+        definition = Definition.of(content["definition"])
+    except ValueError as error:
+        raise UserError(f"{path}: its definition cannot be read ({first_line(error)}); {REMEDY}.") from None
+    try:
+        model = definition.build()
+        model.load_state_dict(content["model"])
+    except (RuntimeError, MemoryError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: its weights are not those of its network ({reason}); {REMEDY}.") from None
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"{path}: the weight {name} holds NaN or infinity; {REMEDY}.")
+    return step, model.eval(), definition

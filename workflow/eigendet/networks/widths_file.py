@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from eigendet.channels.groups import ChannelError, Widths, by_group, check_widths
 from eigendet.errors import UserError
 from eigendet.files import Format, Plain, read_json, write_json
@@ -17,6 +19,8 @@ FORMAT = Format("eigendet widths", 1)
 EXPECTED = 'an object {"widths": {"<channel group>": <channels>, …}}, as \'eigendet widths\' writes it'
 
 Interval = tuple[float, float]
+
+MOST = 1_000_000  # channels of a layer: two layers of so many, one after the other, fit no memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +141,14 @@ def read_chosen(path: Path) -> ChosenWidths:
     """
     content = _content(path)
     FORMAT.check(path, content)
-    chosen: Plain = {name: value for name, value in content.items() if name in NAMES}
     try:
-        costs = {name: Cost(**content[name]) for name in ("parameters", "macs")}
-        return ChosenWidths(**chosen | costs)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: lacks what '{FORMAT.command}' writes ({error}); run it again.") from None
+        return TypeAdapter(ChosenWidths).validate_python({name: content[name] for name in content.keys() & NAMES})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise UserError(
+            f"{path}: {place!a} is not what '{FORMAT.command}' writes ({fault['msg']}); run it again."
+        ) from None
 
 
 def read_widths(path: Path, definition: Definition) -> Widths:
@@ -173,6 +179,9 @@ def _content(path: Path) -> Plain:
     content = read_json(path, EXPECTED)
     if not isinstance(content, dict) or not isinstance(content.get("widths"), dict):
         raise UserError(f"{path}: no object 'widths'; expected {EXPECTED}.")
+    for group, width in content["widths"].items():
+        if isinstance(width, int) and width > MOST:
+            raise UserError(f"{path}: width {width:.3g} of {group!r}; expected at most {MOST:,} channels.")
     if content.get("format") == FORMAT.command or content.keys() >= WRITTEN:
         FORMAT.check(path, content)
     return content

@@ -14,6 +14,7 @@ taps            which tensors of a model are observed
 gradients       the same of a loss's gradient at them
 tap             one observed tensor, as it is stored
 passes          the same under a memory limit
+hdf5            HDF5 of plain arrays and values, checked
 records         one tap at one step of a covariance file
 store           the HDF5 file of covariances
 merging         one such file made of several

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from eigendet.errors import UserError
 from eigendet.moments.covariance import Covariance, merged
-from eigendet.observe import store
+from eigendet.observe import hdf5, store
 from eigendet.observe.records import TapRecord, read_tap, write_tap
 from eigendet.observe.tap import Gradient, Tap
 
@@ -23,8 +22,11 @@ def join_steps(path: Path, parts: Sequence[Path]) -> None:
     with store.create(path, store.provenance(parts[0]), store.images(parts[0])) as file:
         for part in parts:
             with store.open_checked(part) as source:
-                for name in store.step_groups(source):
-                    source.copy(name, file)
+                for step in store.steps(source):
+                    target = store.create_step(file, store.step_number(step))
+                    for node in store.taps(step):
+                        _merge_tap(target, [node])
+                        file.check()
 
 
 def merge(path: Path, parts: Sequence[Path], blocks: Sequence[int] = ()) -> None:
@@ -55,22 +57,26 @@ def merge(path: Path, parts: Sequence[Path], blocks: Sequence[int] = ()) -> None
         sources = [stack.enter_context(store.open_checked(part)) for part in parts]
         ordered = [images[row] for row in order]
         file = stack.enter_context(store.create(path, store.provenance(parts[0]), ordered))
-        for step in store.step_groups(sources[0]):
-            target = store.create_step(file, sources[0][step].attrs["step"])
-            for name in sources[0][step]:
-                nodes = [source[step][name] for source in sources]
+        for steps in zip(*map(store.steps, sources), strict=True):
+            target = store.create_step(file, store.step_number(steps[0]))
+            for name in hdf5.names(steps[0]):
+                nodes = [hdf5.child(step, name) for step in steps]
                 _merge_tap(target, nodes, order, [numbers[part] for part in parts if part in numbers])
+                file.check()
 
 
-def _merge_tap(target: h5py.Group, nodes: Sequence[h5py.Group], order: list[int], blocks: Sequence[int]) -> None:
+def _merge_tap(
+    target: h5py.Group, nodes: Sequence[h5py.Group], order: Sequence[int] | None = None, blocks: Sequence[int] = ()
+) -> None:
     """Write one tap from the groups that several files have of it; `order` is that of the rows of its image means."""
     records = [read_tap(node, 0, gradients=True) for node in nodes]
     image_means = None
     if all(record.image_means is not None for record in records):
-        image_means = torch.cat([torch.from_numpy(record.image_means) for record in records])[order]
+        image_means = torch.cat([torch.from_numpy(record.image_means) for record in records])
+        image_means = image_means if order is None else image_means[list(order)]
     tap = Tap(
         key=records[0].key,
-        position=int(nodes[0].attrs["position"]),
+        position=store.position(nodes[0]),
         padding=records[0].padding,
         covariance=merged(record.accumulator for record in records),
         image_means=image_means,
@@ -133,18 +139,18 @@ def _place(image: str) -> tuple[int, str]:
 def _experiment(path: Path) -> dict[str, object]:
     """Return what must be equal in files that are merged."""
     with store.open_checked(path) as file:
-        content = {name: value for name, value in json.loads(file.attrs["provenance"]).items() if name != store.CODE}
+        content = {name: value for name, value in store.read_provenance(file).items() if name != store.CODE}
         content["step"] = {
-            file[step].attrs["step"]: {
-                name: {
-                    "channels": str(tap.attrs["channels"]),
-                    "padding": str(tap.attrs["padding"]),
-                    "stored as": str(tap["scatter"].dtype),
-                    "gradient": "there" if "gradient" in tap else "missing",
+            store.step_number(step): {
+                tap.name.rpartition("/")[2]: {
+                    "channels": str(hdf5.number(tap, "channels")),
+                    "padding": hdf5.text(tap, "padding"),
+                    "stored as": str(hdf5.child(tap, "scatter", h5py.Dataset).dtype),
+                    "gradient": "there" if hdf5.has(tap, "gradient") else "missing",
                 }
-                for name, tap in file[step].items()
+                for tap in store.taps(step)
             }
-            for step in store.step_groups(file)
+            for step in store.steps(file)
         }
         return content
 

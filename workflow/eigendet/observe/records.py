@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -13,9 +13,12 @@ import torch
 
 from eigendet.errors import UserError
 from eigendet.moments.covariance import Covariance, merged
+from eigendet.observe import hdf5
 from eigendet.observe.keys import TapKey, node_name
 from eigendet.observe.tap import Gradient, Tap
 
+PADDING = ("excluded", "none", "unknown")
+SUMS = 1e-4  # how far sums over parts, which are in float32, may be from those of the whole, as a share
 SMALL = 1e-25  # the largest entry of a scatter whose others float32 might not hold with all digits
 
 
@@ -91,22 +94,19 @@ def write_tap(group: h5py.Group, tap: Tap, dtype: Any, parts: Mapping[int, Covar
     if not (np.isfinite(scatter).all() and np.isfinite(mean).all()):
         raise UserError(f"{key}: its moments hold NaN or infinity; nothing was written to {group.file.filename}.")
     node = group.create_group(node_name(key))
-    node.attrs.update(
-        {
-            "module": key.module,
-            "call": key.call,
-            "point": key.point,
-            "channels": covariance.channels,
-            "position": tap.position,
-            "padding": tap.padding,
-            "undersampled": count < covariance.channels,
-        }
+    hdf5.write_attributes(
+        node,
+        module=key.module,
+        call=key.call,
+        point=key.point,
+        channels=covariance.channels,
+        position=tap.position,
+        padding=tap.padding,
+        undersampled=int(count < covariance.channels),
     )
-    node.create_dataset("count", data=np.int64(count))
-    node.create_dataset("mean", data=mean)
-    node.create_dataset("scatter", data=_packed(scatter).astype(dtype))
+    _write_moments(node, count, mean, _packed(scatter).astype(dtype))
     if tap.image_means is not None:
-        node.create_dataset("image_means", data=tap.image_means.cpu().numpy().astype(np.float32))
+        hdf5.write_array(node, "image_means", tap.image_means.cpu().numpy().astype(np.float32))
     if parts:
         _write_parts(node.create_group("parts"), parts)
     if tap.gradient is not None:
@@ -128,53 +128,126 @@ def write_gradient(node: h5py.Group, gradient: Gradient, dtype: Any) -> None:
     mean, scatter = _mean(moments), moments.scatter.cpu().numpy()
     if not (np.isfinite(scatter).all() and np.isfinite(mean).all()):
         raise UserError(
-            f"the gradient at {node.attrs['module']}#{node.attrs['call']}:{node.attrs['point']}: its moments hold NaN "
-            f"or infinity; nothing was written to {node.file.filename}."
+            f"the gradient at {read_key(node)}: its moments hold NaN or infinity; nothing was written to "
+            f"{node.file.filename}."
         )
     if np.abs(scatter).max(initial=0) < SMALL:
         dtype = np.float64
     group = node.create_group("gradient")
-    group.attrs["passes"] = gradient.passes
-    group.create_dataset("count", data=np.int64(moments.count))
-    group.create_dataset("mean", data=mean)
-    group.create_dataset("scatter", data=_packed(scatter).astype(dtype))
+    hdf5.write_attributes(group, passes=gradient.passes)
+    _write_moments(group, moments.count, mean, _packed(scatter).astype(dtype))
+
+
+def _write_moments(group: h5py.Group, count: Any, mean: np.ndarray, scatter: np.ndarray) -> None:
+    for name, values in (("count", np.asarray(count, np.int64)), ("mean", mean), ("scatter", scatter)):
+        hdf5.write_array(group, name, values)
 
 
 def _write_parts(group: h5py.Group, parts: Mapping[int, Covariance]) -> None:
-    group.create_dataset("block", data=np.array(list(parts), np.int64))
-    group.create_dataset("count", data=np.array([part.count for part in parts.values()], np.int64))
-    group.create_dataset("mean", data=np.array([_mean(part) for part in parts.values()]))
+    hdf5.write_array(group, "block", np.array(list(parts), np.int64))
     scatters = [_packed(part.scatter.cpu().numpy()).astype(np.float32) for part in parts.values()]
-    group.create_dataset("scatter", data=np.array(scatters))
+    means = np.array([_mean(part) for part in parts.values()])
+    _write_moments(group, [part.count for part in parts.values()], means, np.array(scatters))
+
+
+def read_key(node: h5py.Group) -> TapKey:
+    """Return whose group this is."""
+    return TapKey(hdf5.text(node, "module"), hdf5.number(node, "call"), hdf5.text(node, "point"))
 
 
 def read_tap(node: h5py.Group, step: int, gradients: bool = False) -> TapRecord:
-    """Read the group of one tap, and if asked for what it holds of the gradient there."""
-    channels = int(node.attrs["channels"])
+    """Read and check the group of one tap, and if asked for what it holds of the gradient there.
+
+    Raises:
+        UserError: something is missing, or cannot be so: of another type or shape, not finite, or not the sum of parts.
+    """
+    channels, padding, key = hdf5.number(node, "channels"), hdf5.text(node, "padding"), read_key(node)
+    if padding not in PADDING:
+        raise hdf5.damaged(node, "padding", f"is {padding[:40]!r}; expected one of {', '.join(PADDING)}")
+    if node.name.rpartition("/")[2] != node_name(key):
+        raise hdf5.damaged(node, "", f"is of {key!r} by what it says itself")
+    count, mean, scatter = _read_moments(node, channels)
+    images = len(hdf5.array(node.file, "images", (None,), "S")) if hdf5.has(node.file, "images") else None
     record = TapRecord(
         step=step,
-        key=TapKey(str(node.attrs["module"]), int(node.attrs["call"]), str(node.attrs["point"])),
-        padding=str(node.attrs["padding"]),
-        count=int(node["count"][()]),
-        mean=node["mean"][()],
-        scatter=_unpacked(node["scatter"][()], channels),
-        image_means=node["image_means"][()] if "image_means" in node else None,
-        gradient=_read_gradient(node["gradient"], channels) if gradients and "gradient" in node else None,
+        key=key,
+        padding=padding,
+        count=int(count[0]),
+        mean=mean[0],
+        scatter=_unpacked(scatter[0], channels),
+        image_means=_read_image_means(node, images, channels) if hdf5.has(node, "image_means") else None,
+        gradient=_read_gradient(node, channels) if gradients and hdf5.has(node, "gradient") else None,
     )
-    if "parts" not in node:
-        return record
-    columns = [node["parts"][name] for name in ("block", "count", "mean", "scatter")]
-    parts = {
-        int(block): replace(record, count=int(count), mean=mean, scatter=_unpacked(scatter, channels)).accumulator
-        for block, count, mean, scatter in zip(*columns, strict=True)
+    return replace(record, parts=_read_parts(node, record)) if hdf5.has(node, "parts") else record
+
+
+class _Stored(NamedTuple):
+    """Moments as they are stored, of one or several accumulators."""
+
+    counts: np.ndarray  # (K,)
+    means: np.ndarray  # (K, C)
+    scatters: np.ndarray  # (K, C (C + 1) / 2)
+
+
+def _read_moments(node: h5py.Group, channels: int, shape: tuple[int, ...] = ()) -> _Stored:
+    """Return count, mean and scatter, of `shape` accumulators, each of which can be what its name says."""
+    count = hdf5.array(node, "count", shape, "i")
+    mean = hdf5.array(node, "mean", (*shape, channels))
+    scatter = hdf5.array(node, "scatter", (*shape, channels * (channels + 1) // 2))
+    if (count < 0).any():
+        raise hdf5.damaged(node, "count", f"is {count.min()}; expected a number of samples")
+    for name, values in (("mean", mean), ("scatter", scatter)):
+        if not np.isfinite(values).all():
+            raise hdf5.damaged(node, name, "holds NaN or infinity")
+    number = count.size
+    stored = _Stored(count.reshape(number), mean.reshape(number, channels), scatter.reshape(number, scatter.shape[-1]))
+    # Sums of squares; those of a channel that does not vary may be rounded below 0.
+    squares = stored.scatters[:, _diagonal(channels)]
+    with np.errstate(over="ignore"):
+        raw = stored.counts.max(initial=0) * np.abs(mean).max(initial=0) ** 2
+        allowed = 1e-3 * np.abs(squares).max(initial=0) + 1e-6 * raw
+    if (squares < -allowed).any():
+        raise hdf5.damaged(node, "scatter", f"has a variance below 0, {squares.min():.3g}")
+    return stored
+
+
+def _read_image_means(node: h5py.Group, images: int | None, channels: int) -> np.ndarray:
+    means = hdf5.array(node, "image_means", (images, channels))
+    empty = np.isnan(means)
+    if np.isinf(means).any() or (empty.any(1) != empty.all(1)).any():
+        raise hdf5.damaged(node, "image_means", "holds infinity, or NaN for a part of an image")
+    return means
+
+
+def _read_parts(node: h5py.Group, whole: TapRecord) -> dict[int, Covariance]:
+    """Return the parts by number, whose sums are those of the whole."""
+    group, channels = hdf5.child(node, "parts"), len(whole.mean)
+    blocks = hdf5.array(group, "block", (None,), "i")
+    count, mean, scatter = _read_moments(group, channels, blocks.shape)
+    if len(set(blocks.tolist())) != len(blocks) or (blocks < 0).any():
+        raise hdf5.damaged(group, "block", f"is {blocks.tolist()}; expected numbers from 0 on, each once")
+    if count.sum() != whole.count:
+        raise hdf5.damaged(group, "count", f"adds up to {count.sum()}; the map has {whole.count}")
+    apart = mean - whole.mean
+    squares = scatter[:, _diagonal(channels)] + count[:, None] * apart**2
+    variances = whole.scatter.diagonal()
+    for name, sums, expected, size in (
+        ("mean", count @ apart, np.zeros(channels), count @ np.abs(mean)),
+        ("scatter", squares.sum(0), variances, np.abs(variances) + count @ mean**2),
+    ):
+        if (np.abs(sums - expected) > SUMS * size.max(initial=0)).any():
+            raise hdf5.damaged(group, name, "does not add up to that of the map")
+    return {
+        int(block): replace(whole, count=int(own), mean=mean[k], scatter=_unpacked(scatter[k], channels)).accumulator
+        for k, (block, own) in enumerate(zip(blocks, count, strict=True))
     }
-    return replace(record, parts=parts)
 
 
-def _read_gradient(group: h5py.Group, channels: int) -> Gradient:
-    scatter = _unpacked(group["scatter"][()], channels)
-    moments = _accumulator(int(group["count"][()]), group["mean"][()], scatter)
-    return Gradient(moments, int(group.attrs["passes"]))
+def _read_gradient(node: h5py.Group, channels: int) -> Gradient:
+    group = hdf5.child(node, "gradient")
+    count, mean, scatter = _read_moments(group, channels)
+    moments = _accumulator(int(count[0]), mean[0], _unpacked(scatter[0], channels))
+    return Gradient(moments, hdf5.number(group, "passes"))
 
 
 def _accumulator(count: int, mean: np.ndarray, scatter: np.ndarray) -> Covariance:
@@ -194,6 +267,17 @@ def _mean(covariance: Covariance) -> np.ndarray:
 def _triangle(channels: int) -> np.ndarray:
     """Return which entries of a matrix (C, C) are stored: the upper triangle."""
     return np.triu(np.ones((channels, channels), bool))
+
+
+def _diagonal(channels: int) -> np.ndarray:
+    """Return where the diagonal of a matrix (C, C) is in its upper triangle by rows, (C,).
+
+    >>> _diagonal(3).tolist()
+    [0, 3, 5]
+    """
+    rows = np.arange(channels)
+    places: np.ndarray = rows * channels - rows * (rows - 1) // 2
+    return places
 
 
 def _packed(matrix: np.ndarray) -> np.ndarray:

@@ -31,15 +31,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-from eigendet.errors import UserError, some
-from eigendet.files import Plain, replacing
+from eigendet.errors import UserError, first_line, kind, some
+from eigendet.files import Plain
+from eigendet.observe import hdf5
+from eigendet.observe.hdf5 import NewFile
 from eigendet.observe.keys import TapKey, node_name, step_name
 from eigendet.observe.records import TapRecord as TapRecord
 from eigendet.observe.records import read_tap, write_gradient, write_tap
 from eigendet.observe.tap import Gradient as Gradient
 from eigendet.observe.tap import Tap
 
-FORMAT, VERSION = "eigendet covariance", 3
+FORMAT, VERSION = "eigendet covariance", 4
+READABLE = (3, VERSION)  # 3 had no checksums
 CODE = "code"  # key in the provenance: what the code was, which may differ between parts of one experiment
 
 
@@ -81,33 +84,35 @@ def write_covariances(
             write_step(file, step, taps, single=single)
 
 
-def write_step(file: h5py.File, step: int, taps: Iterable[Tap], *, single: bool = False) -> dict[TapKey, int]:
+def write_step(file: NewFile, step: int, taps: Iterable[Tap], *, single: bool = False) -> dict[TapKey, int]:
     """Write the taps of a step into a file that `create` opened; return their numbers of channels."""
     group, channels = create_step(file, step), {}
     for tap in taps:
         write_tap(group, tap, _dtype(single))
+        file.check()
         channels[tap.key] = tap.covariance.channels
     return channels
 
 
 def write_gradients(
-    file: h5py.File, step: int, gradients: Iterable[tuple[TapKey, Gradient]], *, single: bool = False
+    file: NewFile, step: int, gradients: Iterable[tuple[TapKey, Gradient]], *, single: bool = False
 ) -> None:
     """Write gradients at the taps of a step that `write_step` has written, one in memory at a time."""
     for key, gradient in gradients:
         write_gradient(file[step_name(step)][node_name(key)], gradient, _dtype(single))
+        file.check()
 
 
 def read(path: Path) -> Iterator[TapRecord]:
     """Yield every tap of every step, steps ascending, taps in order of execution; without gradients.
 
     Raises:
-        UserError: the file is missing, truncated, of another kind or another version.
+        UserError: the file is missing, of another kind or another version, or anything in it cannot be so.
     """
     with open_checked(path) as file:
-        for name in step_groups(file):
-            for tap in _in_order(file[name]):
-                yield read_tap(tap, int(file[name].attrs["step"]))
+        for step in steps(file):
+            for tap in taps(step):
+                yield read_tap(tap, step_number(step))
 
 
 def with_gradients(path: Path, step: int | None = None) -> Iterator[TapRecord]:
@@ -133,11 +138,11 @@ def with_gradients(path: Path, step: int | None = None) -> Iterator[TapRecord]:
         ([[0.25, -0.25], [-0.25, 0.25]], [[0.5, 0.0], [0.0, 0.5]], 2.0)
     """
     with open_checked(path) as file:
-        steps = {int(file[name].attrs["step"]): file[name] for name in step_groups(file)}
-        number = max(steps, default=0) if step is None else step
-        if number not in steps:
-            raise UserError(f"{path}: holds no step {number}; expected one of {some(list(map(str, steps)))}.")
-        for tap in _in_order(steps[number]):
+        groups = {step_number(group): group for group in steps(file)}
+        number = max(groups, default=0) if step is None else step
+        if number not in groups:
+            raise UserError(f"{path}: holds no step {number}; expected one of {some(list(map(str, groups)))}.")
+        for tap in taps(groups[number]):
             record = read_tap(tap, number, gradients=True)
             if record.gradient is None:
                 raise UserError(
@@ -150,14 +155,13 @@ def with_gradients(path: Path, step: int | None = None) -> Iterator[TapRecord]:
 def provenance(path: Path) -> Plain:
     """Return what the file was made from."""
     with open_checked(path) as file:
-        content: Plain = json.loads(file.attrs["provenance"])
-        return content
+        return read_provenance(file)
 
 
 def images(path: Path) -> list[str] | None:
     """Return the identifiers of the images seen, or None if the file does not say."""
     with open_checked(path) as file:
-        return [name.decode() for name in file["images"][()]] if "images" in file else None
+        return read_images(file)
 
 
 def holds(path: Path, expected_provenance: Mapping[str, Any], expected_images: Sequence[str | int]) -> bool:
@@ -174,22 +178,23 @@ def holds(path: Path, expected_provenance: Mapping[str, Any], expected_images: S
 def describe(path: Path) -> Iterator[str]:
     """Yield lines that say what is in a file: its provenance, its steps, and a table of the taps of the last one."""
     with open_checked(path) as file:
-        yield f"{path}: {FORMAT}, version {VERSION}, {path.stat().st_size / 1e6:,.1f} MB"
-        yield json.dumps(json.loads(file.attrs["provenance"]), indent=1)
-        yield f"images: {len(file['images'])}" if "images" in file else "images: not recorded"
-        groups = [file[name] for name in step_groups(file)]
-        yield f"steps: {', '.join(str(group.attrs['step']) for group in groups)}"
+        yield f"{path}: {FORMAT}, version {hdf5.number(file, 'version')}, {path.stat().st_size / 1e6:,.1f} MB"
+        yield json.dumps(read_provenance(file), indent=1)
+        seen = read_images(file)
+        yield "images: not recorded" if seen is None else f"images: {len(seen)}"
+        groups = steps(file)
+        yield f"steps: {', '.join(str(step_number(group)) for group in groups)}"
         if groups:
-            yield f"taps at step {groups[-1].attrs['step']}: {len(groups[-1])}"
+            yield f"taps at step {step_number(groups[-1])}: {len(groups[-1])}"
             yield from _table(groups[-1])
 
 
 def _table(step: h5py.Group) -> Iterator[str]:
     """Yield a header, and a line for each tap of a step in order of execution."""
     width = max(map(len, step), default=0)
-    observed = any("gradient" in tap for tap in step.values())
+    observed = any(hdf5.has(tap, "gradient") for tap in taps(step))
     yield f"{'tap':<{width}}  channels     samples  padding   variance{'  gradient' if observed else ''}"
-    for tap in _in_order(step):
+    for tap in taps(step):
         record = read_tap(tap, 0, gradients=True)
         note = "  fewer samples than channels" if record.undersampled else ""
         variance = np.trace(record.moment(centered=True))
@@ -198,61 +203,102 @@ def _table(step: h5py.Group) -> Iterator[str]:
         yield f"{node_name(record.key):<{width}}  {numbers}{gradient}{note}".rstrip()
 
 
-def _in_order(step: h5py.Group) -> list[h5py.Group]:
-    """Return the groups of the taps of a step, in order of execution."""
-    return sorted(step.values(), key=lambda tap: int(tap.attrs["position"]))
-
-
 def _dtype(single: bool) -> type[np.floating[Any]]:
     return np.float32 if single else np.float64
 
 
 @contextlib.contextmanager
-def create(path: Path, provenance: Mapping[str, Any], images: Sequence[str | int] | None) -> Iterator[h5py.File]:
+def create(path: Path, provenance: Mapping[str, Any], images: Sequence[str | int] | None) -> Iterator[NewFile]:
     """Yield a new file without steps, which takes the place of `path` if the block succeeds.
 
     Raises:
-        UserError: an image occurs twice.
+        UserError: an image occurs twice, or the file cannot be written.
     """
     names = None if images is None else [str(image) for image in images]
     if names is not None and len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{path}: image '{twice}' would be recorded twice; every image counts once.")
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5.writing(path) as file:
         text = json.dumps(provenance, indent=1, sort_keys=True)
-        file.attrs.update({"format": FORMAT, "version": VERSION, "provenance": text})
+        hdf5.write_attributes(file, format=FORMAT, version=VERSION, provenance=text)
         if names is not None:
-            file["images"] = np.array([name.encode() for name in names], dtype=bytes)
+            hdf5.write_array(file, "images", np.array([name.encode() for name in names], dtype=bytes))
         yield file
 
 
 def create_step(file: h5py.File, step: int) -> h5py.Group:
     """Create the group of a step in a file."""
     group = file.create_group(step_name(step))
-    group.attrs["step"] = step
+    hdf5.write_attributes(group, step=step)
     return group
 
 
-def step_groups(file: h5py.File) -> list[str]:
-    """Return the names of the groups of steps, ascending."""
-    return sorted((name for name in file if name != "images"), key=lambda name: int(file[name].attrs["step"]))
+def steps(file: h5py.File) -> list[h5py.Group]:
+    """Return the groups of steps, ascending.
+
+    Raises:
+        UserError: the file holds what is none, or one of another number than its name says.
+    """
+    groups = [hdf5.child(file, name) for name in hdf5.names(file) if name != "images"]
+    for group in groups:
+        if group.name != f"/{step_name(step_number(group))}":
+            raise hdf5.damaged(group, "step", f"is {step_number(group)}; expected that of the group's name")
+    return sorted(groups, key=step_number)
+
+
+def step_number(step: h5py.Group) -> int:
+    """Return the number of a step."""
+    return hdf5.number(step, "step")
+
+
+def taps(step: h5py.Group) -> list[h5py.Group]:
+    """Return the groups of the taps of a step, in order of execution."""
+    return sorted((hdf5.child(step, name) for name in hdf5.names(step)), key=position)
+
+
+def position(tap: h5py.Group) -> int:
+    """Return the place of a tap in the order of execution."""
+    return hdf5.number(tap, "position")
+
+
+def read_provenance(file: h5py.File) -> Plain:
+    """Return what a file was made from."""
+    try:
+        content = json.loads(hdf5.text(file, "provenance"))
+    except (ValueError, RecursionError) as error:
+        raise hdf5.damaged(file, "provenance", f"is not JSON ({first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise hdf5.damaged(file, "provenance", f"is {kind(content)}; expected an object")
+    return content
+
+
+def read_images(file: h5py.File) -> list[str] | None:
+    """Return the identifiers of the images seen, or None if the file does not say."""
+    if not hdf5.has(file, "images"):
+        return None
+    try:
+        names = [name.decode() for name in hdf5.array(file, "images", (None,), "S").tolist()]
+    except UnicodeDecodeError as error:
+        raise hdf5.damaged(file, "images", f"are not text ({error})") from None
+    if len(set(names)) != len(names):
+        raise hdf5.damaged(file, "images", "names an image twice")
+    return names
 
 
 def open_checked(path: Path) -> h5py.File:
     """Open a file of covariances for reading.
 
     Raises:
-        UserError: the file is missing, truncated, of another kind or another version.
+        UserError: the file is missing, truncated, locked, of another kind or another version.
     """
     expected = f"expected a file written by 'eigendet covariance' (format '{FORMAT}', version {VERSION})"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {expected}.")
+    file = hdf5.opened(path, expected)
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(f"{path}: not HDF5, or truncated ({error}); {expected}. Write it again.") from None
-    format_, version = file.attrs.get("format"), file.attrs.get("version")
-    if (format_, version) != (FORMAT, VERSION):
+        mark = hdf5.attributes(file, ("format", "version"))
+        if mark.get("format") != FORMAT or mark.get("version") not in READABLE:
+            own, version = (str(mark.get(name))[:40] for name in ("format", "version"))
+            raise UserError(f"{path}: format {own!r}, version {version}; {expected}. Write it again.")
+    except UserError:
         file.close()
-        raise UserError(f"{path}: format '{format_}', version {version}; {expected}. Write it again.")
+        raise
     return file

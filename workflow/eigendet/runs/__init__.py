@@ -4,6 +4,7 @@ folder          the folder of a run, and the record that completes it
 parallel        several processes that work together, each with a device of its own
 losses          the losses of a step, read without keeping a GPU idle
 training        one loop for both kinds of training
+resuming        what an interrupted run goes on from
 evaluation      average precision, top-1 accuracy
 definitions     the networks that an experiment names, and what they cost
 stages          a run of each kind, from an experiment to a folder

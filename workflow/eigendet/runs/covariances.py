@@ -60,8 +60,8 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
         shard: (k, n): the k-th of n parts of the probe images. `merging.merge` makes one file of all n.
 
     Raises:
-        UserError: the run is not complete or of a classifier, there are too few images, a value is not finite, or a
-            device has too little memory.
+        UserError: the run is not complete or of a classifier, there are too few images, a value is not finite, a
+            device has too little memory, or another job computes the same file.
     """
     run = RunFolder(folder)
     record = run.read_detector_run()
@@ -79,6 +79,25 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     provenance = _provenance(experiment, record, probe, _backbone_modules(record.definition))
     groups, _ = replace(record.definition, heads=experiment.widths.heads).reference()
     folder_of_parts = output.with_name(f"{output.name}.parts")
+    with parallel.alone(folder_of_parts / ".lock", f"computes {output}"):
+        _compute(experiment, run, record, output, folder_of_parts, probe, provenance, groups, device)
+        if processes.rank() == 0:
+            shutil.rmtree(folder_of_parts)
+
+
+def _compute(
+    experiment: Experiment,
+    run: RunFolder,
+    record: RunRecord,
+    output: Path,
+    folder_of_parts: Path,
+    probe: _Probe,
+    provenance: Plain,
+    groups: Channels,
+    device: torch.device,
+) -> None:
+    """Compute the snapshots that are not in the folder of parts yet, and join all."""
+    settings = experiment.covariance
     parts = [folder_of_parts / f"step_{step:07d}.h5" for step in record.snapshots]
     missing = [
         (step, part)
@@ -88,7 +107,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     before = len(parts) - len(missing)
     if before:
         logger.info("%d of %d snapshots are there already", before, len(parts))
-    with Reporter(_job(experiment, record, shard), "snapshot", len(parts), before) as reporter:
+    with Reporter(_job(experiment, record, probe.shard), "snapshot", len(parts), before) as reporter:
         for number, (step, part) in enumerate(missing, start=before + 1):
             blocks = min(settings.jackknife or 1, len(probe.indices)) if step == record.last_step else 1
             pieces = _pieces(part, probe, blocks)
@@ -101,7 +120,6 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
             reporter.reach(number)
     if processes.rank() == 0:
         merging.join_steps(output, parts)
-        shutil.rmtree(folder_of_parts)
 
 
 def probe_indices(available: int, count: int, name: str) -> list[int]:

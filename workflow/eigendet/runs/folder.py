@@ -21,9 +21,15 @@ from torch import nn
 from eigendet import __version__
 from eigendet.config import Experiment, layout
 from eigendet.errors import UserError, some
-from eigendet.files import Plain, read_json, require_version, write_json
+from eigendet.files import Plain, digest_file, read_json, require_fields, require_version, write_json
 from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import write_snapshot
+
+# Of the fields of a run's record.
+TYPES: dict[str, type] = {
+    "run": dict, "run.backbone": str, "run.seed": int, "costs": dict, "identity": dict, "definition": dict,
+    "snapshots": list, "seconds": float, "images_per_second": float, "processes": int, "device": str,
+}  # fmt: skip
 
 Identity = Plain  # values that fix the outcome of a run: another identity, another run
 
@@ -152,13 +158,13 @@ class RunFolder:
     def remove_snapshots(self) -> None:
         """Remove all snapshots, which are of an earlier run."""
         for stale in self.snapshot(0).parent.glob("step_*.pt"):
-            stale.unlink()
+            _remove(stale)
 
     def complete(self, record: RunRecord | FetchedBackbone) -> None:
         """Write the record, which marks the run as complete, and remove what only resuming needed."""
         content = record.plain() if isinstance(record, RunRecord) else record
         write_json(self.record, {"version": layout.RUN_VERSION, **content})
-        self.checkpoint.unlink(missing_ok=True)
+        _remove(self.checkpoint)
 
     def is_complete(self, identity: Identity) -> bool:
         """Return whether the folder holds this very run, complete.
@@ -183,9 +189,13 @@ class RunFolder:
         if missing or not content["snapshots"]:
             lacking = some(missing) or "snapshots"
             raise UserError(f"{self.record}: names no {lacking}; expected the record of a run trained here.")
+        require_fields(self.record, content, TYPES)
+        snapshots = content["snapshots"]
+        if not all(type(step) is int and step >= 0 for step in snapshots) or sorted(set(snapshots)) != snapshots:
+            raise UserError(f"{self.record}: snapshots is {str(snapshots)[:60]}; expected ascending steps from 0 on.")
         try:
             definition = Definition.of(content["definition"])
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"{self.record}: its definition cannot be read ({error}); make the run anew.") from None
         return RunRecord(**{name: content[name] for name in names & content.keys()} | {"definition": definition})
 
@@ -202,7 +212,8 @@ class RunFolder:
 
     def _read(self) -> Plain:
         content: Plain = read_json(self.record, "the record of a complete run, written when training ends")
-        pretrained = isinstance(content, dict) and "arm" not in content.get("run", {})
+        run = content.get("run") if isinstance(content, dict) else None
+        pretrained = isinstance(run, dict) and "arm" not in run
         require_version(
             self.record, content, layout.RUN_VERSION, "eigendet pretrain" if pretrained else "eigendet train"
         )
@@ -224,6 +235,12 @@ def require_same(path: Path, there: Identity, now: Identity) -> None:
         raise UserError(
             f"{path}: belongs to another run: {differences}. Delete it to train anew, or use another folder."
         )
+
+
+def _remove(file: Path) -> None:
+    """Remove a file, if it is there, and the digest beside it."""
+    for path in (file, digest_file(file)):
+        path.unlink(missing_ok=True)
 
 
 def code_versions() -> CodeVersions:

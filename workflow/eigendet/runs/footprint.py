@@ -22,7 +22,7 @@ from eigendet.spectra import spectrum
 
 BLOCK = 4096  # bytes that the smallest file takes
 EIGENVALUE = 9.5  # bytes of a row of a table of eigenvalues, compressed
-ARRAY = 600  # bytes that HDF5 takes for an array beside its content, with its share of the tap's attributes
+ARRAY = 475  # bytes that HDF5 takes for an array beside its content, with its share of the tap's attributes
 
 
 @dataclass(frozen=True)

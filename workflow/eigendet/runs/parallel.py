@@ -28,6 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import distributed
 
+from eigendet import files, processes
 from eigendet.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,22 @@ def stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Let all processes of this job into the block, and no other job meanwhile.
+
+    Args:
+        lock: a file, which is removed in the end.
+        what: what another job is doing if it is there, for the message.
+
+    Raises:
+        UserError: another job is there.
+    """
+    with files.alone(lock, what) if processes.rank() == 0 else contextlib.nullcontext():
+        processes.wait()
+        yield
 
 
 def _was_launched() -> bool:

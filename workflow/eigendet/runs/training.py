@@ -16,7 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypedDict
 
@@ -32,12 +32,12 @@ from eigendet.errors import UserError
 from eigendet.files import write_text
 from eigendet.networks.definition import Definition
 from eigendet.networks.detector import learns_masks
-from eigendet.networks.weights import save
 from eigendet.progress import Reporter
 from eigendet.report import events
 from eigendet.runs import parallel
-from eigendet.runs.folder import Identity, RunFolder, require_same
+from eigendet.runs.folder import Identity, RunFolder
 from eigendet.runs.losses import Losses, Sent, receive, send
+from eigendet.runs.resuming import Progress, Stateful, resume, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +108,27 @@ def fit(
     status 143.
 
     Raises:
-        UserError: the checkpoint has another identity, or a loss is not finite.
+        UserError: the checkpoint has another identity or is damaged, a loss is not finite, or another job
+            trains there.
     """
+    with parallel.alone(folder.path / ".lock", "trains this run"):
+        return _fit(folder, model, definition, task, settings, seed, identity, device, job)
+
+
+def _fit(
+    folder: RunFolder,
+    model: nn.Module,
+    definition: Definition,
+    task: Task,
+    settings: Optimization,
+    seed: int,
+    identity: Identity,
+    device: torch.device,
+    job: str,
+) -> Outcome:
+    """Train as `fit` does, while no other process trains in this folder."""
     learner = _Learner(model, settings, device)
-    progress = _resume(folder, identity, learner)
+    progress = resume(folder, identity, learner.stateful, settings.steps)
     snapshots = snapshot_steps(settings)
     first, together = processes.rank() == 0, processes.size()
     if first and progress.step == 0:
@@ -143,7 +160,7 @@ def fit(
             if first and step in snapshots:
                 folder.write_snapshot(step, model, definition)
             if first and (checkpoint or stop) and not done:
-                _write_checkpoint(folder, identity, learner, progress)
+                write_checkpoint(folder, identity, learner.stateful, progress)
             if stop and not done:
                 logger.info("asked to stop after step %d, from which the same command goes on", step)
                 processes.wait()  # whoever ends first ends all
@@ -231,46 +248,15 @@ class _Learner:
         self.scaler.update()
 
     @property
-    def stateful(self) -> dict[str, nn.Module | torch.optim.Optimizer | torch.amp.GradScaler]:
+    def stateful(self) -> dict[str, Stateful]:
         """What a checkpoint holds the state of, by name."""
         return {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
-
-
-@dataclass
-class _Progress:
-    """What a run has done so far; plain values, so that a checkpoint can hold it."""
-
-    step: int = 0
-    rows: list[dict[str, float]] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses, since the last row
-    since: list[float] = field(default_factory=lambda: [0, 0, 0.0])  # steps, images and seconds since the last row
-    images: int = 0
-    seconds: float = 0.0
-
-    def add(self, losses: dict[str, float], images: int, seconds: float) -> None:
-        """Count one step."""
-        self.step += 1
-        self.images += images
-        self.seconds += seconds
-        self.since = [self.since[0] + 1, self.since[1] + images, self.since[2] + seconds]
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def new_row(self, rate: float) -> dict[str, float]:
-        """Close the interval, and return means of the losses over its steps."""
-        steps, images, seconds = self.since
-        means = {name: value / steps for name, value in self.sums.items()}
-        row = {"step": self.step, "learning_rate": rate, "loss": sum(means.values())} | means
-        row["images_per_second"] = images / seconds
-        self.rows.append(row)
-        self.sums, self.since = {}, [0, 0, 0.0]
-        return row
 
 
 class _Unread:
     """Steps whose losses are not read yet; to read them is what moves progress on."""
 
-    def __init__(self, progress: _Progress, reporter: Reporter) -> None:
+    def __init__(self, progress: Progress, reporter: Reporter) -> None:
         self.progress, self.reporter = progress, reporter
         self.sent: deque[Sent] = deque()
         self.clock = time.perf_counter()
@@ -301,7 +287,7 @@ def _losses(learner: _Learner, task: Task, batch: Any, unread: _Unread) -> tuple
         raise
 
 
-def _outcome(progress: _Progress, snapshots: list[int], device: torch.device) -> Outcome:
+def _outcome(progress: Progress, snapshots: list[int], device: torch.device) -> Outcome:
     """Return what the run's record has of its training."""
     return {
         "snapshots": snapshots,
@@ -351,34 +337,6 @@ def _optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Optimize
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-
-def _write_checkpoint(folder: RunFolder, identity: Identity, learner: _Learner, progress: _Progress) -> None:
-    """Write what a run goes on from."""
-    states = {name: part.state_dict() for name, part in learner.stateful.items()}
-    save(folder.checkpoint, {"identity": identity, **states, "progress": vars(progress)})
-
-
-def _resume(folder: RunFolder, identity: Identity, learner: _Learner) -> _Progress:
-    """Load the folder's checkpoint, if there is one; return what was done.
-
-    Raises:
-        UserError: it cannot be loaded, or is of another run.
-    """
-    path = folder.checkpoint
-    if not path.is_file():
-        return _Progress()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its readers raise
-        raise UserError(f"{path}: cannot be loaded ({error}); delete it to train from the start.") from None
-    require_same(path, content["identity"], identity)
-    for name, part in learner.stateful.items():
-        if content[name]:  # a scaler that was not in use has no state: on a CPU, say, where the run began
-            part.load_state_dict(content[name])
-    progress = _Progress(**content["progress"])
-    logger.info("resuming from step %d (%s)", progress.step, path)
-    return progress
 
 
 def _csv(rows: list[dict[str, float]]) -> str:

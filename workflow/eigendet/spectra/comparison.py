@@ -171,13 +171,10 @@ def _observed_alike(runs: Sequence[RunSpectra]) -> tuple[list[RunSpectra], list[
 def _notes_on_maps(run: RunSpectra, taps: set[Tap]) -> list[str]:
     """Say which maps of a run cannot be compared; `taps` are those that all runs have."""
     missing = _labels(tap for _, tap in run.spectra if tap not in taps)
-    spoilt = _labels(tap for (_, tap), values in run.spectra.items() if not np.isfinite(values).all())
     dead = _labels(tap for (_, tap), values in run.spectra.items() if not values.any())
     notes = []
     if missing:
         notes.append(f"Only {run.name} and perhaps others, not all, have the maps {some(missing)}: left out.")
-    if spoilt:
-        notes.append(f"{run.name} has NaN or infinity, in some snapshot, in the spectra of {some(spoilt)}.")
     if dead:
         notes.append(
             f"{run.name} has maps that do not vary in some snapshot, so that they have no spectrum there: {some(dead)}."
@@ -244,7 +241,7 @@ def distance_table(runs: Sequence[RunSpectra]) -> pd.DataFrame:
 
 
 def _map(file: h5py.File, run: RunSpectra, step: int, tap: Tap) -> FeatureMap:
-    directions, features = tables.read_map(file, step, TapKey(*tap))
+    directions, features = tables.read_map(file, step, TapKey(*tap), len(run.spectra[step, tap]))
     gram = None if run.images is None or features is None else similarity.gram_of_images(features)
     is_pretrained = step == 0 and run.arm == FINETUNE and run.is_in_backbone(tap)
     return FeatureMap(run, step, run.spectra[step, tap], directions, gram, is_pretrained)
@@ -312,7 +309,7 @@ def significance_table(runs: Sequence[RunSpectra], distances: pd.DataFrame, metr
             for table in _tests(runs, moment, taps, matrices):
                 means = [values[:, [run.arm == arm for run in runs]].mean(1) for arm in _arms_of(table)]
                 tests.append(table.assign(snapshot=snapshot, measure=metric, mean=means[0], other_mean=means[1]))
-    return pd.concat(tests, ignore_index=True) if tests else pd.DataFrame(columns=["arm", "other_arm", "measure"])
+    return pd.concat(tests, ignore_index=True) if tests else pd.DataFrame(columns=tables.COLUMNS["tests"])
 
 
 def _tests(

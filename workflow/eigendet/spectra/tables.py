@@ -31,18 +31,22 @@ Each file is marked with the version of its format; the tables of a run, and sim
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import h5py
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 
-from eigendet.errors import UserError
-from eigendet.files import Format, Plain, read_json, replacing, write_json
+from eigendet.errors import UserError, first_line, kind, some
+from eigendet.files import Format, Plain, check_digest, read_json, replacing, write_json
+from eigendet.observe import hdf5
+from eigendet.observe.hdf5 import NewFile
 from eigendet.observe.keys import TapKey, node_name, step_name
 
 SPECTRA, COMPARISON = Format("eigendet spectra", 2), Format("eigendet comparison", 1)
@@ -50,10 +54,30 @@ SPECTRA, COMPARISON = Format("eigendet spectra", 2), Format("eigendet comparison
 TAP = ["module", "call", "point"]
 RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]
 TAP_COLUMNS = ["step", *TAP, "channels", "samples", "effective_samples", "centered"]
+P_VALUES = ["p", "corrected", "overall"]
+OTHER_RUN = ["other_arm", "other_seed", "other_step"]
 COLUMNS = {
     "eigenvalues": [*RUN_COLUMNS, *TAP_COLUMNS, "index", "value"],
     "jackknife": [*RUN_COLUMNS, *TAP_COLUMNS, "left_out", "index", "value"],
+    "metrics": [*RUN_COLUMNS, *TAP_COLUMNS, "metric", "value"],
+    "distances": [
+        *RUN_COLUMNS,
+        *TAP,
+        "snapshot",
+        "relation",
+        "step",
+        *OTHER_RUN,
+        "measure",
+        "value",
+        "chance",
+        "images",
+    ],
+    "tests": ["backbone", "detector", *TAP, "snapshot", "measure", "arm", "other_arm", "step", *P_VALUES],
 }
+# What columns of a name hold, in each table: texts, truths, numbers from 0 on; all others are of any number.
+TEXTS = {"arm", "backbone", "detector", "module", "point", "metric", "relation", "measure", "other_arm"}
+MEASURED = {"value", "chance", "images", "effective_samples", *P_VALUES}  # no part of what a row is of
+COUNTS = {"seed", "step", "call", "channels", "samples", "index", "left_out", "snapshot", "other_seed", "other_step"}
 
 
 @dataclass(frozen=True)
@@ -85,18 +109,20 @@ def read_run(folder: Path, name: Literal["eigenvalues", "jackknife"]) -> tuple[p
     """Read a table of a run's spectra, and what the run was.
 
     Raises:
-        UserError: the file is missing, broken or of another format.
+        UserError: the file is missing, broken or of another format, or its rows are not all those of whole spectra.
     """
-    table = _read(folder / f"{name}.parquet", SPECTRA, COLUMNS[name])
+    file = folder / f"{name}.parquet"
+    table = _read(file, SPECTRA, COLUMNS[name])
+    _check_spectra(file, table)
     return table, Provenance.of(table.attrs)
 
 
 @contextlib.contextmanager
-def writing_similarity(folder: Path, provenance: Provenance, images: Sequence[str] | None) -> Iterator[h5py.File]:
+def writing_similarity(folder: Path, provenance: Provenance, images: Sequence[str] | None) -> Iterator[NewFile]:
     """Yield a new similarity.h5 for `write_map`; `images` are their identifiers, where these are known."""
-    with replacing(folder / "similarity.h5") as part, h5py.File(part, "w") as file:
+    with hdf5.writing(folder / "similarity.h5") as file:
         content = {"provenance": json.dumps(asdict(provenance), sort_keys=True), "images": json.dumps(images)}
-        file.attrs.update(SPECTRA.mark | content)
+        hdf5.write_attributes(file, **SPECTRA.mark | content)
         yield file
 
 
@@ -108,34 +134,47 @@ def reading_similarity(folder: Path) -> Iterator[h5py.File]:
         UserError: the file is missing, broken or of another format.
     """
     path = folder / "similarity.h5"
-    _check_exists(path, SPECTRA)
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise _broken(path, "HDF5", error, SPECTRA) from None
-    with file:
-        SPECTRA.check(path, file.attrs)
+    with hdf5.opened(path, f"expected what '{SPECTRA.command}' writes") as file:
+        SPECTRA.check(path, hdf5.attributes(file, SPECTRA.mark))
         yield file
 
 
-def write_map(file: h5py.File, step: int, key: TapKey, directions: np.ndarray, features: np.ndarray | None) -> None:
+def write_map(file: NewFile, step: int, key: TapKey, directions: np.ndarray, features: np.ndarray | None) -> None:
     """Write a map's leading directions, (C, k), and its features of the images where they are known, (N, D)."""
     node = file.create_group(f"{step_name(step)}/{node_name(key)}")
-    node["directions"] = directions.astype(np.float32)
+    hdf5.write_array(node, "directions", directions.astype(np.float32))
     if features is not None:
-        node["images"] = features.astype(np.float32)
+        hdf5.write_array(node, "images", features.astype(np.float32))
+    file.check()
 
 
-def read_map(file: h5py.File, step: int, key: TapKey) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return what `write_map` wrote, in float64."""
-    node = file[step_name(step)][node_name(key)]
-    features = node["images"][()].astype(np.float64) if "images" in node else None
-    return node["directions"][()].astype(np.float64), features
+def read_map(file: h5py.File, step: int, key: TapKey, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what `write_map` wrote of a map with so many channels, in float64.
+
+    Raises:
+        UserError: it is missing, or cannot be so.
+    """
+    node = hdf5.child(hdf5.child(file, step_name(step)), node_name(key))
+    directions = hdf5.array(node, "directions", (channels, None)).astype(np.float64)
+    if not np.isfinite(directions).all():
+        raise hdf5.damaged(node, "directions", "holds NaN or infinity")
+    if not hdf5.has(node, "images"):
+        return directions, None
+    images = read_images(file)
+    features = hdf5.array(node, "images", (None if images is None else len(images), None)).astype(np.float64)
+    if np.isinf(features).any():
+        raise hdf5.damaged(node, "images", "holds infinity")
+    return directions, features
 
 
 def read_images(file: h5py.File) -> list[str] | None:
     """Return the identifiers of the images in a similarity.h5, or None if it does not say."""
-    images: list[str] | None = json.loads(file.attrs["images"])
+    try:
+        images = json.loads(hdf5.text(file, "images"))
+    except (ValueError, RecursionError) as error:
+        raise hdf5.damaged(file, "images", f"is not JSON ({first_line(error)})") from None
+    if images is not None and not (isinstance(images, list) and all(isinstance(image, str) for image in images)):
+        raise hdf5.damaged(file, "images", f"is {kind(images)}; expected a list of names")
     return images
 
 
@@ -161,11 +200,17 @@ class Comparison(NamedTuple):
             UserError: a file is missing, broken or of another format.
         """
         metrics, distances, tests = (
-            _read(folder / f"{name}.parquet", COMPARISON) for name in ("metrics", "distances", "tests")
+            _read(folder / f"{name}.parquet", COMPARISON, COLUMNS[name]) for name in ("metrics", "distances", "tests")
         )
-        content = read_json(folder / "notes.json", "notes")
-        COMPARISON.check(folder / "notes.json", content if isinstance(content, dict) else {})
-        return cls(metrics, distances, tests, content["notes"])
+        file = folder / "notes.json"
+        content = read_json(file, "notes")
+        COMPARISON.check(file, content if isinstance(content, dict) else {})
+        notes = content.get("notes")
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise UserError(
+                f"{file}: notes is {kind(notes)}; expected a list of texts: run '{COMPARISON.command}' again."
+            )
+        return cls(metrics, distances, tests, notes)
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -181,30 +226,87 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _write(file: Path, table: pd.DataFrame, attributes: Mapping[str, object]) -> None:
+    """Write a table, whole or not at all, with a digest beside it; it is composed in memory, being small."""
     table = table.copy(deep=False)
     table.attrs = dict(attributes)
-    with replacing(file) as part:
-        table.to_parquet(part, index=False)
+    content = io.BytesIO()
+    table.to_parquet(content, index=False)
+    with replacing(file, digest=True) as part:
+        part.write_bytes(content.getbuffer())
 
 
-def _read(file: Path, written_as: Format, columns: Sequence[str] = ()) -> pd.DataFrame:
-    _check_exists(file, written_as)
+def _read(file: Path, written_as: Format, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a table, and check that it has these columns, each of its kind.
+
+    Raises:
+        UserError: the file is missing, broken or of another format.
+    """
+    if not file.exists():
+        raise UserError(f"{file}: no such file; '{written_as.command}' writes it.")
+    check_digest(file, f"run '{written_as.command}' again")
     try:
-        table = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise _broken(file, "a table", error, written_as) from None
+        table = pd.read_parquet(io.BytesIO(file.read_bytes()))
+    except Exception as error:  # whatever its readers raise
+        raise UserError(
+            f"{file}: cannot be read as a table ({first_line(error)}); run '{written_as.command}' again."
+        ) from None
     written_as.check(file, table.attrs)
     missing = [column for column in columns if column not in table]
     if missing:
         raise UserError(f"{file}: without the columns {', '.join(missing)}; run '{written_as.command}' again.")
+    for column in columns if len(table) else ():
+        _check_column(file, table[column], written_as)
+    twice = table.duplicated([column for column in columns if column not in MEASURED])
+    if twice.any():
+        raise UserError(f"{file}: row {int(twice.argmax())} is there twice; run '{written_as.command}' again.")
     return table
 
 
-def _check_exists(file: Path, written_as: Format) -> None:
-    if not file.exists():
-        raise UserError(f"{file}: no such file; '{written_as.command}' writes it.")
+def _check_column(file: Path, column: pd.Series, written_as: Format) -> None:
+    """Raise UserError unless all values of a column are of its kind."""
+    if column.name in TEXTS:
+        expected, right = "texts", column.map(lambda value: isinstance(value, str)).all()
+    elif column.name == "centered":
+        expected, right = "true or false", is_bool_dtype(column)
+    elif column.name in COUNTS:
+        expected, right = "integers from 0 on", is_integer_dtype(column) and (column >= 0).all()
+    else:
+        expected, right = "numbers", is_numeric_dtype(column) and not is_bool_dtype(column)
+    if not right:
+        raise UserError(
+            f"{file}: the column '{column.name}' holds other than {expected}; run '{written_as.command}' again."
+        )
 
 
-def _broken(file: Path, kind: str, error: Exception, written_as: Format) -> UserError:
-    reason = str(error).splitlines()[0]
-    return UserError(f"{file}: cannot be read as {kind} ({reason}); run '{written_as.command}' again.")
+def _check_spectra(file: Path, table: pd.DataFrame) -> None:
+    """Check that a table of a run holds whole spectra.
+
+    Raises:
+        UserError: it is of several runs, or of some map rows are lost, doubled, out of order or not finite.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise UserError(f"{file}: {what}; the file is damaged, or was changed: run '{SPECTRA.command}' again.")
+
+    for column in (*RUN_COLUMNS, "centered"):
+        there = sorted(map(str, set(table[column])))
+        if len(there) > 1:
+            refuse(f"holds several values of {column}, {some(there)}; expected one run")
+    values = table["value"].to_numpy()
+    if not np.isfinite(values).all():
+        refuse(f"row {int(np.argmin(np.isfinite(values)))} has the eigenvalue {values[~np.isfinite(values)][0]}")
+    if (table["effective_samples"] <= 0).any():
+        refuse("has effective samples of 0 or below")
+    keys = ["step", *TAP, *(["left_out"] if "left_out" in table else [])]
+    for key, spectrum in table.groupby(keys, sort=False):
+        name = f"step {key[0]}, {TapKey(*key[1:4])}"
+        if spectrum[["channels", "samples"]].nunique().max() > 1:
+            refuse(f"{name}: differs from row to row in its channels or samples")
+        if not np.array_equal(spectrum["index"], np.arange(spectrum["channels"].iloc[0])):
+            refuse(f"{name}: {len(spectrum)} rows that are not the {spectrum['channels'].iloc[0]} eigenvalues in order")
+        if (np.diff(spectrum["value"]) > 0).any():
+            refuse(f"{name}: eigenvalues that do not descend")
+    maps = [set(taps.itertuples(index=False, name=None)) for _, taps in table.groupby("step")[TAP]]
+    lost = sorted(str(TapKey(*tap)) for tap in set().union(*maps) if not all(tap in own for own in maps))
+    if lost:
+        refuse(f"not every step has the maps {some(lost)}")

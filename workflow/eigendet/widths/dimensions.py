@@ -98,7 +98,7 @@ def _read_checked(
         raise UserError(f"{file}: of the experiment '{provenance.experiment}'; this one is '{experiment}'.")
     try:
         definition = Definition.of(provenance.definition or {})
-    except (KeyError, TypeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{file}: does not say of which network it is ({error}); run 'eigendet spectra' again."
         ) from None

@@ -86,9 +86,12 @@ def _records(file: Path, first: bool, gradients: bool) -> list[TapRecord]:
         UserError: the file cannot be read, or holds no gradients that are asked for.
     """
     with store.open_checked(file) as content:
-        step = content[store.step_groups(content)[0 if first else -1]]
-        number = int(step.attrs["step"])
-        records = [] if gradients else [read_tap(node, number) for node in step.values()]
+        steps = store.steps(content)
+        if not steps:
+            raise UserError(f"{file}: holds no step; run 'eigendet covariance' again.")
+        step = steps[0 if first else -1]
+        number = store.step_number(step)
+        records = [] if gradients else [read_tap(node, number) for node in store.taps(step)]
     if gradients:
         records = list(store.with_gradients(file, number))
     return sorted(records, key=lambda record: (record.key.module, record.key.call))
