@@ -180,8 +180,8 @@ def _content(path: Path) -> Plain:
     if not isinstance(content, dict) or not isinstance(content.get("widths"), dict):
         raise UserError(f"{path}: no object 'widths'; expected {EXPECTED}.")
     for group, width in content["widths"].items():
-        if isinstance(width, int) and width > MOST:
-            raise UserError(f"{path}: width {width:.3g} of {group!r}; expected at most {MOST:,} channels.")
+        if isinstance(width, int | float) and not width <= MOST:  # NaN neither
+            raise UserError(f"{path}: width {str(width)[:20]} of {group!r}; expected at most {MOST:,} channels.")
     if content.get("format") == FORMAT.command or content.keys() >= WRITTEN:
         FORMAT.check(path, content)
     return content

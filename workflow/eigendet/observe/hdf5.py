@@ -168,7 +168,8 @@ def opened(path: Path, expected: str) -> h5py.File:
 
 def damaged(node: h5py.Group, name: str, what: str) -> UserError:
     """Return the error of what cannot be right at a place in a file."""
-    place = "/".join(part for part in (str(node.name or "").strip("/"), name) if part)
+    names = (own.decode(errors="replace") if isinstance(own, bytes) else own for own in (node.name or "", name))
+    place = "/".join(part for part in (own.strip("/") for own in names) if part)
     return UserError(f"{node.file.filename}: {place!r} {what}. The file is damaged, or was changed: write it again.")
 
 
@@ -211,27 +212,34 @@ def child(node: h5py.Group, name: str, kind: type = h5py.Group) -> Any:
 
 def text(node: h5py.Group, name: str) -> str:
     """Return an attribute that is a text."""
-    with _reading(node, name):
-        value = node.attrs[name]
-        value = value.decode() if isinstance(value, bytes) else value
+    value = _attribute(node, name)
     if not isinstance(value, str):
         raise damaged(node, name, f"is {str(value)[:40]!r}; expected a text")
     return value
 
 
-def attributes(node: h5py.Group, names: Iterable[str]) -> dict[str, object]:
-    """Return those attributes of these names that there are, whatever they are; texts as texts."""
+def attributes(node: h5py.Group, names: Iterable[str]) -> dict[str, str | int]:
+    """Return those attributes of these names that there are."""
     with _reading(node, ""):
-        values = {name: node.attrs[name] for name in names if name in node.attrs}
-    return {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in values.items()
-    }
+        there = [name for name in names if name in node.attrs]
+    return {name: _attribute(node, name) for name in there}
+
+
+def _attribute(node: h5py.Group, name: str) -> Any:
+    """Return an attribute that is a text or an integer, of any type of these; HDF5 crashes on some that it is not."""
+    with _reading(node, name):
+        attribute = node.attrs.get_id(name)
+        plain = attribute.shape == () and attribute.get_type().get_class() in (h5py.h5t.STRING, h5py.h5t.INTEGER)
+        value = node.attrs[name] if plain else None
+        value = value.decode() if isinstance(value, bytes) else value
+    if value is None:
+        raise damaged(node, name, "is an array, or of another type; expected a text or an integer")
+    return value
 
 
 def number(node: h5py.Group, name: str) -> int:
     """Return an attribute that is an integer from 0 on."""
-    with _reading(node, name):
-        value = node.attrs[name]
+    value = _attribute(node, name)
     if not isinstance(value, int | np.integer) or isinstance(value, bool | np.bool_) or value < 0:
         raise damaged(node, name, f"is {str(value)[:40]!r}; expected an integer from 0 on")
     return int(value)

@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from eigendet.errors import UserError
+from eigendet.errors import UserError, first_line, kind
 from eigendet.networks.checkpoints import load, save
 from eigendet.runs.folder import Identity, RunFolder, require_same
 
@@ -71,6 +71,8 @@ def resume(folder: RunFolder, identity: Identity, stateful: Mapping[str, Statefu
     if not path.is_file():
         return Progress()
     content = load(path, {"identity", "progress", *stateful}, "what training goes on from", remedy)
+    if not isinstance(content["identity"], dict):
+        raise UserError(f"{path}: identity is {kind(content['identity'])}; expected a dict: {remedy}.")
     require_same(path, content["identity"], identity)
     progress = _checked_progress(path, content["progress"], steps, remedy)
     try:
@@ -92,11 +94,13 @@ def _checked_progress(path: Path, plain: Any, steps: int, remedy: str) -> Progre
     """
     try:
         TypeAdapter(Progress).validate_python(plain)
+        progress = Progress(**plain)  # as it was written: validation would make all numbers of rows floats
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, ("progress", *fault["loc"])))
         raise UserError(f"{path}: {place} is {str(fault['input'])[:40]!r} ({fault['msg']}); {remedy}.") from None
-    progress = Progress(**plain)  # as it was written: validation would make numbers of rows floats
+    except TypeError as error:
+        raise UserError(f"{path}: progress cannot be read ({first_line(error)}); {remedy}.") from None
     numbers = [progress.images, progress.seconds, *progress.since, *progress.sums.values()]
     if not 0 < progress.step < steps or len(progress.since) != 3 or not all(map(math.isfinite, numbers)):
         raise UserError(

@@ -42,6 +42,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
+from pyarrow import parquet
 
 from eigendet.errors import UserError, first_line, kind, some
 from eigendet.files import Format, Plain, check_digest, read_json, replacing, write_json
@@ -245,7 +246,9 @@ def _read(file: Path, written_as: Format, columns: Sequence[str]) -> pd.DataFram
         raise UserError(f"{file}: no such file; '{written_as.command}' writes it.")
     check_digest(file, f"run '{written_as.command}' again")
     try:
-        table = pd.read_parquet(io.BytesIO(file.read_bytes()))
+        content = io.BytesIO(file.read_bytes())
+        parquet.read_table(content).validate(full=True)  # its texts are text
+        table = pd.read_parquet(content)
     except Exception as error:  # whatever its readers raise
         raise UserError(
             f"{file}: cannot be read as a table ({first_line(error)}); run '{written_as.command}' again."
@@ -302,8 +305,9 @@ def _check_spectra(file: Path, table: pd.DataFrame) -> None:
         name = f"step {key[0]}, {TapKey(*key[1:4])}"
         if spectrum[["channels", "samples"]].nunique().max() > 1:
             refuse(f"{name}: differs from row to row in its channels or samples")
-        if not np.array_equal(spectrum["index"], np.arange(spectrum["channels"].iloc[0])):
-            refuse(f"{name}: {len(spectrum)} rows that are not the {spectrum['channels'].iloc[0]} eigenvalues in order")
+        channels = spectrum["channels"].iloc[0]
+        if len(spectrum) != channels or not np.array_equal(spectrum["index"], np.arange(len(spectrum))):
+            refuse(f"{name}: {len(spectrum)} rows that are not the {channels} eigenvalues in order")
         if (np.diff(spectrum["value"]) > 0).any():
             refuse(f"{name}: eigenvalues that do not descend")
     maps = [set(taps.itertuples(index=False, name=None)) for _, taps in table.groupby("step")[TAP]]
