@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from eigendet import config
-from eigendet.files import digest_file
+from eigendet.files import alone, digest_file
 from eigendet.networks.snapshots import read_snapshot
+from eigendet.observe import store
 from eigendet.runs import stages
+from eigendet.runs.covariances import compute_covariance
 from eigendet.runs.folder import RunFolder
 from tests.conftest import minimal_experiment
 from tests.faults.refusal import one_line_or_nothing, refused
@@ -201,3 +203,25 @@ def test_a_snapshot_that_was_cut_off_is_refused(interrupted: Path, tmp_path: Pat
         digest_file(file).unlink()
     with refused(file):
         read_snapshot(file)
+
+
+@pytest.mark.fault(kind="locks", stage="train")
+def test_a_second_training_of_one_run_is_refused(interrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(interrupted, folder)
+    with alone(folder / ".lock", "trains this run"), refused(folder / ".lock", "another process trains this run; wait"):
+        train(folder)
+    train(folder)
+    assert RunFolder(folder).read().snapshots[-1] == 4 and not (folder / ".lock").exists()
+
+
+@pytest.mark.fault(kind="locks", stage="covariance")
+def test_a_second_job_of_covariances_of_one_run_is_refused(tmp_path: Path) -> None:
+    folder, output = tmp_path / "run", tmp_path / "covariance.h5"
+    train(folder)
+    experiment = config.parse(minimal_experiment())
+    lock = tmp_path / "covariance.h5.parts/.lock"
+    with alone(lock, f"computes {output}"), refused(lock, f"another process computes {output}; wait"):
+        compute_covariance(experiment, folder, output)
+    compute_covariance(experiment, folder, output)
+    assert len(list(store.read(output))) > 0 and not lock.parent.exists()

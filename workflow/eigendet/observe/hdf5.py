@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -122,7 +123,8 @@ def writing(path: Path) -> Iterator[NewFile]:
 def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
     """Write an array with checksums; a single number stands in the group's metadata, which have theirs."""
     if values.ndim and values.size:
-        chunk = (*(1 for _ in values.shape[1:]), min(values.shape[-1], CHUNK))
+        length = values.shape[-1]
+        chunk = (*(1 for _ in values.shape[1:]), math.ceil(length / math.ceil(length / CHUNK)))  # the last is full too
         group.create_dataset(name, data=values, chunks=chunk, fletcher32=True)
     else:
         compact = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

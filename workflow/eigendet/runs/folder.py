@@ -6,6 +6,8 @@ checkpoints/step_0000000.pt  snapshots: step, weights and definition, tensors an
 last.ckpt                    what resuming needs; removed when the run is complete
 backbone.pt                  the weights of a pre-trained backbone
 events.out.tfevents.*        rows of the log for TensorBoard, if settings ask for it
+
+Beside each file of tensors stands its SHA-256, FILE.sha256, as `sha256sum --check` takes it.
 """
 
 from __future__ import annotations

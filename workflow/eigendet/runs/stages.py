@@ -16,7 +16,7 @@ from eigendet.data.batches import evaluation_crop, stream_seed
 from eigendet.data.datasets import Detection, Task, open_split, require_same_classes
 from eigendet.errors import UserError, unknown
 from eigendet.files import Plain, file_digest
-from eigendet.networks import weights
+from eigendet.networks import checkpoints, weights
 from eigendet.networks.backbones import backbone_of, build_backbone
 from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import read_snapshot
@@ -234,4 +234,4 @@ def _material(settings: Optimization) -> Plain:
 
 def _save_backbone(folder: RunFolder, backbone: torch.nn.Module) -> None:
     """Write the backbone's weights, on the CPU."""
-    weights.save(folder.backbone, {name: tensor.cpu() for name, tensor in backbone.state_dict().items()})
+    checkpoints.save(folder.backbone, {name: tensor.cpu() for name, tensor in backbone.state_dict().items()})

@@ -26,6 +26,7 @@
     notes.json            what could not be compared, and why
 
 Each file is marked with the version of its format; the tables of a run, and similarity.h5, also say what the run was.
+Beside each table stands its SHA-256, as `sha256sum --check` takes it; similarity.h5 has checksums of its own.
 """
 
 from __future__ import annotations
