@@ -109,3 +109,12 @@ def test_only_a_terminal_has_one_line_that_changes(terminal: bool, monkeypatch: 
         assert [line[:13] for line in stream.getvalue().splitlines()] == [
             "train: step 1", "train: step 2", "other news", "train: step 3", "the end",
         ]  # fmt: skip
+
+
+def test_names_from_a_users_file_move_no_terminal(tmp_path: Path) -> None:
+    code = "import logging; logging.getLogger('eigendet').warning('class %s', 'red \\x1b[31m')"
+    result = subprocess.run(
+        [sys.executable, "-c", f"from eigendet.cli import reports; reports.start(); {code}"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert r"class red \x1b[31m" in result.stderr and "\x1b" not in result.stderr

@@ -18,6 +18,7 @@ from typing import TextIO
 import click
 
 from eigendet import progress
+from eigendet.errors import printable
 
 LOG = "EIGENDET_LOG"  # environment variable: the log that an earlier process sends everything to
 
@@ -44,6 +45,14 @@ class Reports(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class Printable(logging.Formatter):
+    """Writes what came from a user's file such that a terminal obeys none of it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record's text."""
+        return printable(super().format(record))
+
+
 class Lines(logging.StreamHandler[TextIO]):
     """Write records where perhaps nobody reads any more, which must not stop or clutter a job."""
 
@@ -54,7 +63,8 @@ class Lines(logging.StreamHandler[TextIO]):
 def start() -> None:
     """Write to standard error what is logged."""
     handler = Reports(sys.stderr)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    handler.setFormatter(Printable("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def send_to(log: Path) -> None:

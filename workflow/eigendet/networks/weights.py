@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendet.errors import UserError, first_line, lacking, some, unknown
-from eigendet.files import replacing
+from eigendet.files import check_digest
 from eigendet.networks.matching import matched
 
 EXPECTED = "expected a state dict: tensors by the names of the backbone's parameters"
@@ -65,16 +65,22 @@ def _read(path: Path) -> tuple[Any, list[str]]:
     """Read what torch or safetensors saved, and name what of other libraries is in it, which is left out, not run.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or damaged.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; {EXPECTED}.")
+    check_digest(path, "fetch or write it again")
     if path.suffix == ".safetensors":
         return _read_safetensors(path), []
     try:
         others = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # no such file, or not one of torch's: said below
+    except Exception:  # not one of torch's files: said below
         others = []
-    with torch.serialization.safe_globals([(_LeftOut, name) for name in others]):
-        return load_plain(path, EXPECTED.removeprefix("expected ")), others
+    try:
+        with torch.serialization.safe_globals([(_LeftOut, name) for name in others]):
+            return torch.load(path, map_location="cpu", weights_only=True), others
+    except Exception as error:  # torch.load raises whatever its readers raise
+        raise UserError(f"{path}: cannot be loaded ({_why(error)}); {EXPECTED}.") from None
 
 
 class _LeftOut:
@@ -98,28 +104,6 @@ def _read_safetensors(path: Path) -> Any:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); {EXPECTED}.") from None
-
-
-def save(path: Path, content: Any) -> None:
-    """Write tensors and plain values, whole or not at all."""
-    with replacing(path) as temporary, temporary.open("wb") as file:  # torch's own files hide why they fail
-        torch.save(content, file)
-
-
-def load_plain(path: Path, what: str) -> Any:
-    """Load tensors and plain values from a file; `what` says in errors what was expected there.
-
-    Raises:
-        UserError: the file is missing, or holds anything else.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {what}.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its readers raise
-        raise UserError(
-            f"{path}: cannot be loaded ({_why(error)}); expected {what} of tensors and plain values."
-        ) from None
 
 
 def _why(error: Exception) -> str:

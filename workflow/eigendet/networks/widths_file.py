@@ -142,13 +142,16 @@ def read_chosen(path: Path) -> ChosenWidths:
     content = _content(path)
     FORMAT.check(path, content)
     try:
-        return TypeAdapter(ChosenWidths).validate_python({name: content[name] for name in content.keys() & NAMES})
+        chosen = TypeAdapter(ChosenWidths).validate_python({name: content[name] for name in content.keys() & NAMES})
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))
         raise UserError(
             f"{path}: {place!a} is not what '{FORMAT.command}' writes ({fault['msg']}); run it again."
         ) from None
+    if chosen.reference.keys() != chosen.widths.keys():
+        raise UserError(f"{path}: reference and widths are not of the same groups; run '{FORMAT.command}' again.")
+    return chosen
 
 
 def read_widths(path: Path, definition: Definition) -> Widths:

@@ -1,6 +1,7 @@
 """Read the results of an experiment back, and show them.
 
 results     what an experiment's folder holds, as tables
+records     what other stages leave as JSON, as far as the page reads it
 findings    what holds and what does not, in sentences
 wording     numbers in words, so that rounding says nothing that they do not
 views       tables of comparisons and spectra as the figures show them

@@ -266,8 +266,8 @@ def _settings(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> pd.Da
         training, record = experiment.training_of(run.arm), results.run_record(folder, run)
         rows.append(
             {"steps": training.steps, "batch_size": training.batch_size, "learning_rate": training.learning_rate,
-             "snapshots": len(record["snapshots"]), "revision": record["revision"], "torch": record["torch"],
-             "eigendet": record["eigendet"]}
+             "snapshots": len(record.snapshots), "revision": record.revision, "torch": record.torch,
+             "eigendet": record.eigendet}
         )  # fmt: skip
     return runs.join(pd.DataFrame(rows))
 
@@ -281,5 +281,5 @@ def _provenance(runs: pd.DataFrame) -> str:
 
 
 def _script_json(content: PageData) -> str:
-    """Return JSON that cannot end the script element that holds it."""
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    """Return JSON in which nothing can end the script element that holds it, or begin another in it."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -12,9 +12,10 @@ from eigendet import config as configuration
 from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
 from eigendet.config.layout import Run
 from eigendet.errors import UserError
-from eigendet.files import Plain, read_json, require_version
 from eigendet.networks import widths_file
 from eigendet.networks.widths_file import ChosenWidths
+from eigendet.report import records
+from eigendet.report.records import Checked, Evaluation, Latency, Pretrained, Trained
 from eigendet.report.wording import told_apart
 from eigendet.spectra.tables import Comparison, joined, read_run
 
@@ -102,7 +103,11 @@ def read_experiment(folder: Path) -> Experiment:
     try:
         return configuration.load([folder / layout.CONFIGURATION])
     except UserError as error:
-        raise UserError(f"{error}\n{folder}: not results of this version; 'snakemake' makes them anew.") from None
+        first, *more = str(error).split("\n")
+        others = f", and {len(more)} more faults" if more else ""
+        raise UserError(
+            f"{first.rstrip('.')}{others}. If {folder} is of another version, 'snakemake' makes it anew."
+        ) from None
 
 
 def read_results(folder: Path) -> Results:
@@ -170,7 +175,7 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     for run in layout.runs(experiment, experiment.all_arms):
         file = layout.path(folder, layout.EVALUATION, **run._asdict())
         if file.is_file():
-            rows.append(_summary_row(folder, run, _record(file, layout.EVALUATION_VERSION, "eigendet evaluate")))
+            rows.append(_summary_row(folder, run, records.read_evaluation(file, run)))
     if not rows:
         raise UserError(f"{folder}: holds no evaluation of this experiment; run 'eigendet evaluate' first.")
     table = pd.DataFrame(rows)
@@ -178,23 +183,28 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
 
 
-def _summary_row(folder: Path, run: Run, evaluation: Plain) -> dict[str, object]:
+def _summary_row(folder: Path, run: Run, evaluation: Evaluation) -> dict[str, object]:
     record = run_record(folder, run)
-    row = dict(evaluation["run"])
-    for kind, prefix in (("boxes", ""), ("masks", "mask_")):
-        row |= {prefix + name: value for name, value in evaluation.get(kind, {}).items()}
-    row |= record["costs"] | {key: record[key] for key in ("seconds", "images_per_second", "device")}
-    return row | _latency(folder, run)
+    row: dict[str, object] = dict(run._asdict())
+    for scores, prefix in ((evaluation.boxes, ""), (evaluation.masks, "mask_")):
+        row |= {prefix + name: value for name, value in scores.items()}
+    row |= record.costs
+    row |= {"seconds": record.seconds, "images_per_second": record.images_per_second, "device": record.device}
+    return row | _times(folder, run)
 
 
-def _latency(folder: Path, run: Run) -> dict[str, float]:
+def _times(folder: Path, run: Run) -> dict[str, float]:
     """Return the milliseconds for an image of an arm's first seed: its other seeds have the same network."""
-    file = layout.path(folder, layout.LATENCY, backbone=run.backbone, detector=run.detector)
-    latency = _record(file, layout.LATENCY_VERSION, "eigendet latency") if file.is_file() else {"runs": []}
-    for entry in latency["runs"]:
-        if entry["arm"] == run.arm:
-            return {f"{part}_ms": entry[part]["median"] for part in ("detector", "backbone")}
+    latency = _latency(folder, run.backbone, run.detector)
+    for entry in latency.runs if latency else ():
+        if entry.arm == run.arm:
+            return {"detector_ms": entry.detector.median, "backbone_ms": entry.backbone.median}
     return {}
+
+
+def _latency(folder: Path, backbone: str, detector: str) -> Latency | None:
+    file = layout.path(folder, layout.LATENCY, backbone=backbone, detector=detector)
+    return records.read(Latency, file) if file.is_file() else None
 
 
 def averages(runs: pd.DataFrame) -> list[Average]:
@@ -251,40 +261,32 @@ def read_widths_files(folder: Path, experiment: Experiment) -> list[NetworkWidth
     return networks
 
 
-def run_record(folder: Path, run: Run) -> Plain:
+def run_record(folder: Path, run: Run) -> Trained:
     """Read the record of a run: how it was trained, what it costs, and by what it was made."""
-    return _record(layout.path(folder, layout.RUN_RECORD, **run._asdict()), layout.RUN_VERSION, "eigendet train")
+    return records.read(Trained, layout.path(folder, layout.RUN_RECORD, **run._asdict()))
 
 
-def pretraining_records(folder: Path, experiment: Experiment) -> list[Plain]:
+def pretraining_records(folder: Path, experiment: Experiment) -> list[Pretrained]:
     """Read the records of the pre-trained backbones that are there."""
     files = [layout.path(folder, layout.PRETRAINED_RECORD, backbone=backbone) for backbone in experiment.backbones]
-    return [_record(file, layout.RUN_VERSION, "eigendet pretrain") for file in files if file.is_file()]
+    return [records.read(Pretrained, file) for file in files if file.is_file()]
 
 
-def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Plain]:
+def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Checked]:
     """Read the summaries of the experiment's data sets that were checked, by task and split."""
     summaries = {}
     for task, splits in (("classification", experiment.data.classification), ("detection", experiment.data.detection)):
         for split in ("train", "val") if splits else ():
             file = folder / layout.data_check(experiment, task, split)
             if file.is_file():
-                summaries[f"{task} {split}"] = _record(file, layout.DATA_VERSION, "eigendet check-data")
+                summaries[f"{task} {split}"] = records.read(Checked, file)
     return summaries
-
-
-def _record(file: Path, version: int, command: str) -> Plain:
-    content: Plain = read_json(file, f"what '{command}' writes")
-    require_version(file, content, version, command)
-    return content
 
 
 def latency_devices(folder: Path, experiment: Experiment) -> list[str]:
     """Return the devices on which times of this experiment's networks were measured."""
-    files = [layout.path(folder, layout.LATENCY, backbone=network[0], detector=network[1])
-             for network in experiment.networks]  # fmt: skip
-    records = [_record(file, layout.LATENCY_VERSION, "eigendet latency") for file in files if file.is_file()]
-    return list(dict.fromkeys(str(record["device"]) for record in records if "device" in record))
+    measured = [_latency(folder, *network) for network in experiment.networks]
+    return list(dict.fromkeys(latency.device for latency in measured if latency and latency.device))
 
 
 def _not_compared(folder: Path, experiment: Experiment, network: Network, compared: Comparison) -> list[Run]:
