@@ -1,5 +1,6 @@
-"""The finished experiment, of which faults change a copy."""
+"""What faults change a copy of: the finished experiment, and a file of covariances."""
 
+from tests.faults.covariances import whole
 from tests.workflow.conftest import copied, finished
 
-__all__ = ["copied", "finished"]
+__all__ = ["copied", "finished", "whole"]

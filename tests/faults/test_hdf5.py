@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-import torch
 
-from eigendet.files import alone
-from eigendet.moments.covariance import Covariance
 from eigendet.observe import merging, store
 from eigendet.observe.keys import TapKey
-from eigendet.observe.tap import Gradient, Tap
 from eigendet.spectra import tables
+from tests.faults.covariances import read_all
 from tests.faults.refusal import one_line_or_nothing, refused
 
 TAP = "step_0000004/layer1.relu#0:act"
 KEY = TapKey("layer1.relu", 0, "act")
-
-
-def moments(channels: int, seed: int) -> Covariance:
-    covariance = Covariance(channels)
-    covariance.update(torch.randn(4, channels, 3, 3, generator=torch.Generator().manual_seed(seed)))
-    return covariance
-
-
-def taps(seed: int) -> Iterator[Tap]:
-    for place, channels in enumerate((6, 4)):
-        means = torch.randn(4, channels, generator=torch.Generator().manual_seed(seed))
-        key = TapKey(f"layer{place + 1}.relu", 0, "act")
-        gradient = Gradient(moments(channels, seed + 7), passes=4)
-        yield Tap(key, place, "excluded", moments(channels, seed), means, gradient)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of covariances with everything that one can hold."""
-    folder = tmp_path_factory.mktemp("whole")
-    parts = [folder / f"part_{number}.h5" for number in range(3)]
-    for number, part in enumerate(parts):
-        snapshots = [(step, taps(10 * number + step)) for step in (0, 4)]
-        images = [f"image_{4 * number + place}" for place in range(4)]
-        store.write_covariances(part, snapshots, {"run": {"arm": "scratch", "seed": 0}}, images)
-    merging.merge(folder / "covariance.h5", parts, [0, 1, 2])
-    return folder / "covariance.h5"
-
-
-def read_all(path: Path) -> None:
-    store.provenance(path)
-    store.images(path)
-    for record in store.read(path):
-        assert len(record.mean) in (4, 6)
-    for step in (0, 4):
-        assert len(list(store.with_gradients(path, step))) == 2
 
 
 def replaced(name: str, change: Callable[[np.ndarray], Any]) -> Callable[[h5py.File], None]:
@@ -378,52 +335,3 @@ def copy_as_version_3(source: h5py.Group, target: h5py.Group) -> None:
             copy_as_version_3(item, target.create_group(name))
         else:
             target[name] = item[()]
-
-
-@contextmanager
-def open_elsewhere(path: Path) -> Iterator[None]:
-    """Let another process have a file open for writing."""
-    code = f"import h5py\nwith h5py.File({str(path)!r}, 'r+'):\n    print('open', flush=True)\n    input()"
-    writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert writer.stdin is not None and writer.stdout is not None
-    try:
-        assert writer.stdout.readline() == "open\n"
-        yield
-    finally:
-        writer.communicate("\n")
-
-
-@pytest.mark.fault(kind="locks", stage="covariance")
-def test_a_file_that_is_being_written_is_said_to_be_locked(whole: Path, tmp_path: Path) -> None:
-    path = tmp_path / "open.h5"
-    shutil.copy(whole, path)
-    with open_elsewhere(path), refused(path, "locked by a program that has it open for writing", "copy"):
-        read_all(path)
-    read_all(path)
-
-
-@pytest.mark.fault(kind="locks", stage="covariance")
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_where_a_file_system_has_no_locks_files_are_read_without(
-    whole: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    truly = h5py.File
-
-    def without_locks(path: Path, mode: str, locking: bool | None = None) -> h5py.File:
-        if locking is not False:
-            raise OSError(number, "Unable to synchronously open file (unable to lock file)")
-        return truly(path, mode, locking=False)
-
-    monkeypatch.setattr("eigendet.observe.hdf5.h5py.File", without_locks)
-    assert store.provenance(whole)["run"] == {"arm": "scratch", "seed": 0}
-
-
-@pytest.mark.fault(kind="locks", stage="covariance")
-def test_a_second_job_of_one_run_is_refused_and_may_come_when_the_first_has_ended(tmp_path: Path) -> None:
-    lock = tmp_path / "covariance.h5.parts" / ".lock"
-    what = "computes covariance.h5"
-    with alone(lock, what), refused(lock, f"another process {what}"), alone(lock, what):
-        raise AssertionError("two at once")
-    with alone(lock, "computes covariance.h5"):
-        assert lock.exists()
-    assert not lock.exists()

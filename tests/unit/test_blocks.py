@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eigendet import channels
-from tests import odd_blocks  # noqa: F401, they note themselves
+from tests import odd_blocks, odd_layers  # noqa: F401, they note themselves
 from tests.blocks import BLOCKS
 from tests.judging import judge
 

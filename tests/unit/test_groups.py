@@ -13,7 +13,7 @@ from eigendet import channels
 from eigendet.channels import groups, tables
 from eigendet.channels.groups import ChannelError, Channels, Layer, Size
 from eigendet.channels.trial import TRIALS, other_widths
-from tests import odd_blocks  # noqa: F401, they note themselves
+from tests import odd_blocks, odd_layers  # noqa: F401, they note themselves
 from tests.blocks import BLOCKS
 from tests.handmade import LAYERS, MACS, NETWORK, PARAMETERS, size
 
