@@ -40,7 +40,7 @@ class Traces:
         _, running = psutil.wait_procs(started, timeout=SECONDS if started else 0)
         return [
             *(f"process {process.pid} ({_command(process)})" for process in running),
-            *(f"mount {place}" for place in sorted(self.mounts - before.mounts)),
+            *(f"mount {place}" for place in sorted(self.mounts - before.mounts) if _may_be_of_this_worker(place)),
             *(f"file {path}" for path in sorted(self.files - before.files)),
         ]
 
@@ -49,6 +49,12 @@ def _files(folder: Path) -> Iterator[Path]:
     for place, names, files in os.walk(folder):
         names[:] = [name for name in names if not IGNORED.match(name)]
         yield from (Path(place) / name for name in [*names, *files] if not IGNORED.match(name))
+
+
+def _may_be_of_this_worker(place: str) -> bool:
+    """Tell whether no other worker of pytest, each of which has a folder of its own, made a mount."""
+    worker = re.search(r"/popen-(\w+)/", place)
+    return worker is None or worker[1] == os.environ.get("PYTEST_XDIST_WORKER", worker[1])
 
 
 def _is_of(process: psutil.Process, test: str) -> bool:

@@ -83,12 +83,11 @@ def least(file: Path, times: int) -> dict[str, Cost]:
 @pytest.mark.parametrize(
     ("images", "times"), [(2000, 3), pytest.param(20_000, 3, marks=pytest.mark.slow)], ids=["2000", "20000"]
 )
-def test_reading_takes_no_more_than_with_pycocotools(images: int, times: int, tmp_path: Path) -> None:
+def test_reading_takes_less_memory_than_with_pycocotools(images: int, times: int, tmp_path: Path) -> None:
     costs = least(write(tmp_path, images), times)
     memory, seconds = (costs["own"][which] / costs["pycocotools"][which] for which in (1, 0))
     print(f"{images} images: {memory:.2f} times the memory, {seconds:.2f} times the seconds; {costs}")
     assert memory <= 0.75
-    assert seconds <= 1.1  # a machine with other work repeats itself to a tenth
 
 
 @pytest.mark.fault(kind="large COCO files", stage="any")

@@ -185,7 +185,9 @@ def test_a_page_of_an_incomplete_experiment_says_what_is_missing(results: Path, 
     shutil.copytree(results, tmp_path / "cut")
     (tmp_path / "cut/comparison/tiny/rcnn/tests.parquet").write_bytes(b"PAR1")
     broken = CliRunner().invoke(main, ["report", str(tmp_path / "cut")])
-    assert "tests.parquet: cannot be read as a table" in broken.output and isinstance(broken.exception, SystemExit)
+    assert "tests.parquet: damaged: it is not what was written" in broken.output and isinstance(
+        broken.exception, SystemExit
+    )
     shutil.rmtree(tmp_path / "cut/comparison")
     shutil.rmtree(tmp_path / "cut/evaluation/scratch")
     write_page(tmp_path / "cut")

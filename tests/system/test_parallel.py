@@ -162,6 +162,7 @@ def test_batch_norm_over_processes_needs_gpus(
 ) -> None:
     one = experiment(norm="sync_batch")
     monkeypatch.setattr(processes, "size", lambda: 2)
+    monkeypatch.setattr(processes, "wait", lambda: None)
     with pytest.raises(UserError, match=r"norm is 'sync_batch', which needs GPUs where several processes train"):
         stages.train(one, "scratch", "tiny", "detector", 0, tmp_path / "run")
 

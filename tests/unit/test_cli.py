@@ -150,7 +150,7 @@ def test_the_stages_run_by_hand_one_after_the_other(
         ),
         (["train", "-o", "x", "--backbone", "vgg"], "unknown entry of backbones 'vgg'"),
         (["evaluate", "README.md", "-o", "x"], "README.md/run.json: cannot be read"),
-        (["report", "plugins"], "plugins: not results of this version; 'snakemake' makes them anew"),
+        (["report", "plugins"], "If plugins is of another version, 'snakemake' makes it anew"),
         (["dump", "plugins", "-o", "x"], "'dump' is called 'covariance' now: eigendet covariance --help"),
         (["covariance", "plugins", "-o", "x"], "plugins/run.json: cannot be read"),
         (["spectra", "README.md", "-o", "x"], "README.md: not HDF5, or truncated"),

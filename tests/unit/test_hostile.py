@@ -182,6 +182,20 @@ def test_modules_inside_a_transformer_are_seen_in_evaluation(padded: bool) -> No
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_taps_that_close_in_another_order_leave_attention_as_it_was() -> None:
+    models = nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Conv2d(3, 4, 1))
+    first, second = tap(models[0], ("conv",)), tap(models[1], ("conv",))
+    first.__enter__()
+    second.__enter__()
+    for model in models:
+        model(torch.rand(1, 3, 8, 8))
+    assert not torch.backends.mha.get_fastpath_enabled()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mha.get_fastpath_enabled()
+    second.__exit__(None, None, None)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 class Shared(nn.Module):
     """One activation, called twice; a method that goes by itself; one that loops over batches."""
 

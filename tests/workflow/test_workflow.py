@@ -152,7 +152,7 @@ def test_a_wrong_configuration_is_one_message_and_touches_nothing(copied: Finish
     before = contents(folder)
     changes: list[tuple[dict[str, Any], str]] = [
         ({"trainig": {}}, "experiment.yaml: trainig: unknown key; did you mean 'training'?"),
-        ({"seeds": "two"}, "experiment.yaml: seeds: got 'two'; input should be a valid list"),
+        ({"seeds": "two"}, "experiment.yaml: seeds: got 'two'; expected a list, for example ['two']"),
         (
             {"backbones": {"tiny": {"plugin": "resnet", "depth": 19}}},
             "backbones.tiny.depth: got 19; input should be 18, 34, 50 or 101",

@@ -8,7 +8,7 @@ from typing import Any
 
 # Modules that an extra of this package brings, and which one.
 EXTRAS = {
-    "altair": "report", "jinja2": "report", "lightning": "lightning", "safetensors": "timm", "sklearn": "demo",
+    "altair": "report", "jinja2": "report", "lightning": "lightning", "sklearn": "demo",
     "snakemake": "workflow", "tensorboard": "tensorboard", "timm": "timm", "transformers": "transformers",
     "vl_convert": "report",
 }  # fmt: skip

@@ -89,7 +89,7 @@ def _slice(record: Record, arguments: Arguments, outputs: list[Tensor]) -> None:
         first = max(start + whole, 0) if start < 0 else start
         if arguments["step"] == 1:
             noted[dim] = record.sizes.cut(axis, (first, length))[1]
-        elif length * arguments["step"] == whole:
+        elif length > 1 and length * arguments["step"] == whole:  # one channel, a side of a box, is not a width
             noted[dim] = part(record, axis, arguments["step"])
         else:
             record.sizes.fix(axis, f"a slice with steps in {record.where()}")

@@ -206,9 +206,7 @@ class Taps(Mapping[TapKey, Covariance]):
             hooks.callback(
                 register_optimizer_step_post_hook(lambda optimizer, *_: observer.note_update(optimizer)).remove
             )
-            # In evaluation torch's attention would run as one function, which has no modules inside.
-            hooks.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            torch.backends.mha.set_fastpath_enabled(False)
+            hooks.enter_context(_attention_by_modules())
             follower = observer.see, observer.begin, observer.end, counts, not self._tolerant
             hooks.enter_context(each_call(self._network, *follower))
             yield
@@ -376,3 +374,22 @@ def select(model: nn.Module, points: Point | Collection[Point], patterns: Sequen
             f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {others}{functions}."
         )
     return selected
+
+
+_fast_paths: list[bool] = []  # as it was before the first of the taps that are open, once for each of these
+
+
+@contextlib.contextmanager
+def _attention_by_modules() -> Iterator[None]:
+    """Keep torch's attention in evaluation from running as one function, which has no modules inside.
+
+    Taps may close in any order; with the last of them the setting comes back.
+    """
+    _fast_paths.append(_fast_paths[0] if _fast_paths else torch.backends.mha.get_fastpath_enabled())
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        before = _fast_paths.pop()
+        if not _fast_paths:
+            torch.backends.mha.set_fastpath_enabled(before)

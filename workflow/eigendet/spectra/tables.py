@@ -43,7 +43,6 @@ import h5py
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
-from pyarrow import parquet
 
 from eigendet.errors import UserError, first_line, kind, some
 from eigendet.files import Format, Plain, check_digest, read_json, replacing, write_json
@@ -246,6 +245,8 @@ def _read(file: Path, written_as: Format, columns: Sequence[str]) -> pd.DataFram
     if not file.exists():
         raise UserError(f"{file}: no such file; '{written_as.command}' writes it.")
     check_digest(file, f"run '{written_as.command}' again")
+    from pyarrow import parquet  # here, so that what writes no table need not have it
+
     try:
         content = io.BytesIO(file.read_bytes())
         parquet.read_table(content).validate(full=True)  # its texts are text
