@@ -184,7 +184,7 @@ def test_modules_inside_a_transformer_are_seen_in_evaluation(padded: bool) -> No
 
 def test_taps_that_close_in_another_order_leave_attention_as_it_was() -> None:
     models = nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Conv2d(3, 4, 1))
-    first, second = tap(models[0], ("conv",)), tap(models[1], ("conv",))
+    first, second = tap(models[0], "conv"), tap(models[1], "conv")
     first.__enter__()
     second.__enter__()
     for model in models:
