@@ -85,17 +85,8 @@ def test_the_stages_run_by_hand_one_after_the_other(
 
     run("check-data", "-c", configuration, "detection", "val", "-o", results / "val.json")
     run("pretrain", "-c", configuration, "-o", results / "pre")
-    run(
-        "train",
-        "-c",
-        configuration,
-        "--arm",
-        "finetune",
-        "--init",
-        results / "pre/backbone.pt",
-        "-o",
-        results / "tuned",
-    )
+    init = ["--arm", "finetune", "--init", results / "pre/backbone.pt"]
+    run("train", "-c", configuration, *init, "-o", results / "tuned")
     run("train", "-c", configuration, "-o", results / "scratch")
     assert "AP50 " in run("evaluate", "-c", configuration, results / "tuned", "-o", results / "tuned.json")
     assert "top1 " in run("evaluate", "-c", configuration, results / "pre", "-o", results / "pre.json")
@@ -127,10 +118,7 @@ def test_the_stages_run_by_hand_one_after_the_other(
         )
     control = results / "widths/profile.json"
     assert "of the MACs" in run("widths", "-c", configuration, "profile", "--derived", derived, "-o", control)
-    run(
-        "train", "-c", configuration, "--arm", "derived", "--widths", results / "widths/derived.json",
-        "-o", results / "derived",
-    )  # fmt: skip
+    run("train", "-c", configuration, "--arm", "derived", "--widths", derived, "-o", results / "derived")
     ends = [message for name, _, message in caplog.record_tuples if name == progress.logger.name and "took" in message]
     assert [re.split(r",| of ", line)[0] for line in ends] == [
         "check-data detection val: image 4", "pretrain: step 4", "pretrain: image 16", "train finetune seed 0: step 4",

@@ -17,8 +17,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypedDict
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypedDict
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from eigendet.runs.resuming import Progress, Stateful, resume, write_checkpoint
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,20 @@ def detection_losses(model: nn.Module, batch: Any, device: torch.device) -> Loss
     return losses
 
 
+def _alone_in_folder(
+    train: Callable[Concatenate[RunFolder, Arguments], Outcome],
+) -> Callable[Concatenate[RunFolder, Arguments], Outcome]:
+    """Let no other job train in a folder meanwhile."""
+
+    @wraps(train)
+    def alone(folder: RunFolder, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Outcome:
+        with parallel.alone(folder.path / ".lock", "trains this run"):
+            return train(folder, *arguments, **options)
+
+    return alone
+
+
+@_alone_in_folder
 def fit(
     folder: RunFolder,
     model: nn.Module,
@@ -111,22 +126,6 @@ def fit(
         UserError: the checkpoint has another identity or is damaged, a loss is not finite, or another job
             trains there.
     """
-    with parallel.alone(folder.path / ".lock", "trains this run"):
-        return _fit(folder, model, definition, task, settings, seed, identity, device, job)
-
-
-def _fit(
-    folder: RunFolder,
-    model: nn.Module,
-    definition: Definition,
-    task: Task,
-    settings: Optimization,
-    seed: int,
-    identity: Identity,
-    device: torch.device,
-    job: str,
-) -> Outcome:
-    """Train as `fit` does, while no other process trains in this folder."""
     learner = _Learner(model, settings, device)
     progress = resume(folder, identity, learner.stateful, settings.steps)
     snapshots = snapshot_steps(settings)
