@@ -126,24 +126,29 @@ def coco(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         random = np.random.default_rng(0)
         for name in ("a.png", "b.png"):
             Image.fromarray(random.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / name)
-        content = {
-            "images": [
-                {"id": 7, "file_name": "a.png", "width": 60, "height": 40},
-                {"id": 9, "file_name": "b.png", "width": 60, "height": 40},
-            ],
-            "categories": [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}],
-            "annotations": [
-                _annotation(1, 7, 3, [5, 5, 20, 10]),
-                _annotation(2, 7, 18, [30, 10, 20, 20]),
-                _annotation(3, 9, 18, [0, 0, 30, 30]),
-            ],
-        }
+        content = coco_content()
         edit(content)
         file = tmp_path / "annotations.json"
         file.write_text(json.dumps(content))
         return file, folder
 
     return write
+
+
+def coco_content() -> dict[str, Any]:
+    """Annotations of two images, a.png and b.png, of 60 x 40 pixels."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": 60, "height": 40},
+            {"id": 9, "file_name": "b.png", "width": 60, "height": 40},
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}],
+        "annotations": [
+            _annotation(1, 7, 3, [5, 5, 20, 10]),
+            _annotation(2, 7, 18, [30, 10, 20, 20]),
+            _annotation(3, 9, 18, [0, 0, 30, 30]),
+        ],
+    }
 
 
 def _annotation(identity: int, image: int, category: int, box: list[float]) -> dict[str, Any]:

@@ -179,7 +179,11 @@ def chosen_widths(options: Options, experiment: Experiment, network: Definition)
             arms = dict.fromkeys(["scratch", "derived", *CONTROLS], config.sections.Arm())
             controlled = varied.model_copy(update={"arms": arms})
             for control in CONTROLS:
-                yield control, control, control_widths(controlled, network, control, spectra, file, sources).widths
+                yield (
+                    f"{control}_spectra",
+                    control,
+                    control_widths(controlled, network, control, spectra, file, sources).widths,
+                )
     settings = with_widths(experiment, parameters=options.parameters).widths
     budget = Budget.of(*network.reference(network.size[0]), settings)
     last = [snapshots[-1] for snapshots in sources.snapshots.values()]

@@ -31,7 +31,11 @@ def taps(seed: int) -> Iterator[Tap]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of covariances with everything that one can hold."""
-    folder = tmp_path_factory.mktemp("whole")
+    return write_whole(tmp_path_factory.mktemp("whole"))
+
+
+def write_whole(folder: Path) -> Path:
+    """Write one into a folder."""
     parts = [folder / f"part_{number}.h5" for number in range(3)]
     for number, part in enumerate(parts):
         snapshots = [(step, taps(10 * number + step)) for step in (0, 4)]

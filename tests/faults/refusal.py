@@ -33,10 +33,17 @@ def check_refusal(message: str, file: Path | str, *saying: str) -> None:
 
 def one_line_or_nothing(read: Callable[[], object]) -> str:
     """Return the message in which `read` refuses, a readable line; '' if it accepts."""
+    message = lines_or_nothing(read)
+    assert "\n" not in message, f"not one line: {message!r}"
+    return message
+
+
+def lines_or_nothing(read: Callable[[], object]) -> str:
+    """Return the message in which `read` refuses, a readable line for each mistake; '' if it accepts."""
     try:
         read()
     except UserError as error:
         message = str(error)
-        assert message.isprintable(), f"not one printable line: {message!r}"
+        assert message.replace("\n", "").isprintable(), f"cannot be printed: {message!r}"
         return message
     return ""

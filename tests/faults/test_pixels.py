@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -364,3 +365,17 @@ def test_a_side_that_would_round_to_nothing_is_found_by_the_check(
     with refused(folder / "b.png", "training.max_size"):
         detection_batches(CocoDetection(file, folder), experiment.training, seed=0, start=0, masks=False)
     detection_batches(Rectangles(64), experiment.training, seed=0, start=0, masks=False)
+
+
+@pytest.mark.fault(kind="deep images", stage="data")
+def test_a_large_deep_image_is_scaled_in_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "image.tiff"
+    Image.fromarray(np.arange(4_000_000, dtype=np.uint16).reshape(2000, 2000)).save(file)
+    tracemalloc.start()
+    try:
+        pixels = decode(file, pixel_range=(0, 65535))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    expected = np.round(np.arange(4_000_000, dtype=np.uint16).astype(float) / 257)
+    assert (pixels.reshape(3, -1).numpy() == expected).all() and most < 16 * expected.size

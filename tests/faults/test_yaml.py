@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from eigendet import config
 from eigendet.config.plain_yaml import read_yaml
 from tests.conftest import minimal_experiment
 from tests.faults.refusal import refused
+from tests.workflow.running import command, said
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
@@ -138,3 +140,16 @@ assert len(images) == 2 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss -
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.fault(kind="hostile YAML", stage="configuration")
+@pytest.mark.parametrize("case", ["a key that stands twice", "an integer of 400 digits"])
+def test_what_snakemake_would_take_is_refused_by_the_workflow(case: str, tmp_path: Path) -> None:
+    more = {"a key that stands twice": "name: other\n", "an integer of 400 digits": f"rounds: 1{'0' * 399}\n"}[case]
+    command_line = command(tmp_path, minimal_experiment(), "--dry-run")
+    with (tmp_path / "experiment.yaml").open("a") as file:
+        file.write(more)
+    plan = subprocess.run(command_line, capture_output=True, text=True, cwd=tmp_path)
+    assert plan.returncode == 1 and "Traceback" not in said(plan)
+    (line,) = [line for line in said(plan).splitlines() if "experiment.yaml" in line and "line " in line]
+    assert re.search("stands twice" if "twice" in case else "at most 64 bits", line)

@@ -15,14 +15,33 @@ EXTRAS = {
 
 
 class UserError(Exception):
-    """A mistake in configuration, data or use.
+    r"""A mistake in configuration, data or use.
 
     The message names the file, key or id, the value found, and what would be accepted. The command line prints it
-    without a traceback and exits with status 1. What a terminal would obey is escaped.
+    without a traceback and exits with status 1. What cannot be printed is escaped.
+
+    Args:
+        lines: one for each mistake.
+
+    Examples:
+        >>> print(UserError("a.json: unknown key 'col\nor'"))
+        a.json: unknown key 'col\nor'
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+    def __init__(self, *lines: str) -> None:
+        self.lines = tuple(printable(line).replace("\n", r"\n") for line in lines)
+        super().__init__(*self.lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def within(self, where: object) -> UserError:
+        """Return the same mistakes, with where they are before each.
+
+        >>> print(UserError("steps: missing").within("a.yaml"))
+        a.yaml: steps: missing
+        """
+        return UserError(*(f"{where}: {line}" for line in self.lines))
 
 
 def printable(text: str) -> str:
@@ -94,7 +113,7 @@ def kind(value: Any) -> str:
     >>> kind({"scores": 1, "boxes": 2}), kind([1, 2]), kind("text")
     ('a dict with scores, boxes', 'a list of 2', 'str')
     """
-    if hasattr(value, "dtype") and type(value).__module__.startswith("torch"):
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, dict):
         return f"a dict with {some([str(key) for key in value]) if value else 'nothing in it'}"

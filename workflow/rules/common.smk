@@ -13,7 +13,7 @@ from snakemake.logging import logger
 try:
     from eigendet import config as configuration
     from eigendet import files, plugins
-    from eigendet.config import installation, layout
+    from eigendet.config import installation, layout, plain_yaml
     from eigendet.errors import UserError
     from eigendet.plugins import dependencies
 except ModuleNotFoundError as error:
@@ -44,6 +44,11 @@ def source():
 def validated():
     """The experiment of this configuration; plugins and their options are checked once, not again for every job."""
     try:
+        if workflow.modifier.is_main_snakefile():
+            for file in workflow.configfiles:
+                plain_yaml.read_yaml(
+                    Path(file)
+                )  # Snakemake takes keys that stand twice
         experiment = configuration.parse(config, source())
         plugins.search(experiment.plugins)
         if workflow.is_main_process:  # and a plan needs no data

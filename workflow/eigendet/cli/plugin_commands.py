@@ -195,7 +195,7 @@ def plugins(context: click.Context, configs: Sequence[Path]) -> None:
         lines, faults = plugin_lines()
         click.echo("\n".join(lines))
         if faults:
-            raise UserError("\n".join(faults))
+            raise UserError(*faults)
 
 
 def _folders(configuration: Path) -> list[str]:

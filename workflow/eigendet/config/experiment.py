@@ -221,7 +221,7 @@ def parse(values: Mapping[str, Any], source: str = "configuration") -> Experimen
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {line}" for line in _lines(error, Experiment))) from None
+        raise UserError(*(f"{source}: {line}" for line in _lines(error, Experiment))) from None
 
 
 def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> BaseModel:
@@ -229,7 +229,7 @@ def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: 
     try:
         return model.model_validate(options)
     except ValidationError as error:
-        raise UserError("\n".join(_lines(error, model, where))) from None
+        raise UserError(*_lines(error, model, where)) from None
 
 
 def schema_text() -> str:

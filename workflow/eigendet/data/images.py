@@ -35,6 +35,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 BACK = {6: 8, 8: 6}  # all others undo themselves
 DEEP = re.compile(r";(12|16|24|32|64)[A-Z]+$")  # of Pillow's raw modes; its BGR;16 has 5 bits a value
 FULL = (0.0, 65535.0)  # to which Pillow scales what these formats hold, since their headers say what is white
+BLOCK = 1_000_000  # values that are scaled at a time, since float64 takes 8 times their memory
 SCALED_BY_PILLOW = {"PPM", "JPEG2000"}
 
 Range = tuple[float, float]
@@ -163,11 +164,16 @@ def _scaled(path: Path, image: Image.Image, mode: str, pixel_range: Range | None
             f"{printable(path)}: has several channels deeper than 8 bits (mode {mode}), of which only the upper 8 are "
             f"read; expected `pixel_range: [0, 65535]`, not {list(low_high)}, or an image of 8 bits, or of one channel."
         )
-    values = np.asarray(image)[:, :, None].repeat(3, axis=2)
-    if not np.isfinite(values).all():
-        raise UserError(f"{printable(path)}: holds values that are not finite (mode {mode}); expected numbers.")
     low, high = low_high
-    return np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
+    values = np.asarray(image)
+    gray = np.empty(values.shape, np.uint8)
+    for own, part in zip(
+        *(np.array_split(array.reshape(-1), 1 + array.size // BLOCK) for array in (gray, values)), strict=True
+    ):
+        if not np.isfinite(part).all():
+            raise UserError(f"{printable(path)}: holds values that are not finite (mode {mode}); expected numbers.")
+        own[:] = np.clip((part.astype(np.float64) - low) * (255 / (high - low)), 0, 255).round()
+    return gray[:, :, None].repeat(3, axis=2)
 
 
 def _turned(

@@ -36,7 +36,7 @@ def read_snapshot(path: Path) -> tuple[int, nn.Module, Definition]:
         model = definition.build()
         model.load_state_dict(content["model"])
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise error.within(path) from None
     except (RuntimeError, MemoryError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its weights are not those of its network ({reason}); {REMEDY}.") from None

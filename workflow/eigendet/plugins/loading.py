@@ -139,14 +139,14 @@ def validate(experiment: Experiment, source: str = "configuration", paths: bool 
         try:
             bind(kind, choice, where, paths)
         except UserError as error:
-            faults.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
+            faults += (error if str(error).startswith(where) else error.within(where)).lines
     if not faults:
         try:
             check_needs(experiment)
         except UserError as error:
-            faults.append(str(error))
+            faults += error.lines
     if faults:
-        raise UserError("\n".join(f"{source}: {fault}" for fault in faults))
+        raise UserError(*(f"{source}: {fault}" for fault in faults))
 
 
 def _weights_missing(experiment: Experiment) -> list[str]:

@@ -103,7 +103,7 @@ def read_experiment(folder: Path) -> Experiment:
     try:
         return configuration.load([folder / layout.CONFIGURATION])
     except UserError as error:
-        first, *more = str(error).split("\n")
+        first, *more = error.lines
         others = f", and {len(more)} more faults" if more else ""
         raise UserError(
             f"{first.rstrip('.')}{others}. If {folder} is of another version, 'snakemake' makes it anew."

@@ -162,7 +162,7 @@ def _check_derivable(
         plugins.check_needs(experiment)
         check_allocation(groups, widths, experiment.widths)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise error.within(name) from None
     if {"kernels", "history"} & set(plugins.needs(experiment.widths.allocation)):
         _, alone = reading(definition)
         if alone:
