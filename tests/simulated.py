@@ -82,6 +82,7 @@ def write_run(folder: Path, path: Path, run: dict[str, Any], steps: Sequence[int
     record = {
         "run": run, "costs": costs, "snapshots": list(steps), "seconds": 60.0, "images_per_second": 9.0,
         "device": "cpu", "torch": torch.__version__, "eigendet": "0.1.0", "revision": "0" * 40,
+        "identity": {"data": "d" * 64},
     }  # fmt: skip
     files.write_json(folder / "runs" / path / "run.json", {"version": 1} | record)
     files.write_text(folder / "runs" / path / "log.csv", "step,loss\n0,2.5\n4,1.5\n")

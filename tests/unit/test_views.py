@@ -171,14 +171,18 @@ def test_the_page_names_all_that_made_its_runs_and_leaves_out_what_is_not_there(
 ) -> None:
     shutil.copytree(made[0], tmp_path / "copy")
     run = tmp_path / "copy/runs/mine/tiny/rcnn/seed_1/run.json"
-    files.write_json(run, json.loads(run.read_text()) | {"device": "another card", "torch": "9.9"})
+    files.write_json(
+        run, json.loads(run.read_text()) | {"device": "another card", "torch": "9.9", "identity": {"data": "e" * 64}}
+    )
     for file in (tmp_path / "copy/evaluation/scratch").rglob("*.json"):
         files.write_json(file, json.loads(file.read_text()) | {"boxes": {"AP": None, "AP50": None, "AP75": None}})
     measured = [{"arm": "mine", "detector": {"median": 5.0}, "backbone": {"median": 2.0}}]
     files.write_json(tmp_path / "copy/latency/tiny/rcnn.json", {"version": 1, "device": "timed card", "runs": measured})
     write_page(tmp_path / "copy")
     page = (tmp_path / "copy/report.html").read_text().partition("<script")[0]
-    assert "cpu and another card. Runs differ in torch, device: see their table." in page
+    assert (
+        "cpu and another card, data dddddddd and eeeeeeee. Runs differ in torch, device, data: see their table." in page
+    )
     assert "Times are medians for one image on timed card, of all arms" in page
     assert not re.search(r"\bnan\b|None", page.partition('id="provenance"')[0])
     assert "Not every run has an average precision" in page

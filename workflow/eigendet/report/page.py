@@ -267,14 +267,16 @@ def _settings(folder: Path, experiment: Experiment, runs: pd.DataFrame) -> pd.Da
         rows.append(
             {"steps": training.steps, "batch_size": training.batch_size, "learning_rate": training.learning_rate,
              "snapshots": len(record.snapshots), "revision": record.revision, "torch": record.torch,
-             "eigendet": record.eigendet}
+             "eigendet": record.eigendet, "data": record.identity.data[:8]}
         )  # fmt: skip
     return runs.join(pd.DataFrame(rows))
 
 
 def _provenance(runs: pd.DataFrame) -> str:
     """Say by what all runs were made, or in what they differ."""
-    names = {"eigendet": "eigendet {}", "revision": "revision {}", "torch": "torch {}", "device": "{}"}
+    names = {
+        "eigendet": "eigendet {}", "revision": "revision {}", "torch": "torch {}", "device": "{}", "data": "data {}",
+    }  # fmt: skip
     parts = [text.format(" and ".join(dict.fromkeys(map(str, runs[name])))) for name, text in names.items()]
     several = [name for name in names if len(set(runs[name])) > 1]
     return ", ".join(parts) + "." + (f" Runs differ in {', '.join(several)}: see their table." if several else "")

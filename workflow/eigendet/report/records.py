@@ -38,9 +38,16 @@ class Evaluation(Record):
     masks: Scores = {}
 
 
+class TrainedOn(Record):
+    """What decides whether a run may be continued."""
+
+    data: str  # digest of the images and annotations
+
+
 class Trained(Record):
     """The record of a detector's run: what it costs, how it was trained, and by what."""
 
+    identity: TrainedOn
     costs: dict[str, PositiveInt]
     snapshots: list[NonNegativeInt]
     seconds: FiniteFloat
