@@ -124,7 +124,7 @@ def test_sums_are_those_of_the_samples_since_they_were_taken_whatever_the_shift(
     other.update(parts[1])
     covariance.merge(other)
 
-    def check(taken: tuple[int, torch.Tensor], expected: list[torch.Tensor]) -> None:
+    def check(taken: tuple[float, torch.Tensor], expected: list[torch.Tensor]) -> None:
         all_rows = torch.cat(expected).double()
         assert taken[0] == len(all_rows)
         torch.testing.assert_close(taken[1], all_rows.sum(0), rtol=1e-6, atol=1e-4)

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from eigendet.files import Plain, value_digest
+from eigendet.moments.weighting import Weighting
 from eigendet.observe.keys import Point
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -230,6 +231,10 @@ class CovarianceSettings(Section):
         "nearest that it has",
     )
     heads: bool = Field(False, description="also at these points of the detector's own layers: proposals, boxes, masks")
+    weighting: Weighting = Field(
+        "positions",
+        description="what counts alike: every position, or every image whatever its size; in a box head every region",
+    )
     images: PositiveInt = Field(200, description="images of the probe set, the same for every run and snapshot")
     split: Literal["train", "val"] = Field(
         "train", description="where the probe images come from; widths read from 'val' would have seen the test"

@@ -4,6 +4,9 @@ Feature maps after an activation have means far from zero, and the plain sum of 
 eigenvalues first, which are the ones that widths are read from. So samples go in chunks, each shifted by about its own
 mean before the product; products are taken in float32, sums over chunks are kept in float64, about one common shift.
 
+Every position counts alike, or every image, whose positions then share a weight of 1 (`Weighting`). A sum of products
+is multiplied by its weight after it was taken, so that exactness and cost are the same.
+
 On a GPU everything runs on the current stream and nothing waits: a dozen launches a chunk, and the memory of all
 intermediates is the allocator's.
 """
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor
 
 from eigendet.moments.chunks import UNDERFLOW, Moments, moments_of, precision_of
-from eigendet.moments.packs import without_padding
+from eigendet.moments.packs import by_weight, without_padding
 from eigendet.moments.products import Workspace, positions_of_chunk, row_blocks
+from eigendet.moments.weighting import Weighting
 
 PENDING = 32  # chunks whose shifts are made one at once
 NOT_FINITE = "NaN, infinity, or numbers whose squares overflow float32"
@@ -35,8 +39,9 @@ class _Chunk:
 
     update: int
     count: int
+    weight: float  # of all samples
     shift: Tensor  # (C,) float32
-    total: Tensor  # of the samples less their shift, (C,)
+    total: Tensor  # of the samples less their shift, each times its weight, (C,)
 
 
 class Covariance:
@@ -62,7 +67,7 @@ class Covariance:
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self.channels = channels
         self._updates = 0
-        self._count = 0  # but for pending chunks
+        self._count, self._weight = 0, 0.0  # but for pending chunks
         self._pending: list[_Chunk] = []
         self._recent: list[_Chunk] | None = None  # since `take_sum`; None: it was never called
         self._shift: Tensor | None = None  # (C,) float64; what sum and product are about
@@ -74,14 +79,16 @@ class Covariance:
             self._product = torch.zeros(channels, channels, dtype=torch.float64, device=device)  # its upper triangle
 
     @classmethod
-    def from_moments(cls, count: int, mean: Tensor, scatter: Tensor) -> Covariance:
+    def from_moments(cls, count: int, mean: Tensor, scatter: Tensor, weight: float | None = None) -> Covariance:
         """Return the accumulator of `count` samples with this mean, (C,), and scatter, (C, C) and symmetric.
+
+        `weight` is that of all samples; without it each has a weight of 1.
 
         >>> Covariance.from_moments(4, torch.tensor([1.0, 2.0]), 8 * torch.eye(2)).covariance().tolist()
         [[2.0, 0.0], [0.0, 2.0]]
         """
         covariance = cls(len(mean), mean.device)
-        covariance._count = count
+        covariance._count, covariance._weight = count, float(count if weight is None else weight)
         covariance._shift = mean.double()
         covariance._product += scatter
         return covariance
@@ -91,6 +98,7 @@ class Covariance:
         """Return the accumulator whose `state_dict` this is."""
         covariance = cls(len(state["sum"]), state["sum"].device)
         covariance._count, covariance._rejected = int(state["count"]), state["rejected"].clone()
+        covariance._weight = float(state.get("weight", state["count"]))
         covariance._sum, covariance._product = state["sum"].clone(), state["product"].clone()
         covariance._shift = state["shift"].clone() if "shift" in state else None
         return covariance
@@ -98,8 +106,8 @@ class Covariance:
     def state_dict(self) -> dict[str, Tensor]:
         """Return everything as tensors that `torch.save` takes; going on from them equals never having stopped."""
         self._settle()
-        count = torch.tensor(self._count)
-        state = {"count": count, "rejected": self._rejected, "sum": self._sum, "product": self._product}
+        counts = {"count": torch.tensor(self._count), "weight": torch.tensor(self._weight, dtype=torch.float64)}
+        state = counts | {"rejected": self._rejected, "sum": self._sum, "product": self._product}
         return state if self._shift is None else state | {"shift": self._shift}
 
     def update(
@@ -108,6 +116,7 @@ class Covariance:
         channel_dim: int = 1,
         sizes: Sequence[tuple[int, ...]] | None = None,
         workspace: Workspace | None = None,
+        weighting: Weighting = "positions",
     ) -> None:
         """Add one sample for each position of a tensor.
 
@@ -117,6 +126,7 @@ class Covariance:
             sizes: for each entry of the first dimension, how much of the further ones is not padding: (h, w) of every
                 image in a padded batch. What lies beyond is left out.
             workspace: memory to share with other accumulators; None: what this one had before.
+            weighting: what has a weight of 1: each position, or each entry of the first dimension that has any.
 
         Raises:
             ValueError: the dimension does not hold `channels` channels.
@@ -132,28 +142,30 @@ class Covariance:
         with torch.inference_mode(False), torch.no_grad():
             self._use_stream()
             parts = without_padding(samples.detach(), channel_dim, sizes)
-            chunks = moments_of(parts, self._workspace)
+            weighted = by_weight(parts, sizes is None, channel_dim) if weighting == "images" else [(1.0, parts)]
+            chunks = ((weight, chunk) for weight, alike in weighted for chunk in moments_of(alike, self._workspace))
             fits = positions_of_chunk(self.channels, precision_of(parts[0]), samples.device) if parts else 1
-            if _answers_at_once(samples.device) and samples.numel() > fits * self.channels:
+            is_large = len(weighted) > 1 or samples.numel() > fits * self.channels
+            if _answers_at_once(samples.device) and is_large:
                 whole = Covariance(self.channels)  # so that all of several chunks is added, or nothing
-                for chunk in chunks:
-                    whole._add(chunk)
+                for weight, chunk in chunks:
+                    whole._add(chunk, weight)
                 self.merge(whole)
                 if self._recent is not None and whole._shift is not None:
-                    self._recent.append(_Chunk(self._updates, whole._count, whole._shift, whole._sum))
+                    self._recent.append(_Chunk(self._updates, whole._count, whole._weight, whole._shift, whole._sum))
             else:
-                for chunk in chunks:
-                    self._add(chunk)
+                for weight, chunk in chunks:
+                    self._add(chunk, weight)
         self._updates += 1
 
-    def _add(self, chunk: Moments) -> None:
-        """Add the moments of a chunk, about its own shift."""
-        total, product = chunk.total, chunk.product
+    def _add(self, chunk: Moments, weight: float) -> None:
+        """Add the moments of a chunk, about its own shift, whose samples have this weight each."""
+        total, product = chunk.total if weight == 1 else chunk.total * weight, chunk.product
         if _answers_at_once(total.device) and not math.isfinite(float(total.sum())):
             raise NonFiniteError(NOT_FINITE)  # a GPU is not asked: a sum that has met NaN stays so
         for begin, end in row_blocks(self.channels) if total.device.type == "cpu" else [(0, self.channels)]:
-            self._product[begin:end, begin:] += product[begin:end, begin:]
-        self._pending.append(_Chunk(self._updates, chunk.count, chunk.shift, total))
+            self._product[begin:end, begin:].add_(product[begin:end, begin:], alpha=weight)
+        self._pending.append(_Chunk(self._updates, chunk.count, weight * chunk.count, chunk.shift, total))
         if self._recent is not None:
             self._recent.append(self._pending[-1])
         if len(self._pending) >= PENDING:
@@ -162,7 +174,7 @@ class Covariance:
     def _settle(self) -> None:
         """Add up pending chunks: make sum and product, to which each added its own about its own shift, about one.
 
-        With apart = its shift less the common one, and u = its total + count / 2 apart, the product about the common
+        With apart = its shift less the common one, and u = its total + weight / 2 apart, the product about the common
         shift has u apartᵀ + apart uᵀ more (Chan et al. 1979).
         """
         self._use_stream()
@@ -171,14 +183,14 @@ class Covariance:
         with torch.inference_mode(False), torch.no_grad():
             shifts = torch.stack([chunk.shift for chunk in self._pending]).double()
             totals = torch.stack([chunk.total for chunk in self._pending]).double()
-            counts, updates = (
+            weights, updates = (
                 torch.tensor(numbers, dtype=torch.float64).to(self.device, non_blocking=True)
-                for numbers in zip(*((chunk.count, chunk.update) for chunk in self._pending), strict=True)
+                for numbers in zip(*((chunk.weight, chunk.update) for chunk in self._pending), strict=True)
             )
             if self._shift is None:
                 self._shift = shifts[0].where(shifts[0].isfinite(), 0)
             apart = shifts - self._shift
-            offsets = counts[:, None] / 2 * apart
+            offsets = weights[:, None] / 2 * apart
             inner = totals + offsets
             self._product.addmm_(inner.T, apart).addmm_(apart.T, inner)
             self._sum += (inner + offsets).sum(0)
@@ -186,7 +198,7 @@ class Covariance:
                 first = torch.where(totals.isfinite().all(1), torch.inf, updates).min()
                 now = first.isfinite() & (self._rejected < 0)
                 self._rejected = torch.where(now, first.nan_to_num(posinf=0).long(), self._rejected)
-            self._count += sum(chunk.count for chunk in self._pending)
+            self._count, self._weight = self.count, self.weight
             self._pending.clear()
 
     def _use_stream(self) -> None:
@@ -218,16 +230,16 @@ class Covariance:
         if other._shift is None:
             return
         with torch.inference_mode(False), torch.no_grad():
-            count = other._count
+            weight = other._weight
             shift, total, product = (tensor.to(self.device) for tensor in (other._shift, other._sum, other._product))
             if self._shift is None:
                 self._shift = shift
             apart = shift - self._shift
-            inner = total + count / 2 * apart
+            inner = total + weight / 2 * apart
             self._product += product
             self._product.addr_(inner, apart).addr_(apart, inner)
-            self._sum += total + count * apart
-            self._count += count
+            self._sum += total + weight * apart
+            self._count, self._weight = self._count + other._count, self._weight + weight
             self._rejected = torch.maximum(self._rejected, other._rejected.to(self.device))
 
     def affine(self, weight: Tensor | None, bias: Tensor | None = None) -> Covariance:
@@ -248,7 +260,7 @@ class Covariance:
             diagonal = weight is None or weight.dim() == 1
             factor = torch.ones((), dtype=torch.float64, device=self.device) if weight is None else weight.double()
             mapped = Covariance(self.channels if diagonal else factor.shape[0], self.device)
-            mapped._count, mapped._rejected = self._count, self._rejected
+            mapped._count, mapped._weight, mapped._rejected = self._count, self._weight, self._rejected
             if self._shift is None:
                 return mapped
             product = _symmetric(self._product.clone())
@@ -271,7 +283,7 @@ class Covariance:
         """Drop all samples."""
         self._pending.clear()
         self._recent = None
-        self._count, self._updates = 0, 0
+        self._count, self._weight, self._updates = 0, 0.0, 0
         for state in (self._sum, self._product):
             state.zero_()
         self._rejected.fill_(-1)
@@ -290,12 +302,17 @@ class Covariance:
         if _answers_at_once(self.device) or not self.channels:
             return False  # there such products are taken in float64
         largest = float(self._product.diagonal().max())
-        return largest < UNDERFLOW * self.count and (largest > 0 or bool(self._sum.any()))
+        return largest < UNDERFLOW * self.weight and (largest > 0 or bool(self._sum.any()))
 
     @property
     def count(self) -> int:
         """Number of samples."""
         return self._count + sum(chunk.count for chunk in self._pending)
+
+    @property
+    def weight(self) -> float:
+        """Weight of all samples: their number, or with equal weights that of images."""
+        return self._weight + math.fsum(chunk.weight for chunk in self._pending)
 
     @property
     def mean(self) -> Tensor:
@@ -309,16 +326,16 @@ class Covariance:
             raise NonFiniteError(f"update {self.first_rejected}: {NOT_FINITE}")
         if self._shift is None or not self.count:
             raise ValueError("no samples yet: the mean is not defined")
-        return self._shift + self._sum / self.count
+        return self._shift + self._sum / self.weight
 
     @property
     def scatter(self) -> Tensor:
-        """Sum over samples of (x - mean)(x - mean)ᵀ, (C, C) float64, symmetric."""
+        """Sum over samples of weight (x - mean)(x - mean)ᵀ, (C, C) float64, symmetric."""
         self._settle()
-        return _symmetric(torch.addr(self._product, self._sum, self._sum, alpha=-1 / max(self.count, 1)))
+        return _symmetric(torch.addr(self._product, self._sum, self._sum, alpha=-1 / self.weight if self.count else 0))
 
     def covariance(self, centered: bool = True) -> Tensor:
-        """Return the population covariance, scatter / count, (C, C) float64.
+        """Return the population covariance, scatter / weight, (C, C) float64.
 
         Args:
             centered: False: the raw second moment, which adds mean meanᵀ.
@@ -328,11 +345,11 @@ class Covariance:
             NonFiniteError: some samples, on a GPU, were not finite.
         """
         mean = self.mean
-        centered_moment = self.scatter / self.count
+        centered_moment = self.scatter / self.weight
         return centered_moment if centered else centered_moment + torch.outer(mean, mean)
 
-    def take_sum(self) -> tuple[int, Tensor]:
-        """Return the number of samples since the last call, and their sum, (C,) float64, without waiting for a GPU.
+    def take_sum(self) -> tuple[float, Tensor]:
+        """Return the weight of the samples since the last call, and their sum, (C,) float64, without waiting for a GPU.
 
         The first call is about all samples. It adds up what is pending; later ones look at the chunks since alone.
         """
@@ -340,13 +357,13 @@ class Covariance:
         self._recent = []
         if chunks is None:
             self._settle()
-            return self._count, self._sum.clone() if self._shift is None else self._sum + self._count * self._shift
+            return self._weight, self._sum.clone() if self._shift is None else self._sum + self._weight * self._shift
         self._use_stream()
-        sums = [torch.add(chunk.total, chunk.shift.double(), alpha=chunk.count) for chunk in chunks]
+        sums = [torch.add(chunk.total, chunk.shift.double(), alpha=chunk.weight) for chunk in chunks]
         if not sums:
-            return 0, torch.zeros_like(self._sum)
+            return 0.0, torch.zeros_like(self._sum)
         total = torch.stack(sums).sum(0) if len(sums) != 1 else sums[0]
-        return sum(chunk.count for chunk in chunks), total
+        return math.fsum(chunk.weight for chunk in chunks), total
 
 
 def merged(accumulators: Iterable[Covariance]) -> Covariance:

@@ -34,6 +34,29 @@ def without_padding(samples: Tensor, channel_dim: int, sizes: Sequence[tuple[int
     return views
 
 
+def by_weight(parts: list[Tensor], together: bool, channel_dim: int) -> list[tuple[float, list[Tensor]]]:
+    """Return tensors (C, ...) by the weight of a position in them: 1 over those of its entry of the first dimension.
+
+    Args:
+        parts: what `without_padding` returned.
+        together: whether these are all entries in one tensor, or a tensor for each.
+        channel_dim: that of the channels before they came first; 0: a tensor without such entries is one itself.
+
+    Examples:
+        >>> import torch
+        >>> by_weight([torch.zeros(3, 2, 4, 4)], True, 1)[0][0]
+        0.0625
+        >>> [weight for weight, _ in by_weight([torch.zeros(3, 2, 5), torch.zeros(3, 4, 5)], False, 1)]
+        [0.1, 0.05]
+    """
+    alike: dict[float, list[Tensor]] = {}
+    for part in parts:
+        entries = part.shape[1] if together and channel_dim != 0 else 1
+        if part.numel():
+            alike.setdefault(entries / part[0].numel(), []).append(part)
+    return list(alike.items())
+
+
 def packs(parts: list[Tensor], fits: int) -> Iterator[list[Tensor]]:
     """Yield lists of views (C, ...) with at most `fits` positions each: small ones together, large ones cut.
 

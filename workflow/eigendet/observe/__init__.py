@@ -3,6 +3,7 @@
 keys            what taps and their points are called
 points          what a module's output stands for
 calls           every call of every module, pass by pass
+attention       torch's attention, run by its modules
 padding         which positions of a map are padding
 shortcuts       layers whose output's moments follow from the input's
 lineage         what tensors were made from: where their channels are

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import Tensor
 
 from eigendet.errors import UserError, first_line
+from eigendet.moments.covariance import Covariance
 from eigendet.observe.keys import TapKey
+
+logger = logging.getLogger(__name__)
 
 
 def inconstant(key: TapKey, source: TapKey) -> UserError:
@@ -63,3 +67,15 @@ def described(output: Any) -> str:
     'torch.int64 (3,)'
     """
     return f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+
+
+def of_samples(key: TapKey, covariance: Covariance) -> UserError | None:
+    """Return what is wrong with the samples of a tap, if anything is; log where they lose digits."""
+    try:
+        if (rejected := covariance.first_rejected) is not None:
+            return not_finite(key, rejected)
+        if covariance.underflows:
+            logger.warning("%s: its values vary so little that squares underflow float32", key)
+    except RuntimeError as error:  # samples without values, of a model that was only traced
+        return not_accumulated(key, error)
+    return None

@@ -12,7 +12,7 @@ from eigendet.observe.keys import TapKey
 
 
 class ImageSums:
-    """Counts and sums of images, which end when `end` says so.
+    """Weights and sums of images, which end when `end` says so.
 
     >>> key, covariance, sums = TapKey("", 0, "act"), Covariance(1), ImageSums()
     >>> for image in (torch.tensor([[1.0], [2.0]]), torch.tensor([[5.0]])):
@@ -24,19 +24,19 @@ class ImageSums:
 
     def __init__(self) -> None:
         self.images = 0  # that have ended
-        self._sums: dict[TapKey, list[tuple[int, Tensor]]] = {}
-        self._partial: dict[TapKey, tuple[int, Tensor]] = {}  # of the present image, see `follow`
+        self._sums: dict[TapKey, list[tuple[float, Tensor]]] = {}
+        self._partial: dict[TapKey, tuple[float, Tensor]] = {}  # of the present image, see `follow`
 
     def end(self, accumulators: Mapping[TapKey, Covariance]) -> None:
         """End an image: it has what the accumulators took since the last one did."""
         for key, covariance in accumulators.items():
-            count, total = covariance.take_sum()
+            weight, total = covariance.take_sum()
             if key in self._partial:
                 before, of_before = self._partial.pop(key)
-                count, total = count + before, total + of_before
+                weight, total = weight + before, total + of_before
             # A tensor that is new had no samples in the images before.
-            sums = self._sums.setdefault(key, [(0, torch.zeros_like(total))] * self.images)
-            sums.append((count, total))
+            sums = self._sums.setdefault(key, [(0.0, torch.zeros_like(total))] * self.images)
+            sums.append((weight, total))
         self.images += 1
 
     def means(self, key: TapKey) -> Tensor | None:
@@ -45,7 +45,7 @@ class ImageSums:
         if not self.images or len(sums) != self.images:
             return None
         totals = torch.stack([total for _, total in sums])
-        return totals / totals.new_tensor([count for count, _ in sums])[:, None]
+        return totals / totals.new_tensor([weight for weight, _ in sums])[:, None]
 
     def follow(
         self,
@@ -63,15 +63,15 @@ class ImageSums:
             mapped: gives rows of the accumulator behind a tensor as rows of the tensor.
         """
         recent = {key: covariance.take_sum() for key, covariance in accumulators.items()}
-        sums: dict[TapKey, list[tuple[int, Tensor]]] = {}
+        sums: dict[TapKey, list[tuple[float, Tensor]]] = {}
         for key in keys:
             means = self.means(root(key))
             if means is not None:
-                counts = [count for count, _ in self._sums[root(key)]]
+                weights = [weight for weight, _ in self._sums[root(key)]]
                 rows = mapped(key, means)
-                sums[key] = [(count, (count * row).nan_to_num()) for count, row in zip(counts, rows, strict=True)]
-            count, total = recent[root(key)]
-            self._partial[key] = count, count * mapped(key, (total / max(count, 1))[None])[0]
+                sums[key] = [(weight, (weight * row).nan_to_num()) for weight, row in zip(weights, rows, strict=True)]
+            weight, total = recent[root(key)]
+            self._partial[key] = weight, weight * mapped(key, (total / (weight or 1))[None])[0]
         self._sums = sums
 
     def clear(self) -> None:

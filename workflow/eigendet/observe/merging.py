@@ -81,6 +81,7 @@ def _merge_tap(
         covariance=merged(record.accumulator for record in records),
         image_means=image_means,
         gradient=_gradient(records),
+        weighting=records[0].weighting,
     )
     write_tap(target, tap, nodes[0]["scatter"].dtype, _parts(records, blocks))
 
@@ -145,6 +146,7 @@ def _experiment(path: Path) -> dict[str, object]:
                 tap.name.rpartition("/")[2]: {
                     "channels": str(hdf5.number(tap, "channels")),
                     "padding": hdf5.text(tap, "padding"),
+                    "weighting": hdf5.attributes(tap, ["weighting"]).get("weighting", "positions"),
                     "stored as": str(hdf5.child(tap, "scatter", h5py.Dataset).dtype),
                     "gradient": "there" if hdf5.has(tap, "gradient") else "missing",
                 }

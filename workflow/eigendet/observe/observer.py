@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from eigendet.errors import UserError, some
 from eigendet.moments.covariance import Covariance, NonFiniteError, merged
 from eigendet.moments.products import Workspace
-from eigendet.observe.faults import amplified, changed, described, inconstant, not_accumulated, not_finite, rewritten
+from eigendet.moments.weighting import Weighting
+from eigendet.observe import faults
 from eigendet.observe.image_sums import ImageSums
 from eigendet.observe.keys import TapKey
 from eigendet.observe.lineage import Lineage
@@ -43,7 +44,6 @@ from eigendet.observe.shortcuts import (
 from eigendet.observe.sightings import Link, Registered, Sighting
 
 logger = logging.getLogger(__name__)
-
 LINKABLE = (torch.float32, torch.float64)  # types of input and output that are precise enough for a link
 
 
@@ -56,6 +56,7 @@ class Observer:
         shortcuts: whether to link what follows from other tensors.
         measure: accumulate nothing, only find out which tensors there are.
         tolerant: note in `faults` what is wrong with samples that are left out, instead of raising.
+        weighting: what counts alike, see `tap`.
     """
 
     def __init__(
@@ -65,13 +66,16 @@ class Observer:
         shortcuts: bool,
         measure: bool,
         tolerant: bool = False,
+        weighting: Weighting = "positions",
     ) -> None:
         self.passes, self._is_open = 0, False  # whether one has begun, and not ended
         self.faults: dict[TapKey, UserError] = {}
         self.useless: dict[str, str] = {}  # outputs that hold no samples, by the path of their module
         self.announced: Canvas | None = None  # of the next pass
         self.padding: dict[TapKey, str] = {}  # of every observed tensor, in the order of execution
-        self._wants, self._shortcuts, self._measure, self._tolerant = wants, shortcuts, measure, tolerant
+        self.weighting: dict[TapKey, str] = {}  # of the same, see `tap.Tap`
+        self._wants, self._shortcuts, self._weighting = wants, shortcuts, weighting
+        self._measure, self._tolerant = measure, tolerant
         self._direct: dict[TapKey, Covariance] = {}
         self._links: dict[TapKey, Link] = {}
         self._ignored: set[TapKey] = set()  # what is not to be observed, and no observed tensor follows from
@@ -112,7 +116,7 @@ class Observer:
         """
         for key, link in self._links.items():
             if self._calls[key] != self._calls[link.source]:
-                raise inconstant(key, link.source)
+                raise faults.inconstant(key, link.source)
         if self.passes == 0:
             self._drop_needless_links()
         self.passes += 1
@@ -127,7 +131,7 @@ class Observer:
         self._canvas = canvas_in(output) or self._canvas
         source = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
         if next(feature_maps(output), None) is None:
-            self.useless[path] = described(output)
+            self.useless[path] = faults.described(output)
         for suffix, tensor in feature_maps(output):
             key = TapKey(path + suffix, call, point_of(module))
             try:
@@ -177,23 +181,18 @@ class Observer:
         """
         if not self._measure:
             for key, covariance in self._direct.items():
-                try:
-                    if (rejected := covariance.first_rejected) is not None:
-                        self._fail(key, not_finite(key, rejected))
-                    elif covariance.underflows:
-                        logger.warning("%s: its values vary so little that squares underflow float32", key)
-                except RuntimeError as error:  # samples without values, of a model that was only traced
-                    self._fail(key, not_accumulated(key, error))
+                if fault := faults.of_samples(key, covariance):
+                    self._fail(key, fault)
         self._end_failed()
         for key, link in self._links.items():
             if link.affine is None or self._measure:
                 continue
             is_rough = self.passes > 1 and link.affine.is_matrix and link.affine.weight.dtype == torch.float32
             if is_rough and amplification(self.resolve(link.source), link.affine) > AMPLIFICATION_BOUND:
-                self._fail(key, amplified(key))
+                self._fail(key, faults.amplified(key))
             is_unseen = link.is_current and not self._updated and not is_near(link.affine.weight)
             if is_unseen and link.module is not None and not link.affine.equals(affine_of(link.module)):
-                self._fail(key, rewritten(key))
+                self._fail(key, faults.rewritten(key))
 
     def _end_failed(self) -> None:
         """Say which taps a pass that failed has given samples to, if there was one."""
@@ -222,6 +221,8 @@ class Observer:
                 return
         if is_wanted and key not in self.padding:
             self.padding[key] = self._padding_of(sighting)
+            by_entry = self._weighting == "images" and sighting.of_images is False
+            self.weighting[key] = "entries" if by_entry else self._weighting
         if key in self._links:
             self._follow(sighting, self._links[key])
             self._register(sighting)
@@ -277,12 +278,12 @@ class Observer:
         elif output.source is not None:
             source = output.of_source(output.source, link.affine.stride)
             if is_near(output.tensor) and not self._agrees(link.affine, source, output):
-                raise changed(output.key, self.passes)
+                raise faults.changed(output.key, self.passes)
             registered = self._find(source)
             if registered is None and link.source == source.key:
                 registered = self._accumulate(source)
         if registered is None or registered.key != link.source:
-            raise inconstant(output.key, link.source)
+            raise faults.inconstant(output.key, link.source)
 
     def _agrees(self, affine: Affine, source: Sighting, output: Sighting) -> bool:
         """Return whether an output is what its layer is thought to make of its input."""
@@ -297,9 +298,9 @@ class Observer:
             tensor, channel_dim = strided(sighting.tensor, sighting.stride), sighting.channel_dim
             sizes = self._sizes(sighting, tensor)
             try:
-                self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace)
+                self._direct[sighting.key].update(tensor, channel_dim, sizes, self._workspace, self._weighting)
             except NonFiniteError:
-                self._fail(sighting.key, not_finite(sighting.key, self.passes))
+                self._fail(sighting.key, faults.not_finite(sighting.key, self.passes))
             except ValueError as error:  # another number of channels than in earlier passes
                 where = f"in forward pass {self.passes} (the first is 0)"
                 self._fail(sighting.key, UserError(f"{sighting.key}: {error}, {where}."))
@@ -311,7 +312,8 @@ class Observer:
             if key not in self._links:
                 self._direct.setdefault(key, Covariance(0))
             self.padding.setdefault(key, "unknown")
-            self._fail(key, not_accumulated(key, error))
+            self.weighting.setdefault(key, self._weighting)
+            self._fail(key, faults.not_accumulated(key, error))
 
     def _fail(self, key: TapKey, error: UserError) -> None:
         if not self._tolerant:
@@ -323,9 +325,7 @@ class Observer:
 
     def _sizes(self, sighting: Sighting, feature_map: Tensor) -> list[tuple[int, int]] | None:
         """Return the rows and columns of each image that are not padding; None: all are not."""
-        if self._canvas is None or not sighting.of_images:
-            return None
-        return self._canvas.real(feature_map, sighting.channel_dim)
+        return self._canvas.real(feature_map, sighting.channel_dim) if self._canvas and sighting.of_images else None
 
     def _padding_of(self, sighting: Sighting) -> str:
         if self._canvas is None:

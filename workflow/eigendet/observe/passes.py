@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eigendet.errors import UserError
+from eigendet.moments.weighting import Weighting
 from eigendet.observe.gradients import tap_gradients
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.tap import Gradient, Tap
@@ -31,11 +32,12 @@ def covariances(
     calibration: Any = None,
     image_means: bool = False,
     call: Callable[[Any], object] | None = None,
+    weighting: Weighting = "positions",
 ) -> Iterator[Tap]:
     """Yield every tap of a model over all batches, in evaluation mode and without gradients.
 
-    The limits of `tap` hold. Each pass over the data costs a run of the whole model; the first batch is run once more
-    to find the taps, if there is a limit of memory.
+    The limits of `tap` hold. Each pass over the data costs a run of the whole model; under a limit of memory the first
+    batch is run once more.
 
     Args:
         model: any module; it is left in the mode, training or evaluation, that it was in.
@@ -49,9 +51,10 @@ def covariances(
             of a data set that had the same one merge to those of the whole, up to the order of float64 sums.
         image_means: every batch is one image; keep the mean of each, `Tap.image_means`, as well.
         call: runs the model on a batch; None: `model(batch)`.
+        weighting: see `tap`.
 
     Raises:
-        UserError: a single tap needs more than `memory`; `batches` can be gone through only once; what `tap` raises.
+        UserError: a tap needs more than `memory`; `batches` can be gone through only once; what `tap` raises.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU())
@@ -61,8 +64,8 @@ def covariances(
         1#0:act 0 1176 (8, 8)
         3#0:act 1 864 (16, 16)
     """
-    run, mode = model if call is None else call, model.training
-    tapped = partial(tap, model, points, modules=modules)
+    run, mode = call or model, model.training
+    tapped = partial(tap, model, points, modules=modules, weighting=weighting)
     model.eval()
     try:
         order, groups = _plan(tapped, batches, keys, memory, run)
@@ -72,14 +75,18 @@ def covariances(
                 if calibration is not None:
                     run(calibration)
                     taps.forget()
-                for batch in batches:
-                    run(batch)
-                    if image_means:
-                        taps.end_image()
+                _run(taps, run, batches, image_means)
             # As an expression, so that no name keeps an accumulator of this group through the passes of the next.
             yield from (replace(one, position=order[one.key]) if order else one for one in taps.taps())
     finally:
         model.train(mode)
+
+
+def _run(taps: Taps, run: Callable[[Any], object], batches: Iterable[Any], image_means: bool) -> None:
+    for batch in batches:
+        run(batch)
+        if image_means:
+            taps.end_image()
 
 
 def gradients(

@@ -18,6 +18,7 @@ from eigendet.observe.keys import TapKey, node_name
 from eigendet.observe.tap import Gradient, Tap
 
 PADDING = ("excluded", "none", "unknown")
+WEIGHTINGS = ("positions", "images", "entries")
 SUMS = 1e-4  # how far sums over parts, which are in float32, may be from those of the whole, as a share
 SMALL = 1e-25  # the largest entry of a scatter whose others float32 might not hold with all digits
 
@@ -35,6 +36,13 @@ class TapRecord:
     image_means: np.ndarray | None = None  # (images, C), where they were kept
     parts: Mapping[int, Covariance] = field(default_factory=dict)  # of the images, by number, where they were kept
     gradient: Gradient | None = None  # of the loss, where it was asked for and is there
+    weighting: str = "positions"  # what counts alike, see `tap.Tap`
+    own_weight: float | None = None  # of all samples; None: each has a weight of 1
+
+    @property
+    def weight(self) -> float:
+        """Weight of all samples."""
+        return float(self.count) if self.own_weight is None else self.own_weight
 
     @property
     def undersampled(self) -> bool:
@@ -44,7 +52,7 @@ class TapRecord:
     @property
     def accumulator(self) -> Covariance:
         """The moments as an accumulator, which more samples can be added to."""
-        return _accumulator(self.count, self.mean, self.scatter)
+        return _accumulator(self.count, self.mean, self.scatter, self.weight)
 
     def moment(self, centered: bool) -> np.ndarray:
         """Return the covariance, or the raw second moment, (C, C).
@@ -55,7 +63,7 @@ class TapRecord:
         >>> record.moment(centered=False).tolist()
         [[2.0, 3.0], [3.0, 9.0]]
         """
-        covariance: np.ndarray = self.scatter / max(self.count, 1)
+        covariance: np.ndarray = self.scatter / (self.weight or 1)
         return covariance if centered else covariance + np.outer(self.mean, self.mean)
 
     def leaving_one_out(self) -> Iterator[TapRecord]:
@@ -63,12 +71,13 @@ class TapRecord:
         if not self.parts:
             return
         whole = merged(self.parts.values())
-        count, mean, scatter = whole.count, _mean(whole), whole.scatter.numpy()
+        weight, mean, scatter = whole.weight, _mean(whole), whole.scatter.numpy()
         for part in self.parts.values():
-            rest, apart = count - part.count, _mean(part) - mean
-            between = part.count * count / max(rest, 1) * np.outer(apart, apart) if part.count else 0.0
-            rest_mean = mean - part.count / max(rest, 1) * apart
-            yield replace(self, count=rest, mean=rest_mean, scatter=scatter - part.scatter.numpy() - between, parts={})
+            count = whole.count - part.count
+            rest, apart = (weight - part.weight if count else 0.0), _mean(part) - mean
+            between = part.weight * weight / (rest or 1) * np.outer(apart, apart) if part.count else 0.0
+            rest_mean, rest_scatter = mean - part.weight / (rest or 1) * apart, scatter - part.scatter.numpy() - between
+            yield replace(self, count=count, own_weight=rest, mean=rest_mean, scatter=rest_scatter, parts={})
 
     def equals(self, other: TapRecord | None) -> bool:
         """Return whether both are of one tensor: a block's output is that of its last activation."""
@@ -90,7 +99,7 @@ def write_tap(group: h5py.Group, tap: Tap, dtype: Any, parts: Mapping[int, Covar
         UserError: a moment is not finite.
     """
     covariance, key = tap.covariance, tap.key
-    count, mean, scatter = covariance.count, _mean(covariance), covariance.scatter.cpu().numpy()
+    mean, scatter = _mean(covariance), covariance.scatter.cpu().numpy()
     if not (np.isfinite(scatter).all() and np.isfinite(mean).all()):
         raise UserError(f"{key}: its moments hold NaN or infinity; nothing was written to {group.file.filename}.")
     node = group.create_group(node_name(key))
@@ -102,9 +111,10 @@ def write_tap(group: h5py.Group, tap: Tap, dtype: Any, parts: Mapping[int, Covar
         channels=covariance.channels,
         position=tap.position,
         padding=tap.padding,
-        undersampled=int(count < covariance.channels),
+        weighting=tap.weighting,
+        undersampled=int(covariance.count < covariance.channels),
     )
-    _write_moments(node, count, mean, _packed(scatter).astype(dtype))
+    _write_moments(node, covariance.count, covariance.weight, mean, _packed(scatter).astype(dtype))
     if tap.image_means is not None:
         hdf5.write_array(node, "image_means", tap.image_means.cpu().numpy().astype(np.float32))
     if parts:
@@ -135,11 +145,14 @@ def write_gradient(node: h5py.Group, gradient: Gradient, dtype: Any) -> None:
         dtype = np.float64
     group = node.create_group("gradient")
     hdf5.write_attributes(group, passes=gradient.passes)
-    _write_moments(group, moments.count, mean, _packed(scatter).astype(dtype))
+    _write_moments(group, moments.count, moments.count, mean, _packed(scatter).astype(dtype))
 
 
-def _write_moments(group: h5py.Group, count: Any, mean: np.ndarray, scatter: np.ndarray) -> None:
-    for name, values in (("count", np.asarray(count, np.int64)), ("mean", mean), ("scatter", scatter)):
+def _write_moments(group: h5py.Group, count: Any, weight: Any, mean: np.ndarray, scatter: np.ndarray) -> None:
+    counts, weights = np.asarray(count, np.int64), np.asarray(weight, np.float64)
+    if (weights != counts).any():
+        hdf5.write_array(group, "weight", weights)
+    for name, values in (("count", counts), ("mean", mean), ("scatter", scatter)):
         hdf5.write_array(group, name, values)
 
 
@@ -147,7 +160,8 @@ def _write_parts(group: h5py.Group, parts: Mapping[int, Covariance]) -> None:
     hdf5.write_array(group, "block", np.array(list(parts), np.int64))
     scatters = [_packed(part.scatter.cpu().numpy()).astype(np.float32) for part in parts.values()]
     means = np.array([_mean(part) for part in parts.values()])
-    _write_moments(group, [part.count for part in parts.values()], means, np.array(scatters))
+    counts, weights = zip(*((part.count, part.weight) for part in parts.values()), strict=True)
+    _write_moments(group, counts, weights, means, np.array(scatters))
 
 
 def read_key(node: h5py.Group) -> TapKey:
@@ -166,7 +180,10 @@ def read_tap(node: h5py.Group, step: int, gradients: bool = False) -> TapRecord:
         raise hdf5.damaged(node, "padding", f"is {padding[:40]!r}; expected one of {', '.join(PADDING)}")
     if node.name.rpartition("/")[2] != node_name(key):
         raise hdf5.damaged(node, "", f"is of {key!r} by what it says itself")
-    count, mean, scatter = _read_moments(node, channels)
+    weighting = str(hdf5.attributes(node, ["weighting"]).get("weighting", WEIGHTINGS[0]))
+    if weighting not in WEIGHTINGS:
+        raise hdf5.damaged(node, "weighting", f"is {weighting[:40]!r}; expected one of {', '.join(WEIGHTINGS)}")
+    count, weight, mean, scatter = _read_moments(node, channels)
     images = len(hdf5.array(node.file, "images", (None,), "S")) if hdf5.has(node.file, "images") else None
     record = TapRecord(
         step=step,
@@ -177,6 +194,8 @@ def read_tap(node: h5py.Group, step: int, gradients: bool = False) -> TapRecord:
         scatter=_unpacked(scatter[0], channels),
         image_means=_read_image_means(node, images, channels) if hdf5.has(node, "image_means") else None,
         gradient=_read_gradient(node, channels) if gradients and hdf5.has(node, "gradient") else None,
+        weighting=weighting,
+        own_weight=float(weight[0]),
     )
     return replace(record, parts=_read_parts(node, record)) if hdf5.has(node, "parts") else record
 
@@ -185,26 +204,31 @@ class _Stored(NamedTuple):
     """Moments as they are stored, of one or several accumulators."""
 
     counts: np.ndarray  # (K,)
+    weights: np.ndarray  # (K,)
     means: np.ndarray  # (K, C)
     scatters: np.ndarray  # (K, C (C + 1) / 2)
 
 
 def _read_moments(node: h5py.Group, channels: int, shape: tuple[int, ...] = ()) -> _Stored:
-    """Return count, mean and scatter, of `shape` accumulators, each of which can be what its name says."""
+    """Return count, weight, mean and scatter, of `shape` accumulators, each of which can be what its name says."""
     count = hdf5.array(node, "count", shape, "i")
+    weight = hdf5.array(node, "weight", shape) if hdf5.has(node, "weight") else count.astype(np.float64)
     mean = hdf5.array(node, "mean", (*shape, channels))
     scatter = hdf5.array(node, "scatter", (*shape, channels * (channels + 1) // 2))
     if (count < 0).any():
         raise hdf5.damaged(node, "count", f"is {count.min()}; expected a number of samples")
+    if not np.isfinite(weight).all() or ((weight <= 0) != (count == 0)).any() or (weight > count * (1 + SUMS)).any():
+        raise hdf5.damaged(node, "weight", "is none of so many samples, each of at most 1")
     for name, values in (("mean", mean), ("scatter", scatter)):
         if not np.isfinite(values).all():
             raise hdf5.damaged(node, name, "holds NaN or infinity")
     number = count.size
-    stored = _Stored(count.reshape(number), mean.reshape(number, channels), scatter.reshape(number, scatter.shape[-1]))
+    counts, weights = count.reshape(number), weight.reshape(number)
+    stored = _Stored(counts, weights, mean.reshape(number, channels), scatter.reshape(number, scatter.shape[-1]))
     # Sums of squares; those of a channel that does not vary may be rounded below 0.
     squares = stored.scatters[:, _diagonal(channels)]
     with np.errstate(over="ignore"):
-        raw = stored.counts.max(initial=0) * np.abs(mean).max(initial=0) ** 2
+        raw = stored.weights.max(initial=0) * np.abs(mean).max(initial=0) ** 2
         allowed = 1e-3 * np.abs(squares).max(initial=0) + 1e-6 * raw
     if (squares < -allowed).any():
         raise hdf5.damaged(node, "scatter", f"has a variance below 0, {squares.min():.3g}")
@@ -223,38 +247,40 @@ def _read_parts(node: h5py.Group, whole: TapRecord) -> dict[int, Covariance]:
     """Return the parts by number, whose sums are those of the whole."""
     group, channels = hdf5.child(node, "parts"), len(whole.mean)
     blocks = hdf5.array(group, "block", (None,), "i")
-    count, mean, scatter = _read_moments(group, channels, blocks.shape)
+    count, weight, mean, scatter = _read_moments(group, channels, blocks.shape)
     if len(set(blocks.tolist())) != len(blocks) or (blocks < 0).any():
         raise hdf5.damaged(group, "block", f"is {blocks.tolist()}; expected numbers from 0 on, each once")
     if count.sum() != whole.count:
         raise hdf5.damaged(group, "count", f"adds up to {count.sum()}; the map has {whole.count}")
+    if abs(weight.sum() - whole.weight) > SUMS * whole.weight:
+        raise hdf5.damaged(group, "weight", f"adds up to {weight.sum()}; the map has {whole.weight}")
     apart = mean - whole.mean
-    squares = scatter[:, _diagonal(channels)] + count[:, None] * apart**2
+    squares = scatter[:, _diagonal(channels)] + weight[:, None] * apart**2
     variances = whole.scatter.diagonal()
     for name, sums, expected, size in (
-        ("mean", count @ apart, np.zeros(channels), count @ np.abs(mean)),
-        ("scatter", squares.sum(0), variances, np.abs(variances) + count @ mean**2),
+        ("mean", weight @ apart, np.zeros(channels), weight @ np.abs(mean)),
+        ("scatter", squares.sum(0), variances, np.abs(variances) + weight @ mean**2),
     ):
         if (np.abs(sums - expected) > SUMS * size.max(initial=0)).any():
             raise hdf5.damaged(group, name, "does not add up to that of the map")
     return {
-        int(block): replace(whole, count=int(own), mean=mean[k], scatter=_unpacked(scatter[k], channels)).accumulator
-        for k, (block, own) in enumerate(zip(blocks, count, strict=True))
+        int(block): _accumulator(int(count[k]), mean[k], _unpacked(scatter[k], channels), float(weight[k]))
+        for k, block in enumerate(blocks)
     }
 
 
 def _read_gradient(node: h5py.Group, channels: int) -> Gradient:
     group = hdf5.child(node, "gradient")
-    count, mean, scatter = _read_moments(group, channels)
-    moments = _accumulator(int(count[0]), mean[0], _unpacked(scatter[0], channels))
+    count, weight, mean, scatter = _read_moments(group, channels)
+    moments = _accumulator(int(count[0]), mean[0], _unpacked(scatter[0], channels), float(weight[0]))
     return Gradient(moments, hdf5.number(group, "passes"))
 
 
-def _accumulator(count: int, mean: np.ndarray, scatter: np.ndarray) -> Covariance:
+def _accumulator(count: int, mean: np.ndarray, scatter: np.ndarray, weight: float) -> Covariance:
     """Return the accumulator with these moments; an empty one where there are no samples."""
     if not count:
         return Covariance(len(mean))
-    return Covariance.from_moments(count, torch.from_numpy(mean), torch.from_numpy(scatter))
+    return Covariance.from_moments(count, torch.from_numpy(mean), torch.from_numpy(scatter), weight)
 
 
 def _mean(covariance: Covariance) -> np.ndarray:

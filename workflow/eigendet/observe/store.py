@@ -5,19 +5,23 @@
     /step_0000000            attribute: step
         /<module#call:point> attributes: module, call, point, channels, position (order of execution),
                              padding ("excluded"; "none": no images; "unknown": the model did not say),
-                             undersampled (fewer samples than channels: the smallest eigenvalues are 0 for that reason)
+                             weighting (what counts alike: "positions"; "images"; "entries" of the first dimension of
+                             what is no map of images, such as the regions of a box head), undersampled (fewer samples
+                             than channels: the smallest eigenvalues are 0 for that reason)
             count            int64: samples, that is images times positions
+            weight           float64: of all samples; unless it is their count, which is their number of images then
             mean             float64 (C,)
             scatter          float64 or float32 (C (C + 1) / 2,): upper triangle by rows of the sum of
-                             (x - mean)(x - mean)ᵀ
+                             weight (x - mean)(x - mean)ᵀ
             image_means      float32 (images, C): mean over the positions of each of /images, NaN where it has none;
                              where they were kept, as by `eigendet covariance`
             parts/           at the last step of a run, of K parts of the images, for the jackknife: block (K,), the
-                             part's number, count (K,), mean (K, C), and scatter (K, C (C + 1) / 2), always float32
+                             part's number, count and weight (K,), mean (K, C), and scatter (K, C (C + 1) / 2),
+                             always float32
             gradient/        where it was observed, of the gradient of the loss with respect to the map: attribute
                              passes (of images with objects), and count, mean and scatter as above
 
-Covariance is scatter / count; the raw second moment adds mean meanᵀ. So both can be read later.
+Covariance is scatter / weight; the raw second moment adds mean meanᵀ. So both can be read later.
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ from eigendet.observe.records import read_tap, write_gradient, write_tap
 from eigendet.observe.tap import Gradient as Gradient
 from eigendet.observe.tap import Tap
 
-FORMAT, VERSION = "eigendet covariance", 4
-READABLE = (3, VERSION)  # 3 had no checksums
+FORMAT, VERSION = "eigendet covariance", 5
+READABLE = (3, 4, VERSION)  # 3 had no checksums, 4 no weights
 CODE = "code"  # key in the provenance: what the code was, which may differ between parts of one experiment
 
 

@@ -57,6 +57,8 @@ class Tap:
         covariance: its moments.
         image_means: mean over the positions of each image, (images, C); see `taps.Taps.end_image`.
         gradient: of a loss with respect to it; None: it was not observed.
+        weighting: what counts alike in its moments: "positions", "images", or "entries" of a first dimension that is
+            not that of images, such as the regions of a box head.
     """
 
     key: TapKey
@@ -65,3 +67,4 @@ class Tap:
     covariance: Covariance
     image_means: Tensor | None = None
     gradient: Gradient | None = None
+    weighting: str = "positions"

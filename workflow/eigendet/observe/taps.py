@@ -29,6 +29,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from eigendet.errors import UserError, kind, some, unknown
 from eigendet.moments.covariance import Covariance, merged
+from eigendet.moments.weighting import Weighting
+from eigendet.observe.attention import by_modules
 from eigendet.observe.calls import each_call
 from eigendet.observe.keys import Point, TapKey
 from eigendet.observe.observer import Observer
@@ -54,6 +56,7 @@ def tap(
     shortcuts: bool = True,
     keys: Container[TapKey] | None = None,
     measure: bool = False,
+    weighting: Weighting = "positions",
 ) -> Iterator[Taps]:
     """Accumulate the covariance of chosen feature maps over all forward passes inside the context.
 
@@ -75,6 +78,7 @@ def tap(
             that runs the same layers in every pass, and `torch.no_grad` rather than `torch.inference_mode`.
         keys: only these taps.
         measure: accumulate nothing, only find out which taps there are.
+        weighting: what counts alike: each position, or each image (or each region, in a box head) whatever its size.
 
     Yields:
         A mapping from tap key to accumulator that fills as the model runs, in the order of execution.
@@ -97,7 +101,9 @@ def tap(
     refuse_hookless(model)
     patterns = patterns_of(modules)
     check_channels(channels)
-    taps = Taps(model, select(model, points, patterns), channels, shortcuts, keys, measure)
+    if weighting not in get_args(Weighting):
+        raise UserError(f"weighting: got {weighting!r}; expected one of {', '.join(get_args(Weighting))}.")
+    taps = Taps(model, select(model, points, patterns), channels, shortcuts, keys, measure, weighting=weighting)
     with taps.observing(lambda: not torch.jit._trace.is_tracing()):
         yield taps
     taps._check_ran(patterns)
@@ -156,10 +162,11 @@ class Taps(Mapping[TapKey, Covariance]):
         measure: bool = False,
         tolerant: bool = False,
         observer: type[Observer] = Observer,
+        weighting: Weighting = "positions",
     ) -> None:
         self._network, self._model = model, type(model).__name__
         self._choice, self._tolerant = _Choice(selected, channels, keys), tolerant
-        self._observer = observer(model, self._choice.wants, shortcuts, measure, tolerant)
+        self._observer = observer(model, self._choice.wants, shortcuts, measure, tolerant, weighting)
 
     def __getitem__(self, key: str) -> Covariance:
         keys = self._keys_of(key)
@@ -206,7 +213,7 @@ class Taps(Mapping[TapKey, Covariance]):
             hooks.callback(
                 register_optimizer_step_post_hook(lambda optimizer, *_: observer.note_update(optimizer)).remove
             )
-            hooks.enter_context(_attention_by_modules())
+            hooks.enter_context(by_modules())
             follower = observer.see, observer.begin, observer.end, counts, not self._tolerant
             hooks.enter_context(each_call(self._network, *follower))
             yield
@@ -226,7 +233,8 @@ class Taps(Mapping[TapKey, Covariance]):
     def taps(self) -> Iterator[Tap]:
         """Yield every tap as it is stored; where moments follow from others, one at a time is computed."""
         for position, (key, padding) in enumerate(self._observer.padding.items()):
-            yield Tap(key, position, padding, self._observer.resolve(key), self._observer.image_means(key))
+            covariance, means = self._observer.resolve(key), self._observer.image_means(key)
+            yield Tap(key, position, padding, covariance, means, weighting=self._observer.weighting[key])
 
     def save(
         self,
@@ -374,22 +382,3 @@ def select(model: nn.Module, points: Point | Collection[Point], patterns: Sequen
             f"points: none of the modules is {' or '.join(points) or 'asked for'}; there are {others}{functions}."
         )
     return selected
-
-
-_fast_paths: list[bool] = []  # as it was before the first of the taps that are open, once for each of these
-
-
-@contextlib.contextmanager
-def _attention_by_modules() -> Iterator[None]:
-    """Keep torch's attention in evaluation from running as one function, which has no modules inside.
-
-    Taps may close in any order; with the last of them the setting comes back.
-    """
-    _fast_paths.append(_fast_paths[0] if _fast_paths else torch.backends.mha.get_fastpath_enabled())
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        before = _fast_paths.pop()
-        if not _fast_paths:
-            torch.backends.mha.set_fastpath_enabled(before)

@@ -207,6 +207,7 @@ def _provenance(experiment: Experiment, record: RunRecord, probe: _Probe, backbo
         "settings": value_digest(material),
         "probe": {"split": settings.split, "images": len(probe.indices), "data": probe.digest},
         "points": list(settings.points),
+        "weighting": settings.weighting,
         "backbone": backbone,
         "heads": settings.heads,
         "gradients": settings.gradients,

@@ -39,7 +39,8 @@ def observed_taps(
         groups: those that are each observed somewhere; None: only the points of the settings.
     """
     prefix, chosen = _chosen(model, settings, groups)
-    for tap in covariances(model, images, **chosen, calibration=first, image_means=True):
+    counted = settings.weighting
+    for tap in covariances(model, images, **chosen, calibration=first, image_means=True, weighting=counted):
         yield replace(tap, key=_named(tap.key, prefix))
 
 
