@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -139,7 +140,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_weights(
 def test_a_process_that_dies_ends_all(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:
     experiment(steps=5000, checkpoint_every=1)
     process = start(train(tmp_path, "run"), tmp_path / "run", 2)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = _children(process.pid)
     second = [pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
     os.kill(int(second[0]), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
@@ -147,6 +148,23 @@ def test_a_process_that_dies_ends_all(experiment: Callable[..., config.Experimen
     assert "Error: process 1 of 2 was killed by SIGKILL, so the others were stopped." in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     assert (tmp_path / "run/last.ckpt").is_file()
+
+
+def test_all_die_with_the_process_that_started_them(
+    experiment: Callable[..., config.Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where what is killed leaves its folder
+    experiment(steps=5000, checkpoint_every=1)
+    process = start(train(tmp_path, "run"), tmp_path / "run", 2)
+    children = [psutil.Process(int(pid)) for pid in _children(process.pid)]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, running = psutil.wait_procs(children, timeout=10)
+    assert len(children) >= 2 and not running
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_a_mistake_is_said_without_a_traceback(experiment: Callable[..., config.Experiment], tmp_path: Path) -> None:

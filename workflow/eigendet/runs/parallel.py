@@ -8,6 +8,7 @@ the same code: `processes` says which part of the work is a process's own, and t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import logging
 import os
@@ -29,12 +30,13 @@ from filelock import FileLock, Timeout
 from torch import distributed
 
 from eigendet import files, processes
-from eigendet.errors import UserError
+from eigendet.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 STOPPED = 128 + signal.SIGTERM  # exit status of a process that was asked to stop and did
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PATIENCE = datetime.timedelta(hours=2)  # longest that processes wait for one another: one may read a large data set
 
 
@@ -154,7 +156,12 @@ def _was_launched() -> bool:
 
 @contextlib.contextmanager
 def _joined(name: DeviceName) -> Iterator[None]:
-    """Work together with the other processes that torchrun started."""
+    """Work together with the other processes that torchrun started.
+
+    Raises:
+        UserError: another process has ended before its work was done.
+    """
+    _end_with_launcher()
     first = os.environ["RANK"] == "0"
     logging.getLogger().setLevel(logging.INFO if first else logging.WARNING)
     gpus = name != "cpu" and torch.cuda.is_available()
@@ -162,8 +169,25 @@ def _joined(name: DeviceName) -> Iterator[None]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     try:
         yield
+    except RuntimeError as error:  # of whatever waited for another process
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(
+            f"process {os.environ['RANK']} has lost another one of this job ({first_line(error)}), which says why."
+        ) from None
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Let the kernel kill this process with the one that started it, instead of leaving it to go on or wait for ever.
+
+    What starts processes ends them itself, unless it is killed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get("EIGENDET_LAUNCHER", str(os.getppid())) != str(os.getppid()):
+        raise SystemExit(128 + signal.SIGKILL)  # it has ended already
 
 
 def _launch(processes: int, nodes: int, name: DeviceName) -> None:
@@ -174,6 +198,7 @@ def _launch(processes: int, nodes: int, name: DeviceName) -> None:
 
     if name != "cpu" and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_visible()[index] for index in _held(processes))
+    os.environ["EIGENDET_LAUNCHER"] = str(os.getpid())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns that parameters are used in a step
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     place, _, run_id = os.environ.get("EIGENDET_RENDEZVOUS", f"localhost:0 {uuid.uuid4().hex}").partition(" ")
