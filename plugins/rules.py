@@ -27,6 +27,18 @@ def ratio(
     return float(np.count_nonzero(values > threshold * values[0]))
 
 
+@rule(in_units=True)
+def absolute(
+    values: Spectrum, *, threshold: Annotated[float, Field(gt=0, examples=[0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4])] = 1e-3
+) -> float:
+    """Count of eigenvalues above `threshold`, in the units of the maps squared.
+
+    >>> absolute(np.array([1.0, 0.1, 0.01]), threshold=0.05)
+    2.0
+    """
+    return float(np.count_nonzero(values > threshold))
+
+
 @rule
 def energy(
     values: Spectrum, *, share: Annotated[float, Field(gt=0, le=1, examples=[0.8, 0.9, 0.95, 0.98, 0.99, 0.999])] = 0.99

@@ -25,7 +25,7 @@ from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-RULES = ("ratio", "energy", "dof", "effective_rank", "participation")
+RULES = ("ratio", "absolute", "energy", "dof", "effective_rank", "participation")
 rules = st.sampled_from(RULES)
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_valid
 from pydantic_core import ErrorDetails
 
 from eigendet.config.plain_yaml import read_yaml
+from eigendet.config.presets import Preset, with_preset
 from eigendet.config.sections import (
     NAME,
     Arm,
@@ -69,6 +70,11 @@ class Experiment(Section):
     """One experiment, validated."""
 
     name: Name = Field(description="of the experiment; its results go to results/NAME/")
+    preset: Preset | None = Field(
+        None,
+        description="paper: what the paper's authors have stated, which is raw moments, equal weights of images and "
+        "eigenvalues above 1e-3 (`absolute`; or `ratio`, of the largest); all else stays as it is",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     seeds: Annotated[list[Seed], OnceEach] = Field([0], min_length=1, description="every arm is trained once with each")
     plugins: list[str] = Field([], description="further folders with files of plugins, beside `plugins/`")
@@ -135,6 +141,11 @@ class Experiment(Section):
         return {"untrained": "scratch", "permuted": self.spectra_for(self.derived[-1]) if self.derived else None}.get(
             arm
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _arms_have_widths(self) -> Self:

@@ -39,7 +39,8 @@ class made from `Options`: the plugin then has one keyword-only parameter, `opti
 
         Returns the intrinsic dimension of a feature map, a number of channels. `values` are the eigenvalues of its
         covariance, (C,): descending, none negative, the first positive. `eigendet front` compares the rule with itself
-        over the `examples` of its first option that has any.
+        over the `examples` of its first option that has any. A rule whose dimension depends on how large maps are says
+        so: `@rule(in_units=True)`.
 
     @allocator
     def proportional(groups: Sequence[GroupView], budget: Budget) -> dict[str, float]

@@ -9,6 +9,7 @@ from .loading import bind as bind
 from .loading import check_needs as check_needs
 from .loading import described as described
 from .loading import files as files
+from .loading import in_units as in_units
 from .loading import needs as needs
 from .loading import package_versions as package_versions
 from .loading import rules as rules

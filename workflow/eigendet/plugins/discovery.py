@@ -105,7 +105,7 @@ def discover(kind: Kind) -> dict[str, Plugin]:
         UserError: two plugins have one name.
 
     >>> sorted(discover("rule"))[:3]
-    ['dof', 'effective_rank', 'energy']
+    ['absolute', 'dof', 'effective_rank']
     """
     plugins: dict[str, Plugin] = {}
     for plugin in (*_in_folders(kind), *_installed(kind)):

@@ -178,6 +178,15 @@ def needs(choice: PluginChoice) -> tuple[Need, ...]:
     return named
 
 
+def in_units(choice: PluginChoice) -> bool:
+    """Tell whether a width rule's dimension depends on the units of maps.
+
+    >>> in_units(PluginChoice(plugin="ratio")), in_units(PluginChoice(plugin="absolute"))
+    (False, True)
+    """
+    return bool(getattr(load_plugin(find("rule", choice.plugin)), "in_units", False))
+
+
 def check_needs(experiment: Experiment) -> None:
     """Check that an experiment observes what its allocator needs.
 

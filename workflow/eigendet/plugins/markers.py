@@ -25,9 +25,27 @@ def dataset(function: F) -> F:
     return function
 
 
-def rule(function: F) -> F:
-    """Mark a function as a width rule."""
-    return function
+@overload
+def rule(function: F) -> F: ...
+@overload
+def rule(*, in_units: bool) -> Callable[[F], F]: ...
+def rule(function: F | None = None, *, in_units: bool = False) -> F | Callable[[F], F]:
+    """Mark a function as a width rule, and whether its dimension depends on the units of maps: on how large they are.
+
+    >>> @rule(in_units=True)
+    ... def mine(values):
+    ...     return float((values > 1).sum())
+    >>> mine.in_units
+    True
+    """
+    if function is not None:
+        return function
+
+    def mark(own: F) -> F:
+        own.in_units = in_units  # type: ignore[attr-defined]
+        return own
+
+    return mark
 
 
 @overload
