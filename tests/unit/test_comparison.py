@@ -16,6 +16,7 @@ from eigendet.moments.covariance import Covariance
 from eigendet.observe import store
 from eigendet.observe.tap import Tap
 from eigendet.report import findings, results
+from eigendet.report.accuracy import on_accuracy
 from eigendet.spectra import comparison, significance, spectrum
 from tests.simulated import compare, rewrite, simulate
 
@@ -107,7 +108,7 @@ def test_with_few_seeds_no_claim_is_made(tmp_path: Path) -> None:
     assert "There is no test, which takes two seeds of each arm" in findings.on_spectra(tests)[0]
     assert tests["p"].isna().all() and tests["between"].notna().any()
     runs = results.summary(tmp_path / "one", experiment)
-    assert "There is no test, which takes two seeds of each" in findings.on_accuracy(runs)
+    assert "There is no test, which takes two seeds of each" in on_accuracy(runs)[0]
 
 
 def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -> None:
@@ -307,10 +308,10 @@ def test_accuracy_is_said_with_its_uncertainty(tmp_path: Path) -> None:
             "AP": [0.40, 0.41, 0.39, 0.40, 0.30, 0.31, 0.29, 0.30],
         }
     )
-    assert findings.on_accuracy(runs) == (
+    assert on_accuracy(runs)[0] == (
         "Average precision is 40.0 fine-tuned and 30.0 from scratch: a difference (test over runs, p = 0.029)."
     )
-    assert findings.on_accuracy(runs[runs["arm"] == "scratch"]) == ""
+    assert on_accuracy(runs[runs["arm"] == "scratch"]) == []
     assert significance.smallest_p(list(runs["arm"])) == 1 / 35
 
 

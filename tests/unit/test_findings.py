@@ -194,36 +194,6 @@ def test_the_table_of_single_layers_says_of_each_pair_what_p_can_be() -> None:
     assert "Layers without a p were not tested." not in findings.on_tests(table(layer("a")))
 
 
-# Accuracy.
-
-
-def scores(tuned: list[float], scratch: list[float]) -> pd.DataFrame:
-    arms = ["finetune"] * len(tuned) + ["scratch"] * len(scratch)
-    return pd.DataFrame({"arm": arms, "seed": [*range(len(tuned)), *range(len(scratch))], "AP": tuned + scratch})
-
-
-def test_a_difference_of_accuracy_is_seen_in_its_numbers() -> None:
-    tuned = [0.40041, 0.40042, 0.40043, 0.40044]
-    text = findings.on_accuracy(scores(tuned, [value - 0.0003 for value in tuned]))
-    assert text.startswith("Average precision is 40.04 fine-tuned and 40.01 from scratch: a difference (")
-
-
-def test_what_is_not_found_is_not_called_equal() -> None:
-    text = findings.on_accuracy(scores([0.40, 0.42, 0.44, 0.46], [0.41, 0.43, 0.45, 0.44]))
-    assert "a difference is not shown (p = " in text and "no difference" not in text
-
-
-@pytest.mark.parametrize(("tuned", "scratch"), [([0.4], [0.3]), ([0.4], [0.3, 0.31, 0.32]), ([0.4, 0.5], [0.3])])
-def test_accuracy_of_single_runs_has_no_test(tuned: list[float], scratch: list[float]) -> None:
-    text = findings.on_accuracy(scores(tuned, scratch))
-    assert "There is no test, which takes two seeds of each" in text and "p =" not in text
-
-
-def test_runs_without_a_score_are_not_averaged() -> None:
-    assert "not compared" in findings.on_accuracy(scores([0.4, NAN], [0.3, 0.2]))
-    assert findings.on_accuracy(scores([], [0.3])) == ""
-
-
 # Widths.
 
 

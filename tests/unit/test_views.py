@@ -226,7 +226,7 @@ def test_spectra_on_the_page_are_those_of_the_run_they_are_called_after(made: tu
 
 def test_the_last_layers_spectra_and_the_spread_say_whose_they_are(made: tuple[Path, config.Experiment]) -> None:
     name, drawn = views.last_spectra(results.read_eigenvalues(*made, "tiny", "rcnn"))
-    assert name == "layer3.relu#0:act"
+    assert name == "layer3.relu"
     for (arm, seed), rows in drawn.groupby(["arm", "seed"]):
         table = pd.read_parquet(made[0] / f"spectra/{arm}/tiny/rcnn/seed_{seed}/eigenvalues.parquet")
         own = table[(table["step"] == 4) & (table["module"] == "layer3.relu")]["value"].to_numpy()
@@ -234,9 +234,7 @@ def test_the_last_layers_spectra_and_the_spread_say_whose_they_are(made: tuple[P
     distances = results.read_spectra(made[0]).distances
     pairs = views.spread_of_spectra(distances)
     for layer in range(4):
-        (value,) = pairs[(pairs["pair"] == "finetune 0, mine 1") & (pairs["layer"] == f"layer{layer}.relu#0:act")][
-            "value"
-        ]
+        (value,) = pairs[(pairs["pair"] == "finetune 0, mine 1") & (pairs["layer"] == f"layer{layer}.relu")]["value"]
         (wanted,) = distances[
             (distances[TAP[0]] == f"layer{layer}.relu")
             & (distances["snapshot"] == 2)

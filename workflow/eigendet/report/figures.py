@@ -17,6 +17,7 @@ import pandas as pd
 from eigendet.config import UNIFORM, Experiment
 from eigendet.files import replacing
 from eigendet.networks.widths_file import ChosenWidths
+from eigendet.report.layers import set_apart
 from eigendet.report.results import NetworkWidths
 
 # Okabe and Ito's colors, then some of Tol's, told apart by color-blind readers, on white and on black.
@@ -133,7 +134,7 @@ def draw_front(table: pd.DataFrame, files: dict[str, ChosenWidths], colors: Colo
 
 
 def draw_course(table: pd.DataFrame, title: str) -> Chart:
-    """Draw a heat map, layer by snapshot.
+    """Draw a heat map, layer by snapshot, with stages set apart.
 
     Args:
         table: columns layer (in order of execution), step, value.
@@ -143,16 +144,17 @@ def draw_course(table: pd.DataFrame, title: str) -> Chart:
     >>> specification(draw_course(table, "rank"))["mark"]
     {'type': 'rect'}
     """
+    rows = set_apart(list(dict.fromkeys(table["layer"])))
     return (
         _chart(table)
         .mark_rect()
         .encode(
             x=alt.X("step:O").title("step"),
-            y=alt.Y("layer:N").sort(list(dict.fromkeys(table["layer"]))).title(None).axis(labelLimit=240),
+            y=alt.Y("layer:N").scale(domain=rows).title(None).axis(labelLimit=240, ticks=False),
             color=alt.Color("value:Q").scale(scheme="viridis").title(title),
             tooltip=["layer:N", "step:O", alt.Tooltip("value:Q").format(".4~g")],
         )
-        .properties(height=15 * table["layer"].nunique())
+        .properties(height=15 * len(rows))
     )
 
 

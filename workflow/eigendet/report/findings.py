@@ -16,37 +16,12 @@ import pandas as pd
 
 from eigendet.errors import some
 from eigendet.networks.widths_file import ChosenWidths
-from eigendet.report.wording import LEVEL, NAMED, as_p, counted, foremost, share, told_apart
-from eigendet.spectra import significance
+from eigendet.report.accuracy import COSTS, COSTS_OF_CONTROLS
+from eigendet.report.wording import LEVEL, NAMED, as_p, counted, foremost, share, told_apart, verdict
 from eigendet.spectra.tables import TAP
 
 EQUAL = 1e-9  # relative difference of two numbers that differ by rounding alone
-COSTS = {"parameters": "parameters", "macs": "MACs", "activations": "activations"}
-COSTS_OF_CONTROLS = {
-    "uniform_parameters": ["parameters"], "uniform_macs": ["macs"], "profile": ["parameters", "macs"],
-    "untrained": ["parameters", "macs"], "permuted": ["parameters", "macs"],
-}  # fmt: skip
 NOTHING_TO_COMPARE = "There are no two arms whose spectra can be compared."
-
-
-def on_accuracy(runs: pd.DataFrame) -> str:
-    """Say whether the fine-tuned detector and the one from scratch differ in average precision.
-
-    >>> on_accuracy(pd.DataFrame({"arm": ["finetune", "scratch"], "seed": 0, "AP": [0.4, 0.3]}))[:59]
-    'Average precision is 40.0 fine-tuned and 30.0 from scratch.'
-    """
-    scores = {arm: 100 * runs.loc[runs["arm"] == arm, "AP"].astype(float) for arm in ("finetune", "scratch")}
-    if any(values.empty for values in scores.values()):
-        return ""
-    if any(values.isna().any() for values in scores.values()):
-        return "Not every run has an average precision, so fine-tuned and from scratch are not compared."
-    tuned, scratch = told_apart(scores["finetune"].mean(), scores["scratch"].mean(), digits=1)
-    means = f"Average precision is {tuned} fine-tuned and {scratch} from scratch"
-    if min(map(len, scores.values())) < 2:
-        return f"{means}. There is no test, which takes two seeds of each: nothing says how much others would differ."
-    both = runs[runs["arm"].isin(list(scores))]
-    test = significance.differences(both["AP"].to_numpy(float)[None], list(both["arm"]), list(both["seed"]))
-    return f"{means}: {_verdict(test.overall, test.smallest, 'a difference', 'a difference is not shown')}."
 
 
 def on_spectra(tests: pd.DataFrame) -> list[str]:
@@ -92,12 +67,12 @@ def _difference(arms: str, table: pd.DataFrame, pairs: int) -> str:
             "distance, 0 to 1). There is no test, which takes two seeds of each arm: another seed might have changed "
             "as much."
         )
-    verdict = _verdict(
+    found = verdict(
         overall, smallest, "the arms differ by more than their seeds", "that the arms differ is not shown", pairs
     )
     text = (
         f"At the last snapshot the spectra of {arms} {_times_as_far(table)}, and are farther apart than these in "
-        f"{int((table['between'] > table['within']).sum())} of {_of_layers(table)}: {verdict}"
+        f"{int((table['between'] > table['within']).sum())} of {_of_layers(table)}: {found}"
     )
     return f"{text}{_single_layers(table) if _is_shown(table) else ''}."
 
@@ -160,18 +135,6 @@ def _spreads(arm: str, other: str, table: pd.DataFrame) -> list[str]:
         f"The seeds of {arm} and of {other} do not scatter alike (p = {as_p(dispersion)}): those of {arm} lie farther "
         f"apart in {wider} of {_of_layers(table)}."
     ]
-
-
-def _verdict(p: float, smallest: float, different: str, not_different: str, pairs: int = 1) -> str:
-    if smallest > LEVEL:
-        beside = f" for {pairs} pairs of arms" if pairs > 1 else ""
-        return (
-            f"with so few seeds{beside} no difference can be established (p = {as_p(p)}; the smallest that they allow "
-            f"is {as_p(smallest)}, and {LEVEL} is asked)"
-        )
-    if p <= LEVEL:
-        return f"{different} (test over runs, p = {as_p(p)})"
-    return f"{not_different} (p = {as_p(p)})"
 
 
 def _tested_pairs(tests: pd.DataFrame) -> int:

@@ -18,7 +18,7 @@ from eigendet import config as configuration
 from eigendet.config import ARMS, Experiment, layout
 from eigendet.errors import UserError, unknown
 from eigendet.files import write_text
-from eigendet.report import figures, findings, results, views, wording
+from eigendet.report import accuracy, figures, findings, results, views, wording
 from eigendet.report.figures import file_name
 from eigendet.report.results import Network, Results
 
@@ -231,7 +231,7 @@ def _findings(shown: Results) -> list[tuple[Network, list[str]]]:
     for network in map(Network._make, shown.experiment.networks):
         backbone, detector = network
         runs = shown.runs[(shown.runs["backbone"] == backbone) & (shown.runs["detector"] == detector)]
-        sentences = [findings.on_accuracy(runs)]
+        sentences = accuracy.on_accuracy(runs, next(reversed(shown.experiment.derived), None))
         if network in shown.comparisons:
             sentences += findings.on_spectra(shown.comparisons[network].tests)
         sentences += [findings.on_widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]

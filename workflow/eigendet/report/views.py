@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from eigendet import plugins
-from eigendet.observe.keys import TapKey
+from eigendet.report.layers import layer_name, layer_names, set_apart
 from eigendet.spectra.metric_table import dimension_descriptions, metric_descriptions
 from eigendet.spectra.tables import TAP, joined
 
@@ -37,10 +37,11 @@ class CoursesOfArm(TypedDict):
 class Courses(TypedDict):
     """The heat maps of a network for the page: of each arm, and by quantity of what lies between two arms, "a|b".
 
-    `images` are the fewest that any CKA of a layer rests on.
+    `rows` are the layers with stages set apart; `images` are the fewest that any CKA of a layer rests on.
     """
 
     layers: list[str]
+    rows: list[str]
     images: list[int | None]
     arms: dict[str, CoursesOfArm]
     between: dict[str, dict[str, Grid]]
@@ -174,12 +175,14 @@ def courses(metrics: pd.DataFrame, distances: pd.DataFrame) -> Courses:
             values[quantity] = _grid(cells, layers, "step", steps)
         arms[arm] = CoursesOfArm(steps=[int(step) for step in steps], values=values)
     if distances.empty:
-        return Courses(layers=layers, images=[None] * len(layers), arms=arms, between={}, snapshots=[])
+        none: list[int | None] = [None] * len(layers)
+        return Courses(layers=layers, rows=set_apart(layers), images=none, arms=arms, between={}, snapshots=[])
     snapshots = [int(step) for step in distances.groupby("snapshot")["step"].max()]
     fewest = distances.assign(layer=layer_names(distances)).groupby("layer")["images"].min().dropna()
     images = [int(fewest[layer]) if layer in fewest else None for layer in layers]
     between = _between(distances, layers)
-    return Courses(layers=layers, images=images, arms=arms, between=between, snapshots=snapshots)
+    rows = set_apart(layers)
+    return Courses(layers=layers, rows=rows, images=images, arms=arms, between=between, snapshots=snapshots)
 
 
 def _between(distances: pd.DataFrame, layers: Sequence[str]) -> dict[str, dict[str, Grid]]:
@@ -227,7 +230,7 @@ def packed(tables: Sequence[pd.DataFrame]) -> Packed:
             index[width] = np.unique(np.geomspace(1, width, POINTS_A_SPECTRUM).round().astype(int))
             levels = _levels(rows["value"].to_numpy().reshape(-1, width)[:, index[width] - 1])
             text = base64.b64encode(levels.astype("<u2").tobytes()).decode()
-            layers.setdefault(str(TapKey(*tap)), []).append(PackedSpectra(run=number, width=width, packed=text))
+            layers.setdefault(layer_name(*tap[:2]), []).append(PackedSpectra(run=number, width=width, packed=text))
     return Packed(
         runs=runs,
         layers=[PackedLayer(name=name, runs=of_layer) for name, of_layer in layers.items()],
@@ -262,9 +265,4 @@ def last_spectra(tables: Sequence[pd.DataFrame]) -> tuple[str, pd.DataFrame]:
         place = (rows["index"] + 1) / len(rows)
         spectra.append(rows[["arm", "seed"]].assign(x=place, value=values / (values.max() or 1.0)))
     table = joined(spectra)
-    return str(TapKey(*last)), table[table["value"] > 10**-DECADES]
-
-
-def layer_names(table: pd.DataFrame) -> list[str]:
-    """Return the name of each row's layer."""
-    return [str(TapKey(*tap)) for tap in table[TAP].itertuples(index=False, name=None)]
+    return layer_name(*last.iloc[:2]), table[table["value"] > 10**-DECADES]

@@ -81,3 +81,20 @@ def foremost(names: Sequence[str], values: Sequence[float], extreme: str, around
     if around:
         return f" {around[0]}{text}{around[1]}"
     return f"{', ' if words else ': '}{text}"
+
+
+def verdict(p: float, smallest: float, different: str, not_different: str, pairs: int = 1) -> str:
+    """Say what a test finds, and where it can find nothing, why.
+
+    >>> verdict(0.01, 0.002, "a difference", "a difference is not shown")
+    'a difference (test over runs, p = 0.01)'
+    """
+    if smallest > LEVEL:
+        beside = f" for {pairs} pairs of arms" if pairs > 1 else ""
+        return (
+            f"with so few seeds{beside} no difference can be established (p = {as_p(p)}; the smallest that they allow "
+            f"is {as_p(smallest)}, and {LEVEL} is asked)"
+        )
+    if p <= LEVEL:
+        return f"{different} (test over runs, p = {as_p(p)})"
+    return f"{not_different} (p = {as_p(p)})"

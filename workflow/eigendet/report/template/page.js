@@ -90,6 +90,9 @@ function courses() {
   const grids = between ? [chosen.between[quantity][pair] ?? []] : both.map(arm => arm.values[quantity]);
   // A layer that never has the quantity has no row: what was never pre-trained is not compared with what was.
   const shown = chosen.layers.filter((_, row) => grids.some(grid => grid[row]?.some(value => value !== null)));
+  // Blank names set stages apart: one at a time, between layers.
+  const kept = chosen.rows.filter(row => !row.trim() || shown.includes(row));
+  const laidOut = kept.filter((row, place) => row.trim() || (kept[place - 1]?.trim() && kept.slice(place).some(later => later.trim())));
   const images = quantity.startsWith("cka ") ? new Map(chosen.layers.map((layer, row) => [layer, chosen.images[row]])) : null;
   const rows = (values, steps) => chosen.layers.flatMap((layer, row) => !shown.includes(layer) ? [] : steps.map(
     (step, column) => ({layer, step, value: values[row][column], ...images && {images: images.get(layer)}})));
@@ -97,8 +100,8 @@ function courses() {
   const spec = (values, scale, name) => {
     const filled = structuredClone(content.specs.course);
     filled.data = {values};
-    filled.height *= Math.max(shown.length, 1);
-    filled.encoding.y.sort = shown;
+    filled.height *= Math.max(laidOut.length, 1);
+    filled.encoding.y.scale = {domain: laidOut};
     if (images) filled.encoding.tooltip.push({field: "images", type: "quantitative", title: "images, at least"});
     filled.encoding.color.scale = scale;
     filled.encoding.color.title = name;
