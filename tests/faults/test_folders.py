@@ -13,6 +13,7 @@ from PIL import Image
 
 from eigendet import config
 from eigendet.data.datasets import check_data
+from eigendet.data.images import decode
 from tests.faults.refusal import refused
 from tests.own_data import write_classes, write_images
 from tests.unit.test_datasets import open_dataset
@@ -195,3 +196,18 @@ def test_a_link_to_an_image_is_decoded(coco: Coco, tmp_path: Path) -> None:
     (folder / "b.png").symlink_to(tmp_path / "b.png")
     data = open_dataset(plugin="coco", annotations=file, images=folder, outside=True)
     np.testing.assert_array_equal(data[1][0].permute(1, 2, 0).numpy(), pixels)
+
+
+@pytest.mark.fault(kind="code in data", stage="data")
+@pytest.mark.parametrize("name", ["a.eps", "a.png"])
+def test_an_image_that_is_a_program_is_not_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, ran = tmp_path / "bin/gs", tmp_path / "ran"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    file = tmp_path / name
+    Image.new("RGB", (8, 8)).save(file, "EPS")
+    with refused(file, "not a readable image"):
+        decode(file)
+    assert not ran.exists()

@@ -379,3 +379,12 @@ def test_a_large_deep_image_is_scaled_in_little_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
     expected = np.round(np.arange(4_000_000, dtype=np.uint16).astype(float) / 257)
     assert (pixels.reshape(3, -1).numpy() == expected).all() and most < 16 * expected.size
+
+
+@pytest.mark.fault(kind="large images", stage="data")
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_a_very_large_image_is_counted(tmp_path: Path) -> None:
+    file, notes = tmp_path / "image.png", list[str]()
+    Image.new("1", (10_000, 8_901)).save(file)
+    decode(file, note=notes.append)
+    assert notes == [images.LARGE]

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import TextIO
 
@@ -62,6 +63,7 @@ class Lines(logging.StreamHandler[TextIO]):
 
 def start() -> None:
     """Write to standard error what is logged."""
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's; the check counts them by id
     handler = Reports(sys.stderr)
     handler.setFormatter(Printable("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

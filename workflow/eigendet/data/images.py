@@ -20,6 +20,8 @@ AS_STORED = "images with an EXIF orientation that is not applied, as they are an
 NOT_APPLIED = "images with an EXIF orientation that is not applied; no size of an annotation says whether to"
 APPLIED = "images with an EXIF orientation that is applied; no size of an annotation says whether to"
 FRAMES = "images of several frames or pages, of which the first is used"
+MEGAPIXELS = 89  # from which on Pillow warns, though not of which file
+LARGE = f"images of more than {MEGAPIXELS} megapixels, each of which takes 0.3 GB or more to be decoded"
 
 ORIENTATION = 0x0112  # the tag
 # From the pixels as they are stored to those that are seen; rows come first.
@@ -59,10 +61,12 @@ def decode(
         UserError: the file is missing, truncated, not an image, of another size than its annotations say, or deeper
             than 8 bits while no range is given; the message names it.
     """
-    with _named(path), Image.open(path) as image:
+    with _named(path), _opened(path) as image:
         deep = _deep_mode(image)
         if image.format != "MPO" and getattr(image, "is_animated", False):  # phones add a preview of their own
             note(FRAMES)
+        if image.width * image.height > MEGAPIXELS * 1_000_000:
+            note(LARGE)
         by_pillow = _orientation(image) if image.format == "TIFF" else 1  # which turns these while it loads
         image.load()
         orientation = by_pillow if image.format == "TIFF" else _orientation(image)
@@ -88,7 +92,7 @@ def check_size(path: Path, annotated: tuple[int, int]) -> tuple[int, int]:
     """
     height, width = header_size(path)
     if (height, width) != annotated:
-        with _named(path), Image.open(path) as image:
+        with _named(path), _opened(path) as image:
             orientation = _orientation(image)
         if orientation < 5 or (width, height) != annotated:
             raise UserError(_mismatch(path, (height, width), orientation, annotated))
@@ -101,8 +105,14 @@ def header_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: it cannot be read.
     """
-    with _named(path), Image.open(path) as image:
+    with _named(path), _opened(path) as image:
         return image.height, image.width
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open an image of any format that Pillow reads by itself; of PostScript it would run what the file says."""
+    Image.init()
+    return Image.open(path, formats=[name for name in Image.ID if name != "EPS"])
 
 
 @contextlib.contextmanager
