@@ -75,7 +75,7 @@ class DigitScenes:
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         import torch
-        from pycocotools import mask as coco_mask
+        from faster_coco_eval.core import mask as coco_mask
 
         canvas, labels, masks = self._scene(index)
         boxes = [[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] for ys, xs in map(np.nonzero, masks)]

@@ -15,7 +15,7 @@ MEMORY = "EIGENDET_GPU_MEMORY_GIB"  # a check's process takes no more of the dev
 # What is imported -> the package that brings it.
 PACKAGES = {
     "torch": "torch", "torchvision": "torchvision", "numpy": "numpy", "h5py": "h5py", "pandas": "pandas",
-    "scipy": "scipy", "pydantic": "pydantic", "click": "click", "pycocotools": "pycocotools", "PIL": "pillow",
+    "scipy": "scipy", "pydantic": "pydantic", "click": "click", "faster_coco_eval": "faster-coco-eval", "PIL": "pillow",
     "yaml": "pyyaml", "pyarrow": "pyarrow", "lazy_loader": "lazy-loader", "sklearn": "scikit-learn",
     "triton": "triton", "delve": "delve",
 }  # fmt: skip
@@ -28,7 +28,7 @@ WITHOUT = {
 }
 EVERYWHERE = ("torch", "torchvision", "numpy", "pandas", "PIL")
 SPECTRA = ("h5py", "scipy")
-EXPERIMENT = (*SPECTRA, "pydantic", "pycocotools")
+EXPERIMENT = (*SPECTRA, "pydantic", "faster_coco_eval")
 
 
 @dataclass(frozen=True)

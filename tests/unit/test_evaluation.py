@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -107,8 +108,61 @@ def test_crowds_count_as_pycocotools_counts_them(
     dataset = CocoDetection(file, folder)
     model = Noisy(dataset, 0.2, masks=True)
     scores = evaluation.average_precision(model, dataset, CPU)["boxes" if kind == "bbox" else "masks"]
-    exact = [None if value < 0 else pytest.approx(value) for value in reference_scores(file, model, kind, tmp_path)]
+    exact = [
+        None if value < 0 else pytest.approx(value, abs=1e-12)
+        for value in reference_scores(file, model, kind, tmp_path)
+    ]
     assert list(scores.values()) == exact
+
+
+def made_up(seed: int) -> tuple[list[tuple[int, int]], list[Any], list[Any]]:
+    """Return sizes, objects and detections of images, with crowds, ties of scores, and images without any of these."""
+    random = np.random.default_rng(seed)
+    sizes = [(int(height), int(width)) for height, width in random.integers(20, 200, (30, 2))]
+    annotations: list[Any] = []
+    detections: list[Any] = []
+    for image, (height, width) in enumerate(sizes):
+        for _ in range(random.integers(0, 6)):
+            left, top = int(random.integers(0, width - 8)), int(random.integers(0, height - 8))
+            w, h = int(random.integers(4, width - left + 1)), int(random.integers(4, height - top + 1))
+            mask = np.zeros((height, width), np.uint8, order="F")
+            mask[top : top + h, left : left + w] = random.random((h, w)) > 0.2
+            label = int(random.integers(1, 4))
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image, "category_id": label, "bbox": [left, top, w, h],
+                 "area": float(w * h), "iscrowd": int(random.random() < 0.15), "segmentation": coco_mask.encode(mask)}
+            )  # fmt: skip
+            for _ in range(random.integers(0, 4)):
+                shift = random.normal(size=4) * 2
+                box = [left + shift[0], top + shift[1], max(1.0, w + shift[2]), max(1.0, h + shift[3])]
+                other = np.asfortranarray(mask * (random.random(mask.shape) > 0.1).astype(np.uint8))
+                detections.append(
+                    {"image_id": image, "category_id": label if random.random() < 0.9 else 1, "bbox": box,
+                     "score": round(random.random(), 1 + 5 * (seed % 2)), "segmentation": coco_mask.encode(other)}
+                )  # fmt: skip
+    return sizes, annotations, detections
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_are_those_of_pycocotools(seed: int, kind: Literal["bbox", "segm"]) -> None:
+    sizes, annotations, detections = made_up(seed)
+    own = evaluation._scores(
+        evaluation._ground_truth(list("abcd"), sizes, copy.deepcopy(annotations)), detections, kind
+    )
+    truth = COCO()
+    truth.dataset = {
+        "info": {}, "images": [{"id": image, "height": h, "width": w} for image, (h, w) in enumerate(sizes)],
+        "annotations": annotations, "categories": [{"id": label, "name": str(label)} for label in (1, 2, 3, 4)],
+    }  # fmt: skip
+    truth.createIndex()
+    kept = ["image_id", "category_id", "score", "bbox" if kind == "bbox" else "segmentation"]
+    evaluator = COCOeval(truth, truth.loadRes([{name: one[name] for name in kept} for one in detections]), kind)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    exact = [None if value < 0 else pytest.approx(float(value), abs=1e-12) for value in evaluator.stats[:6]]
+    assert list(own.values()) == exact and 0.1 < evaluator.stats[0] < 0.9
 
 
 @real_data("bccd")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
+from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
+from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from eigendet.data.datasets import Target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from pycocotools import mask as coco_mask
+from faster_coco_eval.core import mask as coco_mask
 
 from eigendet.data.datasets import RLE
 
