@@ -72,11 +72,16 @@ def run(name: str, seconds: int, folder: Path) -> Outcome:
         f"--seconds={seconds}",
         f"--folder={folder}",
     ]
-    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    (folder / "log.txt").write_text(result.stderr)
-    tried = [int(number) for number in re.findall(r"^#(\d+)\s", result.stderr, re.MULTILINE)]
-    edges = [int(number) for number in re.findall(r"\bcov: (\d+)", result.stderr)]
-    ended = re.search(r"^Done \d+ runs in \d+ second", result.stderr, re.MULTILINE) is not None
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, log = process.communicate(timeout=seconds + 4 * MOST_SECONDS)
+    except subprocess.TimeoutExpired:  # libFuzzer ends while it holds what pyarrow's threads wait for
+        process.kill()
+        _, log = process.communicate()
+    (folder / "log.txt").write_text(log)
+    tried = [int(number) for number in re.findall(r"^#(\d+)\s", log, re.MULTILINE)]
+    edges = [int(number) for number in re.findall(r"\bcov: (\d+)", log)]
+    ended = re.search(r"^Done \d+ runs in \d+ second", log, re.MULTILINE) is not None
     faults = len(list(folder.glob("fault_*.txt"))) + len(list(folder.glob("*-*[0-9a-f]")))
     return Outcome(name, max(tried, default=0), max(edges, default=0), faults, ended)
 

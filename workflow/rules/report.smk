@@ -16,6 +16,7 @@ rule evaluate:
     params:
         config=configuration_copy,
         folder=subpath(input.run, parent=True),
+        settings=of(dependencies.evaluation_settings),
     shell:
         "eigendet evaluate {params.folder:q} --config {params.config:q} --devices {resources.gpu} --output {output:q} --log {log:q}"
 

@@ -30,6 +30,7 @@ from eigendet.config.sections import (
     CovarianceSettings,
     Data,
     DetectorTraining,
+    EvaluationSettings,
     Name,
     OnceEach,
     PluginChoice,
@@ -98,6 +99,7 @@ class Experiment(Section):
     training: DetectorTraining = Field(description="how detectors are trained")
     covariance: CovarianceSettings = Field(CovarianceSettings(), description="what is observed, and on which images")
     widths: WidthSettings = Field(WidthSettings(), description="how spectra become widths")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="which snapshots are scored")
 
     def training_of(self, arm: str) -> DetectorTraining:
         """Return `training` with the changes of one arm.

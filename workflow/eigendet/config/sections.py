@@ -265,6 +265,26 @@ class CovarianceSettings(Section):
         return self
 
 
+class EvaluationSettings(Section):
+    """Which snapshots are scored."""
+
+    snapshots: PositiveInt | None = Field(
+        None,
+        description="of every observed run, evenly spread, the last among them; null: all; of other runs the last is",
+    )
+
+    def chosen(self, steps: list[int]) -> list[int]:
+        """Return the steps of those that are scored, of an observed run.
+
+        >>> EvaluationSettings(snapshots=3).chosen([0, 1, 4, 16, 64]), EvaluationSettings().chosen([0, 9])
+        ([0, 4, 64], [0, 9])
+        """
+        kept = len(steps) if self.snapshots is None else min(self.snapshots, len(steps))
+        first = 0 if kept > 1 else len(steps) - 1
+        places = [first + round(place * (len(steps) - 1 - first) / max(kept - 1, 1)) for place in range(kept)]
+        return [steps[place] for place in places]
+
+
 def _named(value: Any) -> Any:
     return {"plugin": value} if isinstance(value, str) else value
 

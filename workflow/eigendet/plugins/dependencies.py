@@ -104,6 +104,11 @@ def covariance_settings(experiment: Experiment) -> Plain:
     return settings | {"groups_of_heads": experiment.widths.heads}  # each group is observed somewhere
 
 
+def evaluation_settings(experiment: Experiment, arm: str) -> Settings:
+    """Return what changes the scores of a run."""
+    return [arm in experiment.observed and experiment.evaluation.model_dump(mode="json")]
+
+
 def covariance_shards(experiment: Experiment, arm: str, backbone: str, detector: str, seed: str) -> list[str]:
     """Return the files that are merged to the covariances of a run."""
     shards = experiment.covariance.shards

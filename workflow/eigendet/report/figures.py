@@ -65,6 +65,32 @@ def draw_scores(runs: pd.DataFrame, cost: str, colors: Colors) -> Chart:
     )
 
 
+def draw_accuracy(table: pd.DataFrame, colors: Colors) -> Chart:
+    """Draw AP over training, a line for each run.
+
+    Args:
+        table: columns arm, backbone, detector, seed, step, AP.
+        colors: of arms.
+    """
+    table = table[["arm", "backbone", "detector", "seed", "step"]].assign(AP=100 * table["AP"].astype(float))
+    table["run"] = table[["arm", "backbone", "detector", "seed"]].astype(str).agg(" ".join, axis=1)
+    several = table.groupby(["backbone", "detector"]).ngroups > 1
+    table["network"] = table["detector"] + " on " + table["backbone"]
+    return (
+        _chart(table)
+        .mark_line(strokeWidth=1.5, opacity=0.8, point=alt.OverlayMarkDef(size=30))
+        .encode(
+            x=alt.X("step:Q").title("step"),
+            y=alt.Y("AP:Q").title("box AP, percent"),
+            color=_arms(table["arm"], colors),
+            detail="run:N",
+            tooltip=["arm:N", "seed:N", "network:N", "step:Q", alt.Tooltip("AP:Q").format(".2f")],
+            strokeDash=alt.StrokeDash("network:N").title(None) if several else alt.Undefined,
+        )
+        .properties(height=300)
+    )
+
+
 def draw_widths(network: NetworkWidths, colors: Colors) -> Chart:
     """Draw the widths of every arm by group; of derived ones the interval before rounding as well, if there is one."""
     reference = network.derived[0].reference

@@ -104,6 +104,9 @@ def _figures(shown: Results) -> Iterator[Figure]:
     for cost in ("parameters", "macs"):
         chart = figures.draw_scores(shown.runs, f"backbone_{cost}", colors)
         yield Figure(f"scores-{cost}", f"scores-backbone_{cost}", chart)
+    scored = results.accuracy_over_training(shown.folder, shown.experiment)
+    if not scored.empty and scored.groupby(list(layout.Run._fields)).size().max() > 1:
+        yield Figure("accuracy-steps", "accuracy-over-training", figures.draw_accuracy(scored, colors))
     for network, comparison in shown.comparisons.items():
         if not comparison.distances.empty:
             chart = figures.draw_spread(views.spread_of_spectra(comparison.distances))

@@ -30,12 +30,21 @@ class RunNames(Record):
     seed: NonNegativeInt
 
 
+class SnapshotScores(Record):
+    """The scores of a snapshot; of masks where these were scored."""
+
+    step: NonNegativeInt
+    boxes: Scores
+    masks: Scores = {}
+
+
 class Evaluation(Record):
-    """The scores of a run; of masks where these were scored."""
+    """The scores of a run at its last snapshot, and at all that were scored."""
 
     run: RunNames
     boxes: Scores
     masks: Scores = {}
+    snapshots: list[SnapshotScores] = []
 
 
 class TrainedOn(Record):

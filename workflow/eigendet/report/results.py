@@ -183,6 +183,17 @@ def summary(folder: Path, experiment: Experiment) -> pd.DataFrame:
     return table.sort_values(["backbone", "detector", "arm", "seed"], ignore_index=True).astype({"arm": str})
 
 
+def accuracy_over_training(folder: Path, experiment: Experiment) -> pd.DataFrame:
+    """Return a row for each snapshot that was scored: arm, backbone, detector, seed, step, AP and the other scores."""
+    rows = []
+    for run in layout.runs(experiment, experiment.observed):
+        file = layout.path(folder, layout.EVALUATION, **run._asdict())
+        for scored in records.read_evaluation(file, run).snapshots if file.is_file() else ():
+            masks = {f"mask_{name}": value for name, value in scored.masks.items()}
+            rows.append({**run._asdict(), "step": scored.step, **scored.boxes, **masks})
+    return pd.DataFrame(rows)
+
+
 def _summary_row(folder: Path, run: Run, evaluation: Evaluation) -> dict[str, object]:
     record = run_record(folder, run)
     row: dict[str, object] = dict(run._asdict())

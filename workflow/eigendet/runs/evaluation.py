@@ -41,8 +41,17 @@ class AveragePrecision(TypedDict):
     masks: NotRequired[Scores]
 
 
+class SnapshotScores(AveragePrecision):
+    """The averages of one snapshot."""
+
+    step: int
+
+
 class Evaluation(TypedDict):
-    """What an evaluation's JSON file holds: `top1` of a classifier, or `boxes` and perhaps `masks` of a detector."""
+    """What an evaluation's JSON file holds: `top1` of a classifier, or `boxes` and perhaps `masks` of a detector.
+
+    Those are of the last snapshot; `snapshots` holds the averages of all that were scored, the last among them.
+    """
 
     version: int
     run: RunNames
@@ -52,6 +61,7 @@ class Evaluation(TypedDict):
     top1: NotRequired[float]
     boxes: NotRequired[Scores]
     masks: NotRequired[Scores]
+    snapshots: NotRequired[list[SnapshotScores]]
 
 
 class Annotation(TypedDict):

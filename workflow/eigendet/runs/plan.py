@@ -138,10 +138,16 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
             yield replace(_training(experiment, network, arm), after_widths=True)
     for network in networks:
         runs = len(experiment.seeds) * len(experiment.all_arms)
-        images = runs * evaluated
+        images = len(experiment.seeds) * evaluated * sum(_scored(experiment, arm) for arm in experiment.all_arms)
         yield Stage("evaluate", jobs=runs, images=images, seconds=network.rate and images / network.rate.looking)
     yield Stage("latency", jobs=len(networks))
     yield Stage("report", jobs=1, disk=PAGE + len(networks) * FIGURES)
+
+
+def _scored(experiment: Experiment, arm: str) -> int:
+    """Return how many snapshots of a run of this arm are evaluated."""
+    steps = snapshot_steps(experiment.training_of(arm))
+    return len(experiment.evaluation.chosen(steps)) if arm in experiment.observed else 1
 
 
 def _classifiers(experiment: Experiment) -> dict[str, Definition]:

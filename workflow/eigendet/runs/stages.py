@@ -23,7 +23,7 @@ from eigendet.networks.snapshots import read_snapshot
 from eigendet.networks.widths_file import read_widths
 from eigendet.runs import parallel, training
 from eigendet.runs.definitions import choose, classifier_of, costs_of, definition_of
-from eigendet.runs.evaluation import Evaluation, average_precision, top1
+from eigendet.runs.evaluation import Evaluation, SnapshotScores, average_precision, top1
 from eigendet.runs.folder import FetchedBackbone, Identity, RunFolder, RunNames, RunRecord, code_versions, job_name
 
 logger = logging.getLogger(__name__)
@@ -189,14 +189,14 @@ def _initial_detector(definition: Definition, seed: int, init: Path | None) -> t
 
 
 def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
-    """Return the accuracy of a complete run's last snapshot on the validation split.
+    """Return the accuracy of a complete run on the validation split: at its last snapshot, and if observed at others.
 
     Raises:
         UserError: the run is not complete, or was trained on other classes.
     """
     run = RunFolder(folder)
     record = run.read()
-    step, model, definition = read_snapshot(run.snapshot(record.last_step))
+    definition = record.definition
     task: Task = "classification" if definition.detector is None else "detection"
     dataset: Any = open_split(experiment, task, "val")
     if dataset.classes != definition.classes:
@@ -207,13 +207,22 @@ def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
     result: Evaluation = {
         "version": layout.EVALUATION_VERSION,
         "run": record.run,
-        "step": step,
+        "step": record.last_step,
         "images": len(dataset),
         "data": dataset.digest,
     }
     job = job_name(experiment, "evaluate", record.run)
     if definition.detector is not None:
-        return {**result, **average_precision(model, dataset, device, job)}
+        is_observed = record.run.get("arm") in experiment.observed
+        steps = experiment.evaluation.chosen(record.snapshots) if is_observed else [record.last_step]
+        named = f"{job} step {{}}".format if len(steps) > 1 else lambda step: job
+        scored: list[SnapshotScores] = []
+        for step in steps:
+            _, model, _ = read_snapshot(run.snapshot(step))
+            scored.append({"step": step, **average_precision(model, dataset, device, named(step))})
+        averages = {name: value for name, value in scored[-1].items() if name != "step"}
+        return Evaluation(**result, **averages, snapshots=scored)  # type: ignore[typeddict-item]
+    _, model, _ = read_snapshot(run.snapshot(record.last_step))
     if experiment.pretraining is None:
         raise UserError("pretraining: missing; it says how images are cropped for a classifier.")
     return {**result, "top1": top1(model, dataset, evaluation_crop(experiment.pretraining), device, job)}
