@@ -122,7 +122,8 @@ def test_the_stages_run_by_hand_one_after_the_other(
     ends = [message for name, _, message in caplog.record_tuples if name == progress.logger.name and "took" in message]
     assert [re.split(r",| of ", line)[0] for line in ends] == [
         "check-data detection val: image 4", "pretrain: step 4", "pretrain: image 16", "train finetune seed 0: step 4",
-        "train scratch seed 0: step 4", "evaluate finetune seed 0 step 4: image 4", "evaluate seed 0: image 16",
+        "train scratch seed 0: step 4", *(f"evaluate finetune seed 0 step {step}: image 4" for step in (0, 1, 4)),
+        "evaluate seed 0: image 16",
         "latency: round 28", "covariance scratch seed 0: snapshot 3", "covariance scratch seed 0 shard 1/3: snapshot 3",
         "covariance scratch seed 0 shard 3/3: snapshot 3", "train derived seed 0: step 4",
     ]  # fmt: skip
