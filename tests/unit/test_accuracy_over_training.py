@@ -47,6 +47,22 @@ def test_snapshots_of_observed_runs_are_scored_and_of_others_the_last(
     assert [scored["step"] for scored in alone["snapshots"]] == [4] and alone["boxes"] == found["boxes"]
 
 
+def test_the_page_has_a_table_of_classes(tmp_path: Path) -> None:
+    experiment = simulate(tmp_path, ("scratch", "mine"), seeds=(0, 1), layers=1, channels=4)
+    for file in (tmp_path / "evaluation").rglob("*.json"):
+        content = json.loads(file.read_text())
+        base = 0.1 * content["run"]["seed"] + (0.5 if content["run"]["arm"] == "mine" else 0.2)
+        files.write_json(file, content | {"classes": {"a <b> cat": base, "dog": None}})
+    (network,) = results.accuracy_of_classes(tmp_path, experiment).values()
+    assert network == {"a <b> cat": {"scratch": "25.0 ± 7.1", "mine": "55.0 ± 7.1"}, "dog": {"scratch": "", "mine": ""}}
+    write_page(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    row = (
+        '<tr><td class="name">a &lt;b&gt; cat</td><td data-value="25.0">25.0 ± 7.1</td><td data-value="55.0">55.0 ± 7.1'
+    )
+    assert row in page and "Average precision of each class" in page
+
+
 def test_the_page_draws_them(tmp_path: Path) -> None:
     experiment = simulate(tmp_path, ("scratch", "mine"), seeds=(0, 1), layers=1, channels=4)
     assert results.accuracy_over_training(tmp_path, experiment).empty

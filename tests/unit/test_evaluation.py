@@ -56,12 +56,13 @@ def test_perfect_detections_score_one(coco: Callable[..., tuple[Path, Path]]) ->
     dataset = CocoDetection(*coco())
     scores = evaluation.average_precision(Noisy(dataset, 0, masks=True), dataset, CPU)
     assert scores["boxes"]["AP"] == scores["masks"]["AP"] == pytest.approx(1)
-    assert scores["boxes"]["AP_large"] is None
+    assert scores["boxes"]["AP_large"] is None and scores["boxes"]["AR100"] == 1
+    assert scores["classes"] == {"cat": 1, "dog": pytest.approx(1)}
 
 
 def test_masks_are_scored_only_where_the_detector_has_them(coco: Callable[..., tuple[Path, Path]]) -> None:
     dataset = CocoDetection(*coco())
-    assert set(evaluation.average_precision(Noisy(dataset, 0, masks=False), dataset, CPU)) == {"boxes"}
+    assert set(evaluation.average_precision(Noisy(dataset, 0, masks=False), dataset, CPU)) == {"boxes", "classes"}
 
 
 def test_no_detection_scores_zero(coco: Callable[..., tuple[Path, Path]]) -> None:
@@ -97,7 +98,7 @@ def reference_scores(file: Path, model: Noisy, kind: str, tmp_path: Path) -> lis
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
-    return [float(value) for value in evaluator.stats[:6]]
+    return [float(value) for value in evaluator.stats]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -147,9 +148,8 @@ def made_up(seed: int) -> tuple[list[tuple[int, int]], list[Any], list[Any]]:
 @pytest.mark.parametrize("seed", range(6))
 def test_scores_are_those_of_pycocotools(seed: int, kind: Literal["bbox", "segm"]) -> None:
     sizes, annotations, detections = made_up(seed)
-    own = evaluation._scores(
-        evaluation._ground_truth(list("abcd"), sizes, copy.deepcopy(annotations)), detections, kind
-    )
+    objects = evaluation._ground_truth(list("abcd"), sizes, copy.deepcopy(annotations))
+    own, classes = evaluation._scores(objects, detections, kind)
     truth = COCO()
     truth.dataset = {
         "info": {}, "images": [{"id": image, "height": h, "width": w} for image, (h, w) in enumerate(sizes)],
@@ -161,8 +161,16 @@ def test_scores_are_those_of_pycocotools(seed: int, kind: Literal["bbox", "segm"
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
-    exact = [None if value < 0 else pytest.approx(float(value), abs=1e-12) for value in evaluator.stats[:6]]
+    exact = [None if value < 0 else pytest.approx(float(value), abs=1e-12) for value in evaluator.stats]
     assert list(own.values()) == exact and 0.1 < evaluator.stats[0] < 0.9
+    for number, score in enumerate(classes, start=1):
+        evaluator.params.catIds = [number]
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+        alone = evaluator.stats[0]
+        assert score == (None if alone < 0 else pytest.approx(alone, abs=1e-12))
+    assert classes[3] is None  # of which there is no object
 
 
 @real_data("bccd")

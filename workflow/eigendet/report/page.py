@@ -146,6 +146,7 @@ def _page(shown: Results) -> str:
         findings=_findings(shown),
         missing=results.missing(folder, experiment),
         averages=results.averages(runs),
+        classes=results.accuracy_of_classes(folder, experiment),
         runs=settings,
         has_whole="macs" in runs,
         has_latency="detector_ms" in runs,

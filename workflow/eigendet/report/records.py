@@ -44,6 +44,7 @@ class Evaluation(Record):
     run: RunNames
     boxes: Scores
     masks: Scores = {}
+    classes: Scores = {}  # AP of boxes of each alone
     snapshots: list[SnapshotScores] = []
 
 

@@ -194,6 +194,23 @@ def accuracy_over_training(folder: Path, experiment: Experiment) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
+def accuracy_of_classes(folder: Path, experiment: Experiment) -> dict[Network, dict[str, dict[str, str]]]:
+    """Return AP of each class alone in each arm of each network: mean and standard deviation over seeds, in percent."""
+    scores: dict[Network, dict[str, dict[str, list[float | None]]]] = {}
+    for run in layout.runs(experiment, experiment.all_arms):
+        file = layout.path(folder, layout.EVALUATION, **run._asdict())
+        for name, score in records.read_evaluation(file, run).classes.items() if file.is_file() else ():
+            of_network = scores.setdefault(Network(run.backbone, run.detector), {})
+            of_network.setdefault(name, {}).setdefault(run.arm, []).append(score)
+    return {
+        network: {
+            name: {arm: _mean_and_spread(100 * pd.Series(values, dtype=float)) for arm, values in of_class.items()}
+            for name, of_class in classes.items()
+        }
+        for network, classes in scores.items()
+    }
+
+
 def _summary_row(folder: Path, run: Run, evaluation: Evaluation) -> dict[str, object]:
     record = run_record(folder, run)
     row: dict[str, object] = dict(run._asdict())

@@ -28,17 +28,20 @@ from eigendet.progress import Reporter
 from eigendet.runs.folder import RunNames
 from eigendet.runs.images import ahead, pinned_for
 
-NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+SIZES = ["small", "medium", "large"]
+NAMES = ["AP", "AP50", "AP75", *(f"AP_{size}" for size in SIZES)]  # average precision
+NAMES += ["AR1", "AR10", "AR100", *(f"AR_{size}" for size in SIZES)]  # average recall, of so many detections an image
 BATCH = 64
 
 Scores = dict[str, float | None]  # by NAMES, between 0 and 1; None where the data has no object of that size
 
 
 class AveragePrecision(TypedDict):
-    """COCO's averages of boxes, and of masks where both the detector and the data have them."""
+    """COCO's averages of boxes, and of masks where both the detector and the data have them; AP of each class alone."""
 
     boxes: Scores
     masks: NotRequired[Scores]
+    classes: Scores  # AP of boxes by the class's name; None where no object is of it
 
 
 class SnapshotScores(AveragePrecision):
@@ -61,6 +64,7 @@ class Evaluation(TypedDict):
     top1: NotRequired[float]
     boxes: NotRequired[Scores]
     masks: NotRequired[Scores]
+    classes: NotRequired[Scores]
     snapshots: NotRequired[list[SnapshotScores]]
 
 
@@ -136,9 +140,10 @@ def average_precision(
             detections += _detections(output, index)
             reporter.reach(index + 1, images=1)
     truth = _ground_truth(dataset.classes, sizes, annotations)
-    averages: AveragePrecision = {"boxes": _scores(truth, detections, "bbox")}
+    boxes, classes = _scores(truth, detections, "bbox")
+    averages: AveragePrecision = {"boxes": boxes, "classes": dict(zip(dataset.classes, classes, strict=True))}
     if detections and all("segmentation" in entry for entry in [*annotations, *detections]):
-        averages["masks"] = _scores(truth, detections, "segm")
+        averages["masks"], _ = _scores(truth, detections, "segm")
     return averages
 
 
@@ -187,10 +192,12 @@ def _ground_truth(classes: list[str], sizes: list[tuple[int, int]], annotations:
     return truth
 
 
-def _scores(truth: COCO, detections: list[Detected], kind: Literal["bbox", "segm"]) -> Scores:
-    """Return COCO's averages of detections."""
+def _scores(
+    truth: COCO, detections: list[Detected], kind: Literal["bbox", "segm"]
+) -> tuple[Scores, list[float | None]]:
+    """Return COCO's averages of detections, and AP of each class alone."""
     if not detections:
-        return dict.fromkeys(NAMES, 0.0)
+        return dict.fromkeys(NAMES, 0.0), [0.0] * len(truth.cats)
     scored = [detection.copy() for detection in detections]
     if kind == "segm":  # with a box at hand the evaluator would take the area of a mask's box for the mask's
         for detection in scored:
@@ -199,8 +206,15 @@ def _scores(truth: COCO, detections: list[Detected], kind: Literal["bbox", "segm
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
-    averages = [float(value) for value in evaluator.stats[: len(NAMES)]]
-    return {name: value if value >= 0 else None for name, value in zip(NAMES, averages, strict=True)}
+    averages = [_defined(float(value)) for value in evaluator.stats[: len(NAMES)]]
+    of_classes = np.moveaxis(evaluator.eval["precision"][..., 0, -1], 2, 0)  # over overlaps and recalls; of all sizes
+    classes = [_defined(float(own[own > -1].mean()) if (own > -1).any() else -1.0) for own in of_classes]
+    return dict(zip(NAMES, averages, strict=True)), classes
+
+
+def _defined(average: float) -> float | None:
+    """Return an average, or None where the evaluator says by -1 that there is nothing to average."""
+    return average if average >= 0 else None
 
 
 def _xywh(boxes: Tensor) -> list[list[float]]:
