@@ -25,7 +25,7 @@ from eigendet.spectra.tables import RUN_COLUMNS, TAP_COLUMNS
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.floats(1e-6, 1e6))
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-RULES = ("ratio", "absolute", "energy", "dof", "effective_rank", "participation")
+RULES = ("ratio", "energy", "dof", "effective_rank", "participation")
 rules = st.sampled_from(RULES)
 
 
@@ -49,6 +49,8 @@ def test_energy_is_the_smallest_sufficient_number(share: float, k: int) -> None:
 
 def test_ratio_counts_what_is_strictly_above() -> None:
     assert dimension(np.array([1.0, 0.1, 0.01]), "ratio", threshold=0.01) == 2
+    assert dimension(np.array([1.0, 0.1, 0.01]), "absolute", threshold=0.01) == 2
+    assert dimension(7 * np.array([1.0, 0.1, 0.01]), "absolute", threshold=0.01) == 3
 
 
 @given(spectra)

@@ -113,7 +113,7 @@ def kind(value: Any) -> str:
     >>> kind({"scores": 1, "boxes": 2}), kind([1, 2]), kind("text")
     ('a dict with scores, boxes', 'a list of 2', 'str')
     """
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if type(value).__module__.startswith("torch") and hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, dict):
         return f"a dict with {some([str(key) for key in value]) if value else 'nothing in it'}"
