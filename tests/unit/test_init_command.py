@@ -59,6 +59,20 @@ def test_what_it_writes_is_what_it_chose(tmp_path: Path, monkeypatch: pytest.Mon
     assert Path("config.yaml").read_text() == text
 
 
+def test_names_of_classes_do_not_reach_the_terminal_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_detection(tmp_path / "data")
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text())
+        content["categories"][0]["name"] = "red\x1b[31m"
+        file.write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["init", "data"], color=True)
+    assert result.exit_code == 0 and "\x1b" not in result.output and r"red\x1b[31m" in result.output
+    assert config.load([Path("config.yaml")]).name == "data"
+
+
 def test_what_it_says_to_run_finds_the_snakefile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_detection(tmp_path / "data")
     monkeypatch.chdir(tmp_path)

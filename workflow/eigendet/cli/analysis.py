@@ -18,7 +18,7 @@ from eigendet.cli.options import (  # fmt: skip
     output_option,
     read_experiment,
 )
-from eigendet.errors import UserError, some, unknown
+from eigendet.errors import UserError, printable, some, unknown
 from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def inspect(covariance: Path) -> None:
     from eigendet.observe import store
 
     for line in store.describe(covariance):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @click.command()

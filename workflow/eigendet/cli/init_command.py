@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eigendet.cli.options import EXISTING, FOLDER, NEW
-from eigendet.errors import UserError
+from eigendet.errors import UserError, printable
 from eigendet.plugins import discovery
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def init(
     _check_output(output)
     data = survey(folder, annotations, images, classes)
     for line in seen(data):
-        click.echo(line)
+        click.echo(printable(line))  # names of classes are the data's
     text = "\n".join(configuration_lines(data, folder, output)) + "\n"  # of large data, this takes a minute
     files.write_text(output, text)
     click.echo(f"{output}: written; read it, then run: {_how_to_run(output)}")
