@@ -17,6 +17,7 @@ import pandas as pd
 from eigendet.errors import some
 from eigendet.networks.widths_file import ChosenWidths
 from eigendet.report.accuracy import COSTS, COSTS_OF_CONTROLS
+from eigendet.report.layers import layer_names
 from eigendet.report.wording import LEVEL, NAMED, as_p, counted, foremost, share, told_apart, verdict
 from eigendet.spectra.tables import TAP
 
@@ -53,7 +54,7 @@ def _left_out(distances: pd.DataFrame) -> str:
     absent = distances[distances["between"].isna()]
     if absent.empty:
         return ""
-    return f" Left out: {some(layers(absent), NAMED)}, without a spectrum in some run."
+    return f" Left out: {some(layer_names(absent), NAMED)}, without a spectrum in some run."
 
 
 def _difference(arms: str, table: pd.DataFrame, pairs: int) -> str:
@@ -97,7 +98,7 @@ def _single_layers(table: pd.DataFrame) -> str:
         return corrected + "none differs on its own"
     one = len(sure) == 1
     differ = f"{len(sure)} differ{'s' if one else ''} on {'its' if one else 'their'} own"
-    return f"{corrected}{differ}{foremost(layers(sure), sure['statistic'].tolist(), 'most of all')}"
+    return f"{corrected}{differ}{foremost(layer_names(sure), sure['statistic'].tolist(), 'most of all')}"
 
 
 def _ranks(arm: str, other: str, ranks: pd.DataFrame, is_shown: bool) -> list[str]:
@@ -120,7 +121,7 @@ def _ranks(arm: str, other: str, ranks: pd.DataFrame, is_shown: bool) -> list[st
     )
     return [
         f"The effective rank, mean over seeds, is larger in {arm} in {more} and in {other} in {less} of "
-        f"{_of_layers(ranks)}{equal}; the ratio is farthest from 1 in {layers(ranks)[farthest]}{as_far}: {own} in "
+        f"{_of_layers(ranks)}{equal}; the ratio is farthest from 1 in {layer_names(ranks)[farthest]}{as_far}: {own} in "
         f"{arm}, {others} in {other}. Over all layers this is {shown}."
     ]
 
@@ -144,16 +145,6 @@ def _tested_pairs(tests: pd.DataFrame) -> int:
 
 def _of_layers(table: pd.DataFrame) -> str:
     return counted(len(table), "layer")
-
-
-def layers(table: pd.DataFrame) -> Sequence[str]:
-    """Return the module of each row's layer, with the number of its call from the second on.
-
-    >>> layers(pd.DataFrame({"module": ["conv", "head"], "call": [0, 1]}))
-    ['conv', 'head#1']
-    """
-    calls = zip(table["module"], table["call"], strict=True)
-    return [f"{module}#{call}" if call else str(module) for module, call in calls]
 
 
 def on_tests(tests: pd.DataFrame) -> list[str]:
