@@ -146,13 +146,14 @@ def test_a_table_of_a_comparison_that_cannot_be_so_is_refused(
 
 
 @pytest.mark.fault(kind="changed records", stage="comparison")
+@pytest.mark.parametrize("key", ["notes", "unmatched"])
 @pytest.mark.parametrize("notes", [None, "text", [1], {"a": "b"}], ids=str)
-def test_notes_that_are_no_texts_are_refused(results: Path, tmp_path: Path, notes: object) -> None:
+def test_notes_that_are_no_texts_are_refused(results: Path, tmp_path: Path, notes: object, key: str) -> None:
     folder = tmp_path / "comparison"
     shutil.copytree(results / "comparison/tiny/rcnn", folder)
     content = json.loads((folder / "notes.json").read_text())
-    (folder / "notes.json").write_text(json.dumps(content | {"notes": notes}))
-    with refused(folder / "notes.json", "notes is .*; expected a list of texts"):
+    (folder / "notes.json").write_text(json.dumps(content | {key: notes}))
+    with refused(folder / "notes.json", f"{key} is .*; expected a list of texts"):
         tables.Comparison.read(folder)
 
 

@@ -15,7 +15,7 @@ from eigendet.errors import UserError
 from eigendet.moments.covariance import Covariance
 from eigendet.observe import store
 from eigendet.observe.tap import Tap
-from eigendet.report import findings, results
+from eigendet.report import differences, results
 from eigendet.report.accuracy import on_accuracy
 from eigendet.spectra import comparison, significance, spectrum
 from tests.simulated import compare, rewrite, simulate
@@ -83,7 +83,7 @@ def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> No
     )
     arms = distances[distances["relation"] == "arms"]["value"]
     assert layer["between"] == pytest.approx(np.sqrt((arms**2).mean()))
-    sentences = findings.on_spectra(eigendet.read_spectra(planted).tests)
+    sentences = differences.on_spectra(eigendet.read_spectra(planted).tests)
     assert "the arms differ by more than their seeds (test over runs, p = 0.029)" in sentences[0]
     assert "4 differ on their own" in sentences[0]
     assert "larger in finetune in 0 and in scratch in 4 of 4 layers" in sentences[1]
@@ -92,7 +92,7 @@ def test_a_planted_difference_is_found_where_and_when_it_is(planted: Path) -> No
 def test_planted_equality_is_not_called_a_difference(tmp_path: Path) -> None:
     simulate(tmp_path, seeds=range(4))
     compare(tmp_path)
-    sentences = findings.on_spectra(eigendet.read_spectra(tmp_path).tests)
+    sentences = differences.on_spectra(eigendet.read_spectra(tmp_path).tests)
     assert "that the arms differ is not shown (p = " in sentences[0]
 
 
@@ -100,12 +100,12 @@ def test_with_few_seeds_no_claim_is_made(tmp_path: Path) -> None:
     simulate(tmp_path / "two", seeds=(0, 1), effect=1.0)
     compare(tmp_path / "two")
     assert "with so few seeds no difference can be established (p = 0.33" in " ".join(
-        findings.on_spectra(eigendet.read_spectra(tmp_path / "two").tests)
+        differences.on_spectra(eigendet.read_spectra(tmp_path / "two").tests)
     )
     experiment = simulate(tmp_path / "one", seeds=(0,), effect=1.0)
     compare(tmp_path / "one")
     tests = eigendet.read_spectra(tmp_path / "one").tests
-    assert "There is no test, which takes two seeds of each arm" in findings.on_spectra(tests)[0]
+    assert "There is no test, which takes two seeds of each arm" in differences.on_spectra(tests)[0]
     assert tests["p"].isna().all() and tests["between"].notna().any()
     runs = results.summary(tmp_path / "one", experiment)
     assert "There is no test, which takes two seeds of each" in on_accuracy(runs)[0]
@@ -116,7 +116,7 @@ def test_one_arm_alone_is_measured_and_compared_with_its_start(tmp_path: Path) -
     compare(tmp_path)
     tables = eigendet.read_spectra(tmp_path)
     assert set(tables.distances["relation"]) == {"own start"} and tables.tests.empty
-    assert findings.on_spectra(tables.tests) == [findings.NOTHING_TO_COMPARE]
+    assert differences.on_spectra(tables.tests) == [differences.NOTHING_TO_COMPARE]
 
 
 def rewritten(folder: Path, path: str, **changes: object) -> None:
@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     assert ranks["p"].isna().all() and (ranks["other_mean"] < ranks["mean"] / 1.9).all()  # one of two is zero
     shutil.rmtree(tmp_path / "spectra/scratch")
     assert compare(tmp_path) == []
-    assert findings.on_spectra(eigendet.read_spectra(tmp_path).tests) == [findings.NOTHING_TO_COMPARE]
+    assert differences.on_spectra(eigendet.read_spectra(tmp_path).tests) == [differences.NOTHING_TO_COMPARE]
 
 
 def test_a_map_that_is_dead_in_one_arm_decides_no_test(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_map_that_is_dead_at_the_start_alone_is_not_said_to_be_so_in_the_end(t
     )
     tests = eigendet.read_spectra(tmp_path).tests.query("module == 'layer0.relu' and measure == 'jensen_shannon'")
     assert tests.groupby("snapshot")["p"].first().isna().to_dict() == {0: True, 1: False, 2: False}
-    assert "Left out" not in " ".join(findings.on_spectra(eigendet.read_spectra(tmp_path).tests))
+    assert "Left out" not in " ".join(differences.on_spectra(eigendet.read_spectra(tmp_path).tests))
 
 
 def test_a_run_on_other_images_is_the_one_left_out_although_it_comes_first(tmp_path: Path) -> None:

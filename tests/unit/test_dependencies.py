@@ -96,6 +96,7 @@ def test_all_observed_runs_are_compared_by_every_rule(experiment: config.Experim
     assert folders == [*spectra("finetune"), *spectra("scratch"), *spectra("derived")]
     assert dependencies.comparison_inputs(experiment, *NETWORK) == [
         *(f"{folder}/{name}" for folder in folders for name in ("eigenvalues.parquet", "similarity.h5")),
+        *(f"{folder.replace('spectra', 'evaluation')}.json" for folder in folders),
         "plugins/rules.py",
     ]
 
@@ -105,6 +106,14 @@ def test_shards_are_merged_to_a_run(values: dict[str, Any]) -> None:
     assert dependencies.covariance_shards(experiment, "scratch", *NETWORK, "0") == [
         f"{RESULTS}/covariance/scratch/tiny/rcnn/seed_0.{shard}_of_2.h5" for shard in (1, 2)
     ]
+
+
+def test_spectra_are_compared_with_the_scores_of_their_runs(values: dict[str, Any]) -> None:
+    experiment = config.parse(values)
+    scores = [f"{RESULTS}/evaluation/{arm}/tiny/rcnn/seed_0.json" for arm in ("finetune", "scratch")]
+    arguments = ["--evaluation", scores[0], "--evaluation", scores[1]]
+    assert dependencies.observed_evaluations(experiment, *NETWORK) == arguments
+    assert set(scores) <= set(dependencies.comparison_inputs(experiment, *NETWORK))
 
 
 def test_latency_is_of_every_arms_first_run(experiment: config.Experiment) -> None:

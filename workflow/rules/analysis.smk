@@ -94,8 +94,10 @@ rule comparison:
         folders=of(dependencies.observed_spectra),
         folder=subpath(output[0], parent=True),
         plugins=of(dependencies.plugin_options),
+        evaluations=of(dependencies.observed_evaluations),
     shell:
-        "eigendet comparison {params.folders:q} {params.plugins:q} --output {params.folder:q} > {log:q} 2>&1"
+        "eigendet comparison {params.folders:q} {params.plugins:q} {params.evaluations:q}"
+        " --output {params.folder:q} > {log:q} 2>&1"
 
 
 rule widths:

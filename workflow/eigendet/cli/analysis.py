@@ -82,18 +82,29 @@ def spectra(covariance: Path, raw: bool, output: Path) -> None:
     multiple=True,
     help="A further folder of plugins, for width rules of your own; may be given several times.",
 )
-@output_option("Folder for metrics.parquet, distances.parquet, tests.parquet and notes.json.")
-def comparison(spectra: tuple[Path, ...], folders: tuple[Path, ...], output: Path) -> None:
-    """Measure spectra, and compare those of several runs: by arm, by seed, and along training.
+@click.option(
+    "--evaluation",
+    "evaluations",
+    type=EXISTING,
+    multiple=True,
+    help="What `eigendet evaluate` wrote of a run, for each: arms are then compared at equal accuracy too.",
+)
+@output_option("Folder for metrics, distances, tests, matched and places (.parquet), and notes.json.")
+def comparison(
+    spectra: tuple[Path, ...], folders: tuple[Path, ...], evaluations: tuple[Path, ...], output: Path
+) -> None:
+    """Measure spectra, and compare those of several runs: by arm, by seed, along training, and at equal accuracy.
 
     SPECTRA are folders that `eigendet spectra` wrote, of one detector over one backbone.
     """
     from eigendet import plugins
+    from eigendet.report.results import read_curve
     from eigendet.spectra import comparison
     from eigendet.spectra.metric_table import OWN_METRICS
 
     discovery.search(folders)
-    for note in comparison.write_comparison(spectra, output, plugins.rules(taken=OWN_METRICS)):
+    curves = [read_curve(evaluation) for evaluation in evaluations]
+    for note in comparison.write_comparison(spectra, output, plugins.rules(taken=OWN_METRICS), curves):
         click.echo(note)
 
 

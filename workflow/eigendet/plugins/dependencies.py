@@ -122,10 +122,17 @@ def observed_spectra(experiment: Experiment, backbone: str, detector: str) -> li
 
 
 def comparison_inputs(experiment: Experiment, backbone: str, detector: str) -> list[str]:
-    """Return the tables that are compared, and the files of all width rules, each of which is a metric too."""
+    """Return the tables and scores that are compared, and the files of all rules, each of which is a metric too."""
     patterns = layout.EIGENVALUES, layout.SIMILARITY
     tables = _of_runs(experiment, experiment.observed, backbone, detector, *patterns)
-    return [*tables, *files("rule", [PluginChoice(plugin=name) for name in discover("rule")])]
+    scores = _of_runs(experiment, experiment.observed, backbone, detector, layout.EVALUATION)
+    return [*tables, *scores, *files("rule", [PluginChoice(plugin=name) for name in discover("rule")])]
+
+
+def observed_evaluations(experiment: Experiment, backbone: str, detector: str) -> list[str]:
+    """Return the arguments of `eigendet comparison` that name the scores of all runs whose spectra are compared."""
+    scores = _of_runs(experiment, experiment.observed, backbone, detector, layout.EVALUATION)
+    return [*chain(*(("--evaluation", file) for file in scores))]
 
 
 def width_spectra(experiment: Experiment, backbone: str, detector: str, arm: str = "derived") -> list[str]:

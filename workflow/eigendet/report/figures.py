@@ -23,6 +23,7 @@ from eigendet.report.results import NetworkWidths
 # Okabe and Ito's colors, then some of Tol's, told apart by color-blind readers, on white and on black.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 PALETTE += ["#AA4466", "#999933", "#7766CC", "#44AA99", "#BB8855"]
+RELATIONS = {"arms": "of two arms", "seeds": "of one arm, two seeds"}
 STATIC_WIDTH = 520  # pixels, of a file; on the page figures are as wide as there is room
 
 Colors = dict[str, str]
@@ -159,6 +160,28 @@ def draw_front(table: pd.DataFrame, files: dict[str, ChosenWidths], colors: Colo
     )
 
 
+def draw_equal_accuracy(table: pd.DataFrame) -> Chart:
+    """Draw how far spectra lie apart over the accuracy that arms have in common, beside how far those of seeds do.
+
+    Args:
+        table: columns pair, AP, relation (`arms` or `seeds`), layer, value.
+    """
+    several = len(set(table["pair"])) > 1
+    base = _chart(_relations(table)).encode(x=alt.X("AP:Q").title("box AP of both arms, percent"), color=_relation())
+    medians = base.mark_line(point=True).encode(
+        y=alt.Y("median(value):Q").title("distance, median over layers"),
+        tooltip=[
+            "pair:N",
+            "relation:N",
+            alt.Tooltip("AP:Q").format(".2f"),
+            alt.Tooltip("median(value):Q").format(".4f"),
+        ],
+        strokeDash=alt.StrokeDash("pair:N").title(None) if several else alt.Undefined,
+    )
+    band = base.mark_errorband(extent="iqr", opacity=0.15).encode(y=alt.Y("value:Q").title(""))
+    return (medians if several else alt.layer(band, medians)).properties(height=260)
+
+
 def draw_course(table: pd.DataFrame, title: str) -> Chart:
     """Draw a heat map, layer by snapshot, with stages set apart.
 
@@ -191,13 +214,9 @@ def draw_spread(table: pd.DataFrame) -> Chart:
         table: columns layer (in order of execution), pair, relation (`arms` or `seeds`), value.
     """
     order = list(dict.fromkeys(table["layer"]))
-    kinds = {"arms": "of two arms", "seeds": "of one arm, two seeds"}
-    table = table.assign(relation=table["relation"].map(kinds))
-    base = _chart(table).encode(
+    base = _chart(_relations(table)).encode(
         y=alt.Y("layer:N").sort(order).title(None).axis(labelLimit=240),
-        color=alt.Color("relation:N")
-        .scale(domain=list(kinds.values()), range=[PALETTE[1], PALETTE[0]])
-        .title("Jensen-Shannon distance between spectra"),
+        color=_relation(),
         yOffset=alt.YOffset("relation:N"),
     )
     points = base.mark_point(filled=True, size=22, opacity=0.5).encode(
@@ -266,6 +285,16 @@ def _chart(table: pd.DataFrame) -> alt.Chart:
 def _data(table: pd.DataFrame) -> alt.Data:
     """Put the rows into the chart itself; what is missing is null, since JSON knows no NaN."""
     return alt.Data(values=table.astype(object).where(table.notna(), None).to_dict("records"))
+
+
+def _relations(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(relation=table["relation"].map(RELATIONS))
+
+
+def _relation() -> alt.Color:
+    """Return the color of what lies between two runs."""
+    scale = alt.Scale(domain=list(RELATIONS.values()), range=[PALETTE[1], PALETTE[0]])
+    return alt.Color("relation:N").scale(scale).title("Jensen-Shannon distance between spectra")
 
 
 def _arms(present: Sequence[str] | pd.Series, colors: Colors) -> alt.Color:

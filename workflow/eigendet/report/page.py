@@ -18,7 +18,7 @@ from eigendet import config as configuration
 from eigendet.config import ARMS, Experiment, layout
 from eigendet.errors import UserError, unknown
 from eigendet.files import write_text
-from eigendet.report import accuracy, figures, findings, results, views, wording
+from eigendet.report import accuracy, differences, equal_accuracy, figures, findings, results, views, wording
 from eigendet.report.figures import file_name
 from eigendet.report.results import Network, Results
 
@@ -111,6 +111,10 @@ def _figures(shown: Results) -> Iterator[Figure]:
         if not comparison.distances.empty:
             chart = figures.draw_spread(views.spread_of_spectra(comparison.distances))
             yield Figure(file_name("spread", str(network)), _file_name("spread", network), chart)
+        matched = equal_accuracy.distances_by_accuracy(comparison)
+        if not matched.empty:
+            chart = figures.draw_equal_accuracy(matched)
+            yield Figure(file_name("equal", str(network)), _file_name("equal accuracy", network), chart)
     for entry in shown.widths:
         name = _file_name("widths", entry.network)
         yield Figure(name, name, figures.draw_widths(entry, colors))
@@ -155,6 +159,11 @@ def _page(shown: Results) -> str:
         file_name=file_name,
         compared=shown.comparisons,
         tests={network: views.tested(compared.tests) for network, compared in shown.comparisons.items()},
+        levels={network: equal_accuracy.level_rows(compared) for network, compared in shown.comparisons.items()},
+        at_equal={
+            network: equal_accuracy.layers_at_equal_accuracy(compared).to_dict("records")
+            for network, compared in shown.comparisons.items()
+        },
         has_spectra=bool(content["spectra"]),
         widths=shown.widths,
         settled=findings.settled,
@@ -163,7 +172,7 @@ def _page(shown: Results) -> str:
         on_intervals=findings.on_intervals,
         on_controls=findings.on_controls,
         parts=min(experiment.covariance.jackknife or 0, experiment.covariance.images),
-        on_tests=findings.on_tests,
+        on_tests=differences.on_tests,
         on_runs=findings.on_runs,
         counted=wording.counted,
         bounds=BOUNDS,
@@ -235,9 +244,11 @@ def _findings(shown: Results) -> list[tuple[Network, list[str]]]:
     for network in map(Network._make, shown.experiment.networks):
         backbone, detector = network
         runs = shown.runs[(shown.runs["backbone"] == backbone) & (shown.runs["detector"] == detector)]
-        sentences = accuracy.on_accuracy(runs, next(reversed(shown.experiment.derived), None))
-        if network in shown.comparisons:
-            sentences += findings.on_spectra(shown.comparisons[network].tests)
+        compared = shown.comparisons.get(network)
+        sentences = equal_accuracy.on_equal_accuracy(compared) if compared else []
+        sentences += accuracy.on_accuracy(runs, next(reversed(shown.experiment.derived), None))
+        if compared:
+            sentences += differences.on_spectra(compared.tests)
         sentences += [findings.on_widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]
         answers.append((network, [sentence for sentence in sentences if sentence]))
     return answers

@@ -17,6 +17,7 @@ from eigendet.networks.widths_file import ChosenWidths
 from eigendet.report import records
 from eigendet.report.records import Checked, Evaluation, Latency, Pretrained, Trained
 from eigendet.report.wording import told_apart
+from eigendet.spectra.matching import Curve
 from eigendet.spectra.tables import Comparison, joined, read_run
 
 # Columns of the summary that `averages` reads; those of masks, whole detectors and times need not be there.
@@ -46,6 +47,8 @@ class Spectra(NamedTuple):
     metrics: pd.DataFrame
     distances: pd.DataFrame
     tests: pd.DataFrame
+    matched: pd.DataFrame
+    places: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ def read_spectra(folder: Path | str) -> Spectra:
         joined([compared.metrics for compared in comparisons]),
         joined([compared.distances for compared in comparisons]),
         joined([compared.tests for compared in comparisons]),
+        joined([compared.matched for compared in comparisons]),
+        joined([compared.places for compared in comparisons]),
     )
 
 
@@ -192,6 +197,18 @@ def accuracy_over_training(folder: Path, experiment: Experiment) -> pd.DataFrame
             masks = {f"mask_{name}": value for name, value in scored.masks.items()}
             rows.append({**run._asdict(), "step": scored.step, **scored.boxes, **masks})
     return pd.DataFrame(rows)
+
+
+def read_curve(file: Path) -> Curve:
+    """Read the box AP of one run over training, at the snapshots that were scored.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    evaluation = records.read(Evaluation, file)
+    scored = sorted(evaluation.snapshots, key=lambda scores: scores.step)
+    scores = [own.boxes.get("AP") for own in scored]
+    return Curve(**evaluation.run.model_dump(), steps=[own.step for own in scored], scores=scores)
 
 
 def accuracy_of_classes(folder: Path, experiment: Experiment) -> dict[Network, dict[str, dict[str, str]]]:

@@ -7,7 +7,10 @@ similarity      distances and similarities of two feature maps
 references      what the statistic of two arms is compared with
 significance    whether arms differ by more than their seeds do
 metric_table    every metric of every spectrum as a table
+observed        what was observed of a run, and what two maps have between them
+arm_tests       every two of several arms against the spread of their seeds
 comparison      arms and seeds against one another, as tables
+matching        arms where they are equally accurate
 tables          the files that hold all this, written and read
 """
 

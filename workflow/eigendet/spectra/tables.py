@@ -23,7 +23,11 @@
     tests.parquet         a row a test of two arms, for one map at one snapshot, see `significance`. `measure` is what
                           differs: one of the measures of distances, or a metric. `p` is of one map and pair of arms,
                           `corrected`, `overall`, `dispersion` and `smallest` for all pairs of one measure and snapshot.
-    notes.json            what could not be compared, and why
+    matched.parquet       the same tests of arms where they are equally accurate, see `matching`: at each `level`, of
+                          the accuracy `score`; `between` and `within` are distances, of a similarity √(1 - similarity)
+    places.parquet        a row a run and level of a pair of arms: the snapshots `before` and `after` that its accuracy
+                          lies between, and the step at which it is `reached`
+    notes.json            what could not be compared, and why; `unmatched` is what cannot be at equal accuracy
 
 Each file is marked with the version of its format; the tables of a run, and similarity.h5, also say what the run was.
 Beside each table stands its SHA-256, as `sha256sum --check` takes it; similarity.h5 has checksums of its own.
@@ -50,11 +54,12 @@ from eigendet.observe import hdf5
 from eigendet.observe.hdf5 import NewFile
 from eigendet.observe.keys import TapKey, node_name, step_name
 
-SPECTRA, COMPARISON = Format("eigendet spectra", 2), Format("eigendet comparison", 1)
+SPECTRA, COMPARISON = Format("eigendet spectra", 2), Format("eigendet comparison", 2)
 
 TAP = ["module", "call", "point"]
 RUN_COLUMNS = ["arm", "backbone", "detector", "seed"]
 TAP_COLUMNS = ["step", *TAP, "channels", "samples", "effective_samples", "centered"]
+COMPARED = ("metrics", "distances", "tests", "matched", "places")  # tables of a comparison
 P_VALUES = ["p", "corrected", "overall"]
 OTHER_RUN = ["other_arm", "other_seed", "other_step"]
 COLUMNS = {
@@ -74,11 +79,15 @@ COLUMNS = {
         "images",
     ],
     "tests": ["backbone", "detector", *TAP, "snapshot", "measure", "arm", "other_arm", "step", *P_VALUES],
+    "matched": ["backbone", "detector", *TAP, "level", "measure", "arm", "other_arm", "score", *P_VALUES],
+    "places": [*RUN_COLUMNS, "other_arm", "level", "score", "before", "after", "reached"],
 }
 # What columns of a name hold, in each table: texts, truths, numbers from 0 on; all others are of any number.
 TEXTS = {"arm", "backbone", "detector", "module", "point", "metric", "relation", "measure", "other_arm"}
-MEASURED = {"value", "chance", "images", "effective_samples", *P_VALUES}  # no part of what a row is of
+MEASURED = {"value", "chance", "images", "effective_samples", "score", "before", "after", "reached"}
+MEASURED |= {*P_VALUES}  # no part of what a row is of
 COUNTS = {"seed", "step", "call", "channels", "samples", "index", "left_out", "snapshot", "other_seed", "other_step"}
+COUNTS |= {"level", "before", "after"}
 
 
 @dataclass(frozen=True)
@@ -185,13 +194,16 @@ class Comparison(NamedTuple):
     metrics: pd.DataFrame
     distances: pd.DataFrame
     tests: pd.DataFrame
+    matched: pd.DataFrame
+    places: pd.DataFrame
     notes: list[str]
+    unmatched: list[str]
 
     def write(self, folder: Path) -> None:
         """Write the folder; notes come last, so that where they are, the tables are too."""
-        for name, table in zip(("metrics", "distances", "tests"), self[:3], strict=True):
+        for name, table in zip(COMPARED, self[: len(COMPARED)], strict=True):
             _write(folder / f"{name}.parquet", table, COMPARISON.mark)
-        write_json(folder / "notes.json", COMPARISON.mark | {"notes": self.notes})
+        write_json(folder / "notes.json", COMPARISON.mark | {"notes": self.notes, "unmatched": self.unmatched})
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -200,18 +212,19 @@ class Comparison(NamedTuple):
         Raises:
             UserError: a file is missing, broken or of another format.
         """
-        metrics, distances, tests = (
-            _read(folder / f"{name}.parquet", COMPARISON, COLUMNS[name]) for name in ("metrics", "distances", "tests")
+        metrics, distances, tests, matched, places = (
+            _read(folder / f"{name}.parquet", COMPARISON, COLUMNS[name]) for name in COMPARED
         )
         file = folder / "notes.json"
         content = read_json(file, "notes")
         COMPARISON.check(file, content if isinstance(content, dict) else {})
-        notes = content.get("notes")
-        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-            raise UserError(
-                f"{file}: notes is {kind(notes)}; expected a list of texts: run '{COMPARISON.command}' again."
-            )
-        return cls(metrics, distances, tests, notes)
+        for name in ("notes", "unmatched"):
+            texts = content.get(name)
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UserError(
+                    f"{file}: {name} is {kind(texts)}; expected a list of texts: run '{COMPARISON.command}' again."
+                )
+        return cls(metrics, distances, tests, matched, places, content["notes"], content["unmatched"])
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
