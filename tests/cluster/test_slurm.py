@@ -192,7 +192,10 @@ def tensors(content: Any) -> Any:
 def test_a_job_that_cannot_run_stops_with_an_error_and_no_others(
     environment: dict[str, str], tmp_path: Path, wrong: list[str], message: str
 ) -> None:
-    targets = ["results/minimal/pretrained/tiny/run.json", "results/minimal/runs/scratch/tiny/rcnn/seed_0/run.json"]
+    targets = [
+        "results/minimal/pretrained/tiny/seed_0/run.json",
+        "results/minimal/runs/scratch/tiny/rcnn/seed_0/run.json",
+    ]
     line = command(tmp_path, "slurm", *QUICK, "--retries", "0", *targets, "--set-resources", *wrong)
     result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -202,7 +205,7 @@ def test_a_job_that_cannot_run_stops_with_an_error_and_no_others(
 
 @pytest.mark.slurm
 def test_more_gpus_than_the_cluster_has_are_refused(environment: dict[str, str], tmp_path: Path) -> None:
-    target = "results/minimal/pretrained/tiny/run.json"
+    target = "results/minimal/pretrained/tiny/seed_0/run.json"
     line = command(tmp_path, "slurm", *QUICK, "--retries", "0", target, "--set-resources", "pretrain:gpu=3")
     result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -224,7 +227,7 @@ def test_another_scheduler_is_a_profile_away(tmp_path: Path) -> None:
     (programs / "qsub").write_text(QSUB.format(folder=tmp_path))
     (programs / "qsub").chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-    target = "results/minimal/pretrained/tiny/run.json"
+    target = "results/minimal/pretrained/tiny/seed_0/run.json"
     line = command(tmp_path, "generic", "--latency-wait", "5", target)
     result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr + (tmp_path / "job.out").read_text()

@@ -24,7 +24,7 @@ WIDTHS = f"{RESULTS}/widths/tiny/rcnn"
 STAGES: dict[str, tuple[list[str], list[str]]] = {
     "check-data": (["check-data", "detection", "train", *CONFIG, "--output"], [f"{RESULTS}/data/killed.json"]),
     "check-network": (["check-network", *CONFIG, *NETWORK, "--output"], [f"{RESULTS}/networks/tiny/rcnn.json"]),
-    "pretrain": (["pretrain", *CONFIG, *NETWORK[:2], "--output"], [f"{RESULTS}/pretrained/tiny"]),
+    "pretrain": (["pretrain", *CONFIG, *NETWORK[:2], "--output"], [f"{RESULTS}/pretrained/tiny/seed_0"]),
     "train": ([*TRAIN, "--output"], [FOLDER]),
     "evaluate": (["evaluate", FOLDER, *CONFIG, "--output"], [f"{RESULTS}/evaluation/{RUN}.json"]),
     "covariance": (["covariance", FOLDER, *CONFIG, "--output"], [COVARIANCE]),

@@ -141,7 +141,7 @@ def _seconds(name: str, work: Callable[[], object]) -> Figure:
 def _pretrained(experiment: Experiment, folder: Path, small: bool) -> Iterator[Figure]:
     """Pre-train a backbone; what it learns in a few steps is only told."""
     run = folder / "pretrained"
-    yield _seconds("pre-training", lambda: stages.pretrain(experiment, BACKBONE, run))
+    yield _seconds("pre-training", lambda: stages.pretrain(experiment, BACKBONE, SEED, run))
     right: float = read_json(run / "run.json", "a record")["top1"]
     limit = (
         None if small else 2 / len(open_split(experiment, "classification", "val").classes)

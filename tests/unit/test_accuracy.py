@@ -80,3 +80,22 @@ def test_controls_of_single_runs_have_no_test_and_missing_scores_are_said() -> N
     assert on_accuracy(runs, "derived") == [
         "Not every run has an average precision, so derived and its controls are not compared."
     ]
+
+
+def test_arms_with_several_starts_are_compared_with_one_another() -> None:
+    runs = widths(finetune=0.3, dino=0.3001, scratch=0.1)
+    (text,) = on_accuracy(runs, starts=["dino"])
+    means, clauses = text.split(". ", 1)
+    assert means == "Average precision is 32.0 of finetune, 32.0 of dino and 12.0 of scratch"
+    pairs = [clause.split(": ")[0] for clause in clauses.split("; ")]
+    assert pairs == ["finetune and dino", "finetune and scratch", "dino and scratch"]
+    assert "finetune and dino: a difference is not shown" in text
+    assert "finetune and scratch: a difference (test over runs, p = 0.024)" in text  # 3 times 1 / 126
+
+
+def test_an_arm_that_was_pre_trained_with_derived_widths_is_compared_with_those_that_were_not() -> None:
+    runs = widths(derived=0.3, derived_finetune=0.4, finetune=0.41, scratch=0.3)
+    text = on_accuracy(runs, "derived")[-1]
+    assert text.startswith("Average precision is 42.0 of derived_finetune, 32.0 of derived and 43.0 of finetune.")
+    single = on_accuracy(widths(seeds=1, derived=0.3, derived_finetune=0.4), "derived")[-1]
+    assert "There is no test, which takes two seeds of each" in single

@@ -21,6 +21,7 @@ VERBS = [
     "check-network",
     "plan",
     "pretrain",
+    "fetch",
     "train",
     "evaluate",
     "latency",

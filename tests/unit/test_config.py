@@ -39,6 +39,23 @@ def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("arms", {"scratch": {"widths": "a.json"}}, "arms.scratch.widths is given; this arm has widths of its own"),
         ("arms", {"scratch": {}, "mine": {"widths": 3}}, "arms.mine.widths: got 3; input should be a valid string"),
         ("arms", {"scratch": {}, "mine": {"widths": ""}}, "arms.mine.widths: got ''; expected a file of widths"),
+        (
+            "arms",
+            {"scratch": {}, "dino": {"init": ""}},
+            "arms.dino.init: got ''; expected 'workflow', a file, or published",
+        ),
+        ("arms", {"scratch": {}, "dino": {"init": 3}}, "arms.dino.init: got 3; input should be a valid string"),
+        ("arms", {"scratch": {"init": "w.pt"}}, "arms.scratch.init is given; this arm has init of its own, so choose"),
+        ("arms", {"scratch": {}, "dino": {}}, "An arm of another name needs `widths`, a file of widths, or `init`"),
+        (
+            "arms",
+            {"scratch": {}, "derived_finetune": {}},
+            "arms.derived_finetune has the widths of derived, which is not",
+        ),
+        ("widths.arm", "derived", "widths.arm is 'derived', whose widths are not the reference's; expected one of"),
+        ("widths.arm", "dino", "widths.arm is 'dino', whose covariance is not observed"),
+        ("pretraining.seeds", [0, 1], "pretraining.seeds is [0, 1], and seeds is [0]; expected at most as many"),
+        ("pretraining.seed", 1, "pretraining.seed: is called 'pretraining.seeds' now"),
         ("widths.macs", float("inf"), "widths.macs: got inf; input should be a finite number"),
         ("arms", {"scratch": {}, "profile": {}}, "arms.profile is compared with derived, which is not in arms"),
         ("arms", {"scratch": {}, "derived_2": {"widths": "x"}}, "arms.derived_2: the name of a later round of derived"),
@@ -180,3 +197,29 @@ def test_what_is_written_another_way_is_shown_as_it_would_be_right(
 ) -> None:
     with pytest.raises(UserError, match=message):
         config.parse(values | change, "own.yaml")
+
+
+def test_what_starts_from_pre_training_here_needs_its_data(values: dict[str, Any]) -> None:
+    del values["data"]["classification"], values["pretraining"]
+    values["backbones"]["tiny"]["pretrained"] = "w.pt"
+    config.parse(values)
+    for arm, settings, message in (
+        ("supervised", {"init": "workflow"}, "arms.supervised.init is 'workflow', which needs the sections data.class"),
+        (
+            "derived_finetune",
+            {},
+            "arms.derived_finetune is there, which needs the sections data.classification and pre",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            config.parse(values | {"arms": {"finetune": {}, "scratch": {}, "derived": {}, arm: settings}})
+
+
+def test_arms_with_weights_of_their_own_have_the_references_widths_and_are_observed(values: dict[str, Any]) -> None:
+    experiment = config.parse(
+        values | {"arms": {"scratch": {}, "dino": {"init": "d.pt"}, "derived": {}, "derived_finetune": {}}}
+    )
+    assert experiment.with_reference_widths == experiment.observed == ["scratch", "dino"]
+    assert experiment.controls == [] and experiment.widths_of("derived_finetune") == "derived"
+    assert experiment.init_of("dino", "tiny") == "d.pt" and experiment.init_of("derived_finetune", "tiny") == "workflow"
+    assert config.parse(values | {"covariance": {"arms": ["scratch"]}}).observed == ["scratch"]

@@ -37,17 +37,22 @@ def tables(arm: str, *names: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arm", "options"),
     [
-        ("finetune", f"--init {RESULTS}/pretrained/tiny/backbone.pt"),
+        ("finetune", f"--init {RESULTS}/pretrained/tiny/seed_0/backbone.pt"),
         ("scratch", ""),
         ("derived_2", f"--widths {RESULTS}/widths/tiny/rcnn/derived_2.json"),
         ("profile", f"--widths {RESULTS}/widths/tiny/rcnn/profile.json"),
         ("mine", f"--widths {RESULTS}/widths/tiny/rcnn/mine.json"),
+        (
+            "derived_finetune",
+            f"--init {RESULTS}/pretrained/tiny/rcnn/derived_finetune/seed_0/backbone.pt "
+            f"--widths {RESULTS}/widths/tiny/rcnn/derived_2.json",
+        ),
     ],
 )
 def test_a_run_reads_what_it_starts_from(experiment: config.Experiment, arm: str, options: str) -> None:
-    assert dependencies.train_options(experiment, arm, *NETWORK) == ["--arm", arm, *options.split()]
-    inputs = dependencies.train_inputs(experiment, arm, *NETWORK)
-    assert inputs["start"] == options.split()[1:]
+    assert dependencies.train_options(experiment, arm, *NETWORK, "0") == ["--arm", arm, *options.split()]
+    inputs = dependencies.train_inputs(experiment, arm, *NETWORK, "0")
+    assert inputs["start"] == options.split()[1::2]
     assert inputs["network"] == [f"{RESULTS}/networks/tiny/rcnn.json"]
     assert inputs["data"] == [dependencies.checked_data(experiment, "detection", "train")]
     assert inputs["plugins"] == ["plugins/resnet.py", "plugins/rcnn.py"]
@@ -135,14 +140,46 @@ def test_the_page_reads_what_is_made_for_every_run_and_network(values: dict[str,
     assert not any("front" in path for path in without)
 
 
-def test_pre_training_reads_checked_data_or_a_file_of_weights(values: dict[str, Any], tmp_path: Path) -> None:
-    experiment = config.parse(values)
+def test_pre_training_reads_checked_data_and_perhaps_widths(experiment: config.Experiment) -> None:
     checked = [dependencies.checked_data(experiment, "classification", split) for split in ("train", "val")]
-    assert dependencies.pretrain_inputs(experiment, "tiny") == checked
-    values["backbones"]["tiny"]["pretrained"] = str(tmp_path / "weights.pt")
-    assert dependencies.pretrain_inputs(config.parse(values), "tiny") == []  # the command says that it is missing
-    (tmp_path / "weights.pt").touch()
-    assert dependencies.pretrain_inputs(config.parse(values), "tiny") == [str(tmp_path / "weights.pt")]
+    assert dependencies.pretrain_inputs(experiment) == checked
+    assert dependencies.pretrain_options(experiment, *NETWORK, "derived_finetune") == [
+        "--widths", f"{RESULTS}/widths/tiny/rcnn/derived_2.json", "--detector", "rcnn"
+    ]  # fmt: skip
+
+
+def test_an_arm_starts_from_weights_of_its_own(values: dict[str, Any], tmp_path: Path) -> None:
+    weights, widths = tmp_path / "weights.pt", tmp_path / "mine.json"
+    widths.write_text("{}")
+    values["backbones"]["tiny"]["pretrained"] = str(weights)
+    values["arms"] = {
+        "finetune": {}, "scratch": {}, "supervised": {"init": "workflow"},
+        "both": {"init": str(weights), "widths": str(widths)},
+        "resized": {"init": "workflow", "widths": str(widths)},
+    }  # fmt: skip
+    experiment = config.parse(values)
+    starts = {arm: dependencies.train_options(experiment, arm, *NETWORK, "0")[2:] for arm in values["arms"]}
+    assert starts == {
+        "finetune": ["--init", f"{RESULTS}/fetched/finetune/tiny/backbone.pt"],
+        "scratch": [],
+        "supervised": ["--init", f"{RESULTS}/pretrained/tiny/seed_0/backbone.pt"],
+        "both": ["--init", f"{RESULTS}/fetched/both/tiny/backbone.pt",
+                 "--widths", f"{RESULTS}/widths/tiny/rcnn/both.json"],
+        "resized": ["--init", f"{RESULTS}/pretrained/tiny/rcnn/resized/seed_0/backbone.pt",
+                    "--widths", f"{RESULTS}/widths/tiny/rcnn/resized.json"],
+    }  # fmt: skip
+    assert experiment.observed == ["finetune", "scratch", "supervised"]
+    assert dependencies.fetch_inputs(experiment, "both", "tiny") == [str(widths)]  # the command says what is missing
+    weights.touch()
+    assert dependencies.fetch_inputs(experiment, "both", "tiny") == [str(weights), str(widths)]
+    assert dependencies.fetch_inputs(experiment, "finetune", "tiny") == [str(weights)]
+
+
+def test_seeds_of_pre_training_take_turns(values: dict[str, Any]) -> None:
+    values["seeds"], values["pretraining"]["seeds"] = [5, 6, 7], [1, 0]
+    experiment = config.parse(values)
+    starts = [dependencies.train_options(experiment, "finetune", *NETWORK, seed)[-1] for seed in ("5", "6", "7")]
+    assert starts == [f"{RESULTS}/pretrained/tiny/seed_{seed}/backbone.pt" for seed in (1, 0, 1)]
 
 
 def test_files_among_a_data_sets_options_are_read_and_folders_are_not(values: dict[str, Any], tmp_path: Path) -> None:

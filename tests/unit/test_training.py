@@ -225,7 +225,7 @@ def test_weight_decay_spares_biases_and_normalization() -> None:
 
 def test_pretraining_gives_a_backbone_and_its_accuracy(values: dict[str, Any], tmp_path: Path) -> None:
     experiment = config.parse(values)
-    stages.pretrain(experiment, "tiny", tmp_path / "pre")
+    stages.pretrain(experiment, "tiny", 0, tmp_path / "pre")
     record = json.loads((tmp_path / "pre" / "run.json").read_text())
     assert 0 <= record["top1"] <= 1
     train(experiment, tmp_path / "run", arm="finetune", init=tmp_path / "pre" / "backbone.pt")
@@ -235,10 +235,10 @@ def test_pretraining_gives_a_backbone_and_its_accuracy(values: dict[str, Any], t
     assert stages.evaluate(experiment, tmp_path / "pre")["top1"] == record["top1"]
 
 
-def test_pretraining_may_be_a_file_of_weights(values: dict[str, Any], tmp_path: Path) -> None:
-    stages.pretrain(config.parse(values), "tiny", tmp_path / "here")
-    values["backbones"]["tiny"]["pretrained"] = str(tmp_path / "here/backbone.pt")
-    stages.pretrain(config.parse(values), "tiny", tmp_path / "given")
+def test_an_arm_may_start_from_a_file_of_weights(values: dict[str, Any], tmp_path: Path) -> None:
+    stages.pretrain(config.parse(values), "tiny", 0, tmp_path / "here")
+    values["arms"] = {"scratch": {}, "dino": {"init": str(tmp_path / "here/backbone.pt")}}
+    stages.fetch(config.parse(values), "dino", "tiny", tmp_path / "given")
     first, second = (torch.load(tmp_path / place / "backbone.pt", weights_only=True) for place in ("here", "given"))
     assert same(first, second)
     assert json.loads((tmp_path / "given/run.json").read_text())["source"] == str(tmp_path / "here/backbone.pt")

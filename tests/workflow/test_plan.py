@@ -21,6 +21,19 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "minimal": {},
     "shards": {"covariance": {"images": 4, "shards": 3}, "seeds": [0, 1]},
     "controls": {"arms": OTHER_ARMS, "rounds": 2, "covariance": {"images": 3}},
+    "starts": {
+        "seeds": [0, 1, 2],
+        "pretraining": minimal_experiment()["pretraining"] | {"seeds": [0, 1]},
+        "backbones": {"a": {"plugin": "resnet"}, "b": {"plugin": "resnet", "pretrained": "w.pt"}},
+        "arms": {
+            "finetune": {},
+            "scratch": {},
+            "dino": {"init": "w.pt"},
+            "supervised": {"init": "workflow"},
+            "derived": {},
+            "derived_finetune": {},
+        },
+    },
     "no widths": {"arms": {"finetune": {}, "scratch": {}}},
     "other weights": {"backbones": {"a": {"plugin": "resnet", "pretrained": "w.pt"}, "b": {"plugin": "resnet"}}},
 }

@@ -104,7 +104,7 @@ def test_spectra_come_from_every_position_of_every_probe_image(finished: Finishe
 def test_the_fine_tuned_arm_starts_where_pre_training_ended(finished: Finished) -> None:
     run = finished.results / "runs/finetune/tiny/rcnn/seed_1"
     start = torch.load(run / "checkpoints/step_0000000.pt", weights_only=True)
-    for name, tensor in torch.load(finished.results / "pretrained/tiny/backbone.pt", weights_only=True).items():
+    for name, tensor in torch.load(finished.results / "pretrained/tiny/seed_0/backbone.pt", weights_only=True).items():
         assert torch.equal(start["model"][f"backbone.body.{name}"], tensor)
 
 

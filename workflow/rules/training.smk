@@ -5,12 +5,12 @@ rule pretrain:
         data=inputs(dependencies.pretrain_inputs),
         plugin=inputs(dependencies.backbone_files),
     output:
-        weights=f"<results>/{layout.PRETRAINED_WEIGHTS}",
-        run=f"<results>/{layout.PRETRAINED_RECORD}",
+        weights=f"<results>/{layout.PRETRAINED}/{layout.START_WEIGHTS}",
+        run=f"<results>/{layout.PRETRAINED}/{layout.START_RECORD}",
     log:
-        "<logs>/pretrain/{backbone}.log",
+        "<logs>/pretrain/{backbone}/seed_{seed}.log",
     benchmark:
-        "<benchmarks>/pretrain/{backbone}.tsv"
+        "<benchmarks>/pretrain/{backbone}/seed_{seed}.tsv"
     conda:
         "../../envs/eigendet.yaml"
     threads: 1 + (EXPERIMENT.pretraining.workers if EXPERIMENT.pretraining else 0)
@@ -20,10 +20,55 @@ rule pretrain:
     params:
         config=configuration_copy,
         folder=subpath(output.run, parent=True),
+        widths=[],
         settings=of(dependencies.pretrain_settings),
     shell:
-        "eigendet pretrain --config {params.config:q} --backbone {wildcards.backbone}"
+        "eigendet pretrain --config {params.config:q} {params.widths:q} --backbone {wildcards.backbone}"
+        " --seed {wildcards.seed}"
         " --devices {resources.gpu} --nodes {resources.nodes} --output {params.folder:q} --log {log:q}"
+
+
+# The same with the widths of an arm.
+use rule pretrain as pretrain_resized with:
+    input:
+        data=inputs(dependencies.pretrain_inputs),
+        plugin=inputs(dependencies.backbone_files),
+        widths=inputs(dependencies.pretrain_widths),
+    output:
+        weights=f"<results>/{layout.PRETRAINED_RESIZED}/{layout.START_WEIGHTS}",
+        run=f"<results>/{layout.PRETRAINED_RESIZED}/{layout.START_RECORD}",
+    log:
+        f"<logs>/pretrain_resized/{layout.RUN}.log",
+    benchmark:
+        f"<benchmarks>/pretrain_resized/{layout.RUN}.tsv"
+    params:
+        config=configuration_copy,
+        folder=subpath(output.run, parent=True),
+        widths=of(dependencies.pretrain_options),
+        settings=of(dependencies.pretrain_settings),
+
+
+rule fetch:
+    input:
+        files=inputs(dependencies.fetch_inputs),
+        plugin=inputs(dependencies.backbone_files),
+    output:
+        weights=f"<results>/{layout.FETCHED}/{layout.START_WEIGHTS}",
+        run=f"<results>/{layout.FETCHED}/{layout.START_RECORD}",
+    log:
+        "<logs>/fetch/{arm}/{backbone}.log",
+    benchmark:
+        "<benchmarks>/fetch/{arm}/{backbone}.tsv"
+    localrule: True  # nodes of a cluster may have no way to who published them
+    conda:
+        "../../envs/eigendet.yaml"
+    params:
+        config=configuration_copy,
+        folder=subpath(output.run, parent=True),
+        settings=of(dependencies.fetch_settings),
+    shell:
+        "eigendet fetch --config {params.config:q} --arm {wildcards.arm} --backbone {wildcards.backbone}"
+        " --output {params.folder:q} --log {log:q}"
 
 
 rule train:

@@ -150,24 +150,58 @@ def plan(configs: tuple[Path, ...], rate: float | None, measure: bool, jobs: int
 @backbone_option
 @devices_option
 @nodes_option
+@click.option("--seed", type=click.IntRange(min=0), help="Of weights, order and augmentation.  [default: the first of "
+              "`pretraining.seeds`]")  # fmt: skip
+@click.option("--widths", type=EXISTING, help="File of widths, of the backbone or of the whole detector.")
+@click.option("--detector", help="The entry of `detectors` that such a file is for, if there are several.")
 @output_option("Folder of the run; backbone.pt in it is the result.")
 @log_option
-def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, nodes: int, output: Path) -> None:
-    """Pre-train a backbone as a classifier, or fetch the weights that the configuration names.
+def pretrain(
+    configs: tuple[Path, ...],
+    backbone: str | None,
+    devices: int,
+    nodes: int,
+    seed: int | None,
+    widths: Path | None,
+    detector: str | None,
+    output: Path,
+) -> None:
+    """Pre-train a backbone as a classifier.
 
     After a stop at any moment the same command continues from the last checkpoint.
     """
-    from eigendet.runs import network_check, parallel, stages
+    from eigendet.runs import definitions, network_check, parallel, stages
 
     experiment = read_experiment(configs)
     backbone = only(experiment.backbones, backbone, "backbone")
+    if seed is None:
+        seed = experiment.pretraining.seeds[0] if experiment.pretraining else 0
+    own = None
+    if widths is not None:
+        own = definitions.backbone_widths(
+            experiment, backbone, only(experiment.detectors, detector, "detector"), widths
+        )
 
     def work() -> None:
-        for detector in experiment.detectors:  # first, since to one that fails the backbone would be of no use
-            network_check.check_network(experiment, backbone, detector)
-        stages.pretrain(experiment, backbone, output)
+        for name in experiment.detectors:  # first, since to one that fails the backbone would be of no use
+            network_check.check_network(experiment, backbone, name)
+        stages.pretrain(experiment, backbone, seed, output, own)
 
     parallel.run(work, experiment.device, devices, nodes)
+
+
+@main.command()
+@config_option
+@click.option("--arm", default="finetune", help="Whose weights: a key of `arms`.")
+@backbone_option
+@output_option("Folder; backbone.pt in it is the result.")
+@log_option
+def fetch(configs: tuple[Path, ...], arm: str, backbone: str | None, output: Path) -> None:
+    """Fetch the weights that an arm starts from, out of a file or from those who published them."""
+    from eigendet.runs import stages
+
+    experiment = read_experiment(configs)
+    stages.fetch(experiment, arm, only(experiment.backbones, backbone, "backbone"), output)
 
 
 @main.command()
@@ -176,9 +210,9 @@ def pretrain(configs: tuple[Path, ...], backbone: str | None, devices: int, node
 @backbone_option
 @detector_option
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of weights, order and augmentation.")
-@click.option("--init", type=EXISTING, help="Weights that the backbone starts from, for the arm finetune.")
+@click.option("--init", type=EXISTING, help="Weights that the backbone starts from, of an arm that has some.")
 @click.option(
-    "--widths", type=EXISTING, help="File of widths, for all arms but finetune and scratch; may be edited by hand."
+    "--widths", type=EXISTING, help="File of widths, of an arm that has not the reference's; may be edited by hand."
 )
 @devices_option
 @nodes_option

@@ -7,24 +7,20 @@ Nothing here imports torch, so the Snakefile can use it.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import re
-import reprlib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
+from eigendet.config.arms import AFTER_DERIVED, ARMS
+from eigendet.config.faults import lines
 from eigendet.config.plain_yaml import read_yaml
 from eigendet.config.presets import Preset, with_preset
 from eigendet.config.sections import (
-    NAME,
     Arm,
     BackboneChoice,
     CovarianceSettings,
@@ -41,30 +37,6 @@ from eigendet.config.sections import (
 )
 from eigendet.errors import UserError, unknown
 from eigendet.files import Plain
-
-# Arms by their names, and what sets each apart. All others are named by the user, and have a file of widths.
-ARMS = {
-    "finetune": "from the pre-trained backbone",
-    "scratch": "from random weights",
-    "derived": "from random weights, with the widths derived from the spectra",
-    "reference": "control: the reference's widths, trained as derived is",
-    "uniform_parameters": "control: all widths scaled alike, to the parameters of derived",
-    "uniform_macs": "control: all widths scaled alike, to the multiply-accumulates of derived",
-    "profile": "control: widths scaled by a factor and a constant ratio from stage to stage, to the parameters and "
-    "multiply-accumulates of derived",
-    "untrained": "control: widths derived from the spectra before training, with such a factor and ratio",
-    "permuted": "control: widths derived with the spectra of other layers, at random, with such a factor and ratio",
-}
-# Keys by their names in version 0.1.
-RENAMED = {"experiment": "name", "covariance.dump_shards": "covariance.shards", "widths.centred": "widths.centered"}
-REMOVED = {
-    "covariance.compress": "gone: it was slow, and gained only where many channels are dead; leave it out",
-    "widths.tie": "gone: channels that several layers write are as wide as the widest asks; leave it out",
-}
-WITH_REFERENCE_WIDTHS = ("finetune", "scratch")
-UNIFORM = "uniform scaling"  # the rule, in a table of the front, of widths that all have one factor
-AFTER_DERIVED = ("uniform_parameters", "uniform_macs", "profile", "permuted")
-FROM_SPECTRA = ("derived", "untrained", *AFTER_DERIVED)  # themselves, or of what they are compared with
 
 
 class Experiment(Section):
@@ -88,7 +60,7 @@ class Experiment(Section):
         {arm: Arm() for arm in ("finetune", "scratch", "derived", "uniform_parameters", "profile")},
         min_length=1,
         description="which arms to run, and what each changes in `training`: " + ", ".join(ARMS) + "; or an arm of any "
-        "other name with `widths`, a file of widths",
+        "other name with `widths`, a file of widths, with `init`, weights that its backbone starts from, or both",
     )
     rounds: PositiveInt = Field(
         1,
@@ -120,10 +92,35 @@ class Experiment(Section):
         """The arms with derived widths, one a round: derived, derived_2 and so on."""
         return ["derived", *(f"derived_{n}" for n in range(2, self.rounds + 1))] if "derived" in self.arms else []
 
+    def widths_of(self, arm: str) -> str | None:
+        """Return the arm under whose name an arm's widths are chosen, itself mostly; None: they are the reference's."""
+        if arm == "derived_finetune":
+            return self.derived[-1]
+        own = self.arms[arm].widths if arm in self.arms else None
+        return arm if own or (arm in ARMS and arm not in ("finetune", "scratch")) or arm in self.derived else None
+
+    def init_of(self, arm: str, backbone: str) -> str | None:
+        """Return the weights that an arm's backbone starts from: 'workflow', if pre-trained here; None: random ones."""
+        if arm == "derived_finetune":
+            return "workflow"
+        if arm == "finetune":
+            return self.backbones[backbone].pretrained
+        return self.arms[arm].init if arm in self.arms else None
+
+    def pretraining_seed(self, seed: int) -> int:
+        """Return the seed of the pre-training that a run with this seed starts from: they take turns."""
+        own = self.pretraining.seeds if self.pretraining else [0]
+        return own[self.seeds.index(seed) % len(own)]
+
+    @property
+    def with_reference_widths(self) -> list[str]:
+        """The arms whose widths are the reference's by themselves."""
+        return [arm for arm in self.all_arms if self.widths_of(arm) is None]
+
     @property
     def controls(self) -> list[str]:
-        """The other arms whose widths are not the reference's by themselves."""
-        return [arm for arm in self.arms if arm not in (*WITH_REFERENCE_WIDTHS, "derived")]
+        """The arms whose widths are chosen by themselves, and are not derived."""
+        return [arm for arm in self.arms if self.widths_of(arm) == arm and arm != "derived"]
 
     @property
     def all_arms(self) -> list[str]:
@@ -133,7 +130,9 @@ class Experiment(Section):
     @property
     def observed(self) -> list[str]:
         """The arms whose covariance is observed: those asked for, and those from which a next round starts."""
-        return [arm for arm in self.all_arms if arm in self.covariance.arms or arm in self.derived[:-1]]
+        asked = self.covariance.arms
+        observed = self.with_reference_widths if asked is None else asked
+        return [arm for arm in self.all_arms if arm in observed or arm in self.derived[:-1]]
 
     def spectra_for(self, arm: str) -> str | None:
         """Return the arm whose spectra an arm's widths are read from, if any."""
@@ -152,18 +151,24 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _arms_have_widths(self) -> Self:
         for arm, section in self.arms.items():
-            if arm in ARMS and section.widths is not None:
-                raise ValueError(f"arms.{arm}.widths is given; this arm has widths of its own, so choose another name")
-            if section.widths == "":
-                raise ValueError(f"arms.{arm}.widths: got ''; expected a file of widths")
-            if arm not in ARMS and section.widths is None:
+            for key, value in (("widths", section.widths), ("init", section.init)):
+                if arm in ARMS and value is not None:
+                    raise ValueError(
+                        f"arms.{arm}.{key} is given; this arm has {key} of its own, so choose another name"
+                    )
+                if value == "":
+                    expected = "a file of widths" if key == "widths" else "'workflow', a file, or published weights"
+                    raise ValueError(f"arms.{arm}.{key}: got ''; expected {expected}")
+            if arm not in ARMS and section.widths is section.init is None:
                 raise ValueError(
-                    f"arms: {unknown('arm', arm, ARMS)} An arm of another name needs `widths`, a file of widths"
+                    f"arms: {unknown('arm', arm, ARMS)} An arm of another name needs `widths`, a file of widths, or "
+                    "`init`, the weights that it starts from"
                 )
             if re.fullmatch(r"derived_\d+", arm):
                 raise ValueError(f"arms.{arm}: the name of a later round of derived; choose another")
-            if arm in AFTER_DERIVED and "derived" not in self.arms:
-                raise ValueError(f"arms.{arm} is compared with derived, which is not in arms; add it")
+            if arm in (*AFTER_DERIVED, "derived_finetune") and "derived" not in self.arms:
+                follows = "has the widths of" if arm == "derived_finetune" else "is compared with"
+                raise ValueError(f"arms.{arm} {follows} derived, which is not in arms; add it")
         if self.rounds > 1 and "derived" not in self.arms:
             raise ValueError(f"rounds is {self.rounds}; derived, which is repeated, is not in arms; add it")
         if "untrained" in self.arms:
@@ -177,18 +182,32 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if "finetune" in self.arms:
-            for name, backbone in self.backbones.items():
-                if backbone.pretrained == "workflow" and not (self.data.classification and self.pretraining):
-                    raise ValueError(
-                        f"backbones.{name}.pretrained is 'workflow', which needs the sections data.classification and "
-                        "pretraining; give these, name a weights file, or leave the arm finetune out"
-                    )
-        for arm in self.covariance.arms:
+        for arm, name in itertools.product(self.arms, self.backbones):
+            lacks = self.init_of(arm, name) == "workflow" and not (self.data.classification and self.pretraining)
+            if lacks:
+                key = {"finetune": f"backbones.{name}.pretrained", "derived_finetune": "arms.derived_finetune"}
+                own = "is there" if arm == "derived_finetune" else "is 'workflow'"
+                others = "" if arm == "derived_finetune" else "name a weights file, "
+                raise ValueError(
+                    f"{key.get(arm, f'arms.{arm}.init')} {own}, which needs the sections data.classification and "
+                    f"pretraining; give these, {others}or leave the arm {arm} out"
+                )
+        if self.pretraining and len(self.pretraining.seeds) > len(self.seeds):
+            raise ValueError(
+                f"pretraining.seeds is {self.pretraining.seeds}, and seeds is {self.seeds}; expected at most as many, "
+                "since a detector of each seed starts from one pre-training"
+            )
+        for arm in self.covariance.arms or ():
             if arm not in ARMS and arm not in self.all_arms:
                 raise ValueError(f"covariance.arms: {unknown('arm', arm, self.all_arms)}")
         if not self.observed:
-            raise ValueError(f"covariance.arms is {self.covariance.arms}; none of these is in arms, {list(self.arms)}")
+            asked = self.covariance.arms
+            raise ValueError(f"covariance.arms is {asked}; none of these is in arms, {list(self.arms)}")
+        if self.widths.arm in self.all_arms and self.widths.arm not in self.with_reference_widths:
+            raise ValueError(
+                f"widths.arm is '{self.widths.arm}', whose widths are not the reference's; expected one of "
+                f"{self.with_reference_widths}"
+            )
         if "derived" in self.arms and self.widths.arm not in self.observed:
             raise ValueError(
                 f"widths.arm is '{self.widths.arm}', whose covariance is not observed; add it to arms and "
@@ -210,7 +229,7 @@ class Experiment(Section):
             try:
                 self.training_of(arm)
             except ValidationError as error:
-                raise ValueError("; ".join(_lines(error, DetectorTraining, f"arms.{arm}"))) from None
+                raise ValueError("; ".join(lines(error, DetectorTraining, f"arms.{arm}"))) from None
         return self
 
 
@@ -234,7 +253,7 @@ def parse(values: Mapping[str, Any], source: str = "configuration") -> Experimen
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise UserError(*(f"{source}: {line}" for line in _lines(error, Experiment))) from None
+        raise UserError(*(f"{source}: {line}" for line in lines(error, Experiment))) from None
 
 
 def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: str) -> BaseModel:
@@ -242,7 +261,7 @@ def validate_options(model: type[BaseModel], options: Mapping[str, Any], where: 
     try:
         return model.model_validate(options)
     except ValidationError as error:
-        raise UserError(*_lines(error, model, where)) from None
+        raise UserError(*lines(error, model, where)) from None
 
 
 def schema_text() -> str:
@@ -263,85 +282,3 @@ def _merge(base: Plain, changes: Plain) -> Plain:
         old = result.get(key)
         result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
-
-
-def _lines(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return a line for each fault: the key, the value, what would be accepted."""
-    lines = []
-    for fault in error.errors():
-        location = [str(part) for part in fault["loc"] if part != "[key]"]  # as pydantic calls a name that is wrong
-        key = ".".join([prefix, *location] if prefix else location)
-        key = key if key.isprintable() else ascii(key)
-        if key in RENAMED:
-            lines.append(f"{key}: is called '{RENAMED[key]}' now")
-        elif key in REMOVED:
-            lines.append(f"{key}: is {REMOVED[key]}")
-        elif fault["type"] == "missing" and key in _renamed_to(error):
-            continue  # the key that is called otherwise now says it
-        elif fault["type"] == "extra_forbidden":
-            accepted = _keys_at(model, fault["loc"][:-1])
-            near = difflib.get_close_matches(str(fault["loc"][-1]), accepted, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            lines.append(f"{key}: unknown key; {hint}accepted here: {', '.join(accepted) or 'none'}")
-        elif fault["type"] == "missing":
-            lines.append(f"{key}: missing; a value is required")
-        elif fault["type"] == "value_error":
-            lines.append(f"{key}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"]))
-        elif fault["type"] == "model_type":
-            accepted = _keys_at(model, fault["loc"])
-            lines.append(
-                f"{key}: got {_shown(fault['input'])}; expected a mapping with keys such as {', '.join(accepted)}"
-            )
-        else:
-            lines.append(f"{key}: got {_shown(fault['input'])}; {_expected(fault)}")
-    return lines
-
-
-def _shown(value: object) -> str:
-    """Return a value as it would be written, its middle left out where it is long."""
-    short = reprlib.Repr()
-    short.maxlong = short.maxstring = short.maxother = 60
-    return short.repr(value)
-
-
-def _expected(fault: ErrorDetails) -> str:
-    """Say what would be accepted, in pydantic's words where these do not speak of its own workings."""
-    if fault["type"] == "too_short":
-        return f"expected {fault['ctx']['min_length']} or more"
-    if fault["type"] == "too_long":
-        return f"expected {fault['ctx']['max_length']}" + (" or fewer" if fault["ctx"]["field_type"] == "List" else "")
-    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME:
-        return "expected letters and digits, and after the first also '-' and '_'"
-    if fault["type"] == "dict_type":
-        names = fault["input"] if isinstance(fault["input"], list) else []
-        names = [name for name in names if isinstance(name, str) and name in ARMS] or ["scratch", "derived"]
-        is_arms = fault["loc"][-1] == "arms"
-        example = (
-            f", each with what sets it apart: {{{', '.join(f'{name}: {{}}' for name in names)}}}" if is_arms else ""
-        )
-        return f"expected a mapping of names to their settings{example}"
-    if fault["type"] == "list_type":
-        return f"expected a list, for example [{_shown(fault['input'])}]"
-    return f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
-
-
-def _renamed_to(error: ValidationError) -> set[str]:
-    """Return today's names of the keys that are given by their old ones."""
-    given = {".".join(map(str, fault["loc"])) for fault in error.errors()}
-    return {new for old, new in RENAMED.items() if old in given}
-
-
-def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the names of the fields of the section that `location` leads to."""
-    current: Any = model
-    for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        elif typing.get_origin(current) is dict:
-            current = typing.get_args(current)[1]
-        if isinstance(current, types.UnionType):
-            current = next((arm for arm in typing.get_args(current) if isinstance(arm, type)), None)
-    if current is Arm:  # whose own key is for arms of other names alone
-        return [*DetectorTraining.model_fields, *Arm.model_fields]
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

@@ -20,8 +20,11 @@ CONFIGURATION = "config.yaml"
 LOGS, BENCHMARKS = "logs", "benchmarks"
 DATA = "data/{task}_{split}_{digest}.json"
 NETWORK_CHECK = f"networks/{NETWORK}.json"
-PRETRAINED = "pretrained/{backbone}"
-PRETRAINED_RECORD, PRETRAINED_WEIGHTS = f"{PRETRAINED}/run.json", f"{PRETRAINED}/backbone.pt"
+# Backbones to start from: trained here with the reference's widths or with those of an arm, or trained by others.
+PRETRAINED = "pretrained/{backbone}/seed_{seed}"
+PRETRAINED_RESIZED = f"pretrained/{NETWORK}/{{arm}}/seed_{{seed}}"
+FETCHED = "fetched/{arm}/{backbone}"
+START_RECORD, START_WEIGHTS = "run.json", "backbone.pt"  # in each of these folders
 RUNS = f"runs/{RUN}"
 RUN_RECORD, RUN_LOG = f"{RUNS}/run.json", f"{RUNS}/log.csv"
 COVARIANCE = f"covariance/{RUN}.h5"
@@ -75,6 +78,23 @@ def runs(experiment: Experiment, arms: Iterable[str]) -> Iterator[Run]:
     for backbone, detector in experiment.networks:
         for arm, seed in itertools.product(arms, experiment.seeds):
             yield Run(arm, backbone, detector, seed)
+
+
+def start(experiment: Experiment, run: Run) -> str | None:
+    """Return the folder of the backbone that a run starts from, below the experiment's; None: from random weights."""
+    init = experiment.init_of(run.arm, run.backbone)
+    if init is None:
+        return None
+    if init != "workflow":
+        return FETCHED.format(**run._asdict())
+    pattern = PRETRAINED if experiment.widths_of(run.arm) is None else PRETRAINED_RESIZED
+    return pattern.format(**run._replace(seed=experiment.pretraining_seed(run.seed))._asdict())
+
+
+def starts(experiment: Experiment) -> list[str]:
+    """Return the folders of all backbones that runs start from, each once."""
+    folders = [start(experiment, run) for run in runs(experiment, experiment.all_arms)]
+    return [folder for folder in dict.fromkeys(folders) if folder is not None]
 
 
 def data_check(experiment: Experiment, task: str, split: str) -> str:

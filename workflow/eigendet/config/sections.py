@@ -53,7 +53,7 @@ Snapshots = Annotated[Annotated[int, Field(ge=2)] | list[NonNegativeInt], WrapVa
 
 MOST_SNAPSHOTS = 10_000  # each is a file, and takes as long as the others to observe
 # Settings that change how a run proceeds but not what comes of it.
-IMMATERIAL = {"workers", "log_every", "checkpoint_every", "tensorboard"}
+IMMATERIAL = {"workers", "log_every", "checkpoint_every", "tensorboard", "seeds"}  # of which each has a run
 
 
 class Section(BaseModel):
@@ -172,7 +172,12 @@ class Pretraining(Optimization):
     image_size: PositiveInt = Field(224, description="side of the square crop, pixels")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.35, 1.0), description="share of the image in a crop")
     flip: bool = Field(True, description="mirror half of the images")
-    seed: Seed = Field(0, description="of weights, order and augmentation; one for all arms")
+    seeds: Annotated[list[Seed], OnceEach] = Field(
+        [0],
+        min_length=1,
+        description="a backbone is pre-trained with each; detectors of several seeds start from these in turns, so "
+        "that what fine-tuned runs differ in can include the pre-training",
+    )
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> Self:
@@ -197,10 +202,15 @@ class DetectorTraining(Optimization):
 
 
 class Arm(Section):
-    """What sets an arm apart: every key but `widths` changes one of `training`."""
+    """What sets an arm apart: every key but `widths` and `init` changes one of `training`."""
 
     model_config = ConfigDict(extra="allow")
     widths: str | None = Field(None, description="file of widths, of an arm with a name of the user's own")
+    init: str | None = Field(
+        None,
+        description="weights that its backbone starts from, of such an arm: 'workflow' (pre-trained here, with its "
+        "widths), a state-dict file, or published weights, as in `backbones.NAME.pretrained`",
+    )
 
     @property
     def training(self) -> Plain:
@@ -209,7 +219,8 @@ class Arm(Section):
 
     @model_serializer(mode="wrap")
     def _as_written(self, plain: SerializerFunctionWrapHandler) -> Plain:
-        return {key: value for key, value in plain(self).items() if key != "widths" or value is not None}
+        own = ("widths", "init")
+        return {key: value for key, value in plain(self).items() if key not in own or value is not None}
 
 
 def _in_order(key: str, interval: tuple[float, float]) -> None:
@@ -220,8 +231,8 @@ def _in_order(key: str, interval: tuple[float, float]) -> None:
 class CovarianceSettings(Section):
     """Which feature maps are observed, in which runs, on which images."""
 
-    arms: Annotated[list[Name], OnceEach] = Field(
-        ["finetune", "scratch"], min_length=1, description="whose runs are observed"
+    arms: Annotated[list[Name], OnceEach, Field(min_length=1)] | None = Field(
+        None, description="whose runs are observed; null: those of all arms with the reference's widths but `reference`"
     )
     points: Annotated[list[Point], OnceEach] = Field(
         ["act"],
@@ -292,7 +303,7 @@ def _named(value: Any) -> Any:
 class WidthSettings(Section):
     """How spectra become widths. The paper leaves all of it open; docs/configuration.md gives reasons of defaults."""
 
-    arm: Literal["finetune", "scratch"] = Field("scratch", description="whose last spectra are read")
+    arm: Name = Field("scratch", description="whose last spectra are read, of those with the reference's widths")
     point: Literal["conv", "norm", "act", "block"] = Field(
         "act", description="where spectra are read, one of `covariance.points`; else at the nearest point there is"
     )

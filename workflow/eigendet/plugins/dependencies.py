@@ -12,7 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from eigendet.config import AFTER_DERIVED, WITH_REFERENCE_WIDTHS, Experiment, layout
+from eigendet.config import AFTER_DERIVED, Experiment, layout
+from eigendet.config.layout import Run
 from eigendet.config.sections import IMMATERIAL, Optimization, PluginChoice
 from eigendet.files import Plain
 from eigendet.plugins.discovery import discover
@@ -61,36 +62,54 @@ def network_settings(experiment: Experiment, backbone: str, detector: str) -> Se
     return [*plain, package_versions(backbone=own, detector=over)]
 
 
-def pretrain_inputs(experiment: Experiment, backbone: str) -> list[str]:
-    """Return the checked data, or the file that a backbone's weights come from."""
-    source = experiment.backbones[backbone].pretrained
-    if source == "workflow":
-        return [checked_data(experiment, "classification", split) for split in ("train", "val")]
-    return [source] if Path(source).is_file() else []
+def pretrain_inputs(experiment: Experiment) -> list[str]:
+    """Return the checked data that backbones are pre-trained on."""
+    return [checked_data(experiment, "classification", split) for split in ("train", "val")]
 
 
 def pretrain_settings(experiment: Experiment, backbone: str) -> Settings:
     """Return what changes the result of pre-training."""
+    choice, settings = experiment.backbones[backbone], experiment.pretraining
+    plain = choice.model_dump(mode="json", exclude={"pretrained"})
+    return [plain, settings and _material(settings), package_versions(backbone=choice)]
+
+
+def pretrain_widths(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:
+    """Return the file of the widths with which a backbone is pre-trained for an arm."""
+    return [_path(layout.WIDTHS, arm=experiment.widths_of(arm), backbone=backbone, detector=detector)]
+
+
+def pretrain_options(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:
+    """Return the arguments of `eigendet pretrain` that name widths."""
+    return ["--widths", *pretrain_widths(experiment, backbone, detector, arm), "--detector", detector]
+
+
+def fetch_inputs(experiment: Experiment, arm: str, backbone: str) -> list[str]:
+    """Return the files that an arm's weights, and its widths, come from."""
+    named = [experiment.init_of(arm, backbone), experiment.arms[arm].widths]
+    return [path for path in named if path and Path(path).is_file()]
+
+
+def fetch_settings(experiment: Experiment, arm: str, backbone: str) -> Settings:
+    """Return what changes the weights that are fetched."""
     choice = experiment.backbones[backbone]
-    settings: Settings = [choice.model_dump(mode="json")]
-    if choice.pretrained == "workflow" and experiment.pretraining:
-        settings.append(_material(experiment.pretraining))
-    return [*settings, package_versions(backbone=choice)]
+    plain = choice.model_dump(mode="json", exclude={"pretrained"})
+    return [plain, experiment.init_of(arm, backbone), package_versions(backbone=choice)]
 
 
-def train_inputs(experiment: Experiment, arm: str, backbone: str, detector: str) -> dict[str, list[str]]:
+def train_inputs(experiment: Experiment, arm: str, backbone: str, detector: str, seed: str) -> dict[str, list[str]]:
     """Return the checks that come before a run, the files of its plugins, and what it starts from."""
     return {
         "network": [_path(layout.NETWORK_CHECK, backbone=backbone, detector=detector)],
         "data": [checked_data(experiment, "detection", "train")],
         "plugins": network_files(experiment, backbone, detector),
-        "start": list(_start(arm, backbone, detector).values()),
+        "start": list(_start(experiment, Run(arm, backbone, detector, int(seed))).values()),
     }
 
 
-def train_options(experiment: Experiment, arm: str, backbone: str, detector: str) -> list[str]:
+def train_options(experiment: Experiment, arm: str, backbone: str, detector: str, seed: str) -> list[str]:
     """Return the arguments of `eigendet train` that say how a run starts."""
-    return ["--arm", arm, *chain(*_start(arm, backbone, detector).items())]
+    return ["--arm", arm, *chain(*_start(experiment, Run(arm, backbone, detector, int(seed))).items())]
 
 
 def train_settings(experiment: Experiment, arm: str, backbone: str, detector: str) -> Settings:
@@ -225,13 +244,11 @@ def plugin_options(experiment: Experiment) -> list[str]:
     return [*chain(*(("--plugins", str(folder)) for folder in experiment.plugins))]
 
 
-def _start(arm: str, backbone: str, detector: str) -> dict[str, str]:
-    """Return the file that a run starts from, by the option that names it."""
-    if arm == "finetune":
-        return {"--init": _path(layout.PRETRAINED_WEIGHTS, backbone=backbone)}
-    if arm in WITH_REFERENCE_WIDTHS:
-        return {}
-    return {"--widths": _path(layout.WIDTHS, arm=arm, backbone=backbone, detector=detector)}
+def _start(experiment: Experiment, run: Run) -> dict[str, str]:
+    """Return the files that a run starts from, by the options that name them."""
+    folder, arm = layout.start(experiment, run), experiment.widths_of(run.arm)
+    init = {"--init": _path(f"{folder}/{layout.START_WEIGHTS}")} if folder else {}
+    return init | ({"--widths": _path(layout.WIDTHS, **run._replace(arm=arm)._asdict())} if arm else {})
 
 
 def _sources(experiment: Experiment, arm: str) -> list[str]:

@@ -150,12 +150,16 @@ def validate(experiment: Experiment, source: str = "configuration", paths: bool 
 
 
 def _weights_missing(experiment: Experiment) -> list[str]:
-    """Return a line for each backbone whose weights are neither made here nor published, nor in a file."""
-    own = {name: choice.pretrained for name, choice in experiment.backbones.items() if "finetune" in experiment.arms}
+    """Return a line for each key whose weights are neither made here nor published, nor in a file."""
+    finetune = "finetune" in experiment.arms
+    own = {
+        f"backbones.{name}.pretrained": choice.pretrained for name, choice in experiment.backbones.items() if finetune
+    }
+    own |= {f"arms.{arm}.init": section.init for arm, section in experiment.arms.items() if section.init is not None}
     return [
-        f"backbones.{name}.pretrained: got '{source}', which is not a file; expected 'workflow', a state-dict file, or "
-        "published weights, as 'torchvision:NAME' or 'timm:NAME'"
-        for name, source in own.items()
+        f"{key}: got '{source}', which is not a file; expected 'workflow', a state-dict file, or published weights, as "
+        "'torchvision:NAME' or 'timm:NAME'"
+        for key, source in own.items()
         if source != "workflow" and not source.startswith(("torchvision:", "timm:")) and not Path(source).is_file()
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -18,12 +19,13 @@ COSTS_OF_CONTROLS = {
 SCORES = {"AP": "Average precision", "mask_AP": "Average precision of masks"}
 
 
-def on_accuracy(runs: pd.DataFrame, derived: str | None = None) -> list[str]:
-    """Say whether fine-tuned and from scratch differ in average precision, and derived widths from each control.
+def on_accuracy(runs: pd.DataFrame, derived: str | None = None, starts: Sequence[str] = ()) -> list[str]:
+    """Say whether arms with different starts differ in average precision, and derived widths from each control.
 
     Args:
         runs: a row for each run of a network, as in the summary.
         derived: the arm with derived widths that controls are compared with.
+        starts: arms with the reference's widths beside fine-tuned and from scratch.
 
     Examples:
         >>> runs = pd.DataFrame({"arm": ["finetune", "scratch"], "seed": 0, "AP": [0.4, 0.3]})
@@ -33,7 +35,15 @@ def on_accuracy(runs: pd.DataFrame, derived: str | None = None) -> list[str]:
     sentences = []
     for score, name in SCORES.items():
         if score in runs:
-            sentences += [_on_pre_training(runs, score, name), _on_derived(runs, score, name, derived)]
+            sentences += [
+                _on_starts(runs, score, name, ["finetune", *starts, "scratch"])
+                if starts
+                else _on_pre_training(runs, score, name),
+                _on_derived(runs, score, name, derived),
+                _on_starts(runs, score, name, ["derived_finetune", derived or "", "finetune"])
+                if (runs["arm"] == "derived_finetune").any()
+                else "",
+            ]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -49,6 +59,32 @@ def _on_pre_training(runs: pd.DataFrame, score: str, name: str) -> str:
         return f"{means}. There is no test, which takes two seeds of each: nothing says how much others would differ."
     test = _test(runs, score, list(both))
     return f"{means}: {verdict(test.overall, test.smallest, 'a difference', 'a difference is not shown')}."
+
+
+def _on_starts(runs: pd.DataFrame, score: str, name: str, arms: Sequence[str]) -> str:
+    """Compare several arms with one another."""
+    scores = _scores(runs, score, arms)
+    if len(scores) < 2:
+        return ""
+    if any(values.isna().any() for values in scores.values()):
+        return f"Not every run has an {_lower(name)}, so {_listed(list(scores))} are not compared."
+    text = f"{name} is " + _listed([f"{values.mean():.1f} of {arm}" for arm, values in scores.items()])
+    tested = [arm for arm, values in scores.items() if len(values) >= 2]
+    pairs = list(itertools.combinations(tested, 2))
+    if not pairs:
+        return f"{text}. There is no test, which takes two seeds of each: nothing says how much others would differ."
+    tests = significance.over_pairs([_test(runs, score, pair) for pair in pairs])
+    clauses = [
+        f"{first} and {other}: "
+        + verdict(test.overall, test.smallest, "a difference", "a difference is not shown", len(pairs))
+        for (first, other), test in zip(pairs, tests, strict=True)
+    ]
+    return f"{text}. {'; '.join(clauses)}."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Return parts of a sentence with commas and an and."""
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _on_derived(runs: pd.DataFrame, score: str, name: str, derived: str | None) -> str:

@@ -149,7 +149,7 @@ def _page(shown: Results) -> str:
         differences=_differences(experiment),
         findings=_findings(shown),
         missing=results.missing(folder, experiment),
-        averages=results.averages(runs),
+        averages=results.averages(runs, experiment.with_reference_widths),
         classes=results.accuracy_of_classes(folder, experiment),
         runs=settings,
         has_whole="macs" in runs,
@@ -246,7 +246,8 @@ def _findings(shown: Results) -> list[tuple[Network, list[str]]]:
         runs = shown.runs[(shown.runs["backbone"] == backbone) & (shown.runs["detector"] == detector)]
         compared = shown.comparisons.get(network)
         sentences = equal_accuracy.on_equal_accuracy(compared) if compared else []
-        sentences += accuracy.on_accuracy(runs, next(reversed(shown.experiment.derived), None))
+        starts = [arm for arm in shown.experiment.with_reference_widths if arm not in ("finetune", "scratch")]
+        sentences += accuracy.on_accuracy(runs, next(reversed(shown.experiment.derived), None), starts)
         if compared:
             sentences += differences.on_spectra(compared.tests)
         sentences += [findings.on_widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]
@@ -260,7 +261,10 @@ def _text(arm: str, experiment: Experiment) -> str:
         return ARMS[arm]
     if arm in experiment.derived:
         return f"as derived, from the spectra of {experiment.spectra_for(arm)}"
-    return f"with the widths of {experiment.arms[arm].widths}"
+    own = experiment.arms[arm]
+    init = "pre-trained here" if own.init == "workflow" else own.init
+    start = f"from {init}" if own.init else "from random weights"
+    return f"{start}, with the widths of {own.widths}" if own.widths else start
 
 
 def _differences(experiment: Experiment) -> list[str]:

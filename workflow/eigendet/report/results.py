@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from eigendet import config as configuration
-from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
+from eigendet.config import Experiment, layout
 from eigendet.config.layout import Run
 from eigendet.errors import UserError
 from eigendet.networks import widths_file
@@ -252,8 +253,12 @@ def _latency(folder: Path, backbone: str, detector: str) -> Latency | None:
     return records.read(Latency, file) if file.is_file() else None
 
 
-def averages(runs: pd.DataFrame) -> list[Average]:
+def averages(runs: pd.DataFrame, references: Sequence[str] = ("finetune", "scratch")) -> list[Average]:
     """Average over the seeds of each arm of each network, and relate costs to those of the reference widths.
+
+    Args:
+        runs: the summary.
+        references: arms with the reference widths.
 
     >>> runs = pd.DataFrame({"arm": ["scratch", "derived"], "backbone": "b", "detector": "d", "AP": [0.3, 0.4],
     ...                      "parameters": [200, 100]})
@@ -262,7 +267,7 @@ def averages(runs: pd.DataFrame) -> list[Average]:
     ({'AP': '40.0'}, {'parameters': 100}, {'parameters': 0.5})
     """
     return [
-        _average(Network(backbone, detector), arm, seeds, of_network[of_network["arm"].isin(WITH_REFERENCE_WIDTHS)])
+        _average(Network(backbone, detector), arm, seeds, of_network[of_network["arm"].isin(references)])
         for (backbone, detector), of_network in runs.groupby(["backbone", "detector"], sort=False)
         for arm, seeds in of_network.groupby("arm", sort=False)
     ]
@@ -311,10 +316,10 @@ def run_record(folder: Path, run: Run) -> Trained:
     return records.read(Trained, layout.path(folder, layout.RUN_RECORD, **run._asdict()))
 
 
-def pretraining_records(folder: Path, experiment: Experiment) -> list[Pretrained]:
-    """Read the records of the pre-trained backbones that are there."""
-    files = [layout.path(folder, layout.PRETRAINED_RECORD, backbone=backbone) for backbone in experiment.backbones]
-    return [records.read(Pretrained, file) for file in files if file.is_file()]
+def pretraining_records(folder: Path, experiment: Experiment) -> dict[str, Pretrained]:
+    """Read the records of the backbones to start from that are there, by their folders."""
+    files = {start: folder / start / layout.START_RECORD for start in layout.starts(experiment)}
+    return {start: records.read(Pretrained, file) for start, file in files.items() if file.is_file()}
 
 
 def data_summaries(folder: Path, experiment: Experiment) -> dict[str, Checked]:

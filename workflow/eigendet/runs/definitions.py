@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from eigendet.channels.groups import Widths
 from eigendet.config import Experiment
 from eigendet.data.datasets import open_split
 from eigendet.errors import UserError, unknown
 from eigendet.networks.backbones import backbone_of, parameter_count, reference_groups
 from eigendet.networks.definition import Definition
+from eigendet.networks.widths_file import read_widths
 
 Choice = TypeVar("Choice")
 
@@ -67,6 +70,17 @@ def definition_for_widths(experiment: Experiment, backbone: str, detector: str, 
     side = experiment.training.min_size
     classes = open_split(experiment, "detection", "train").classes if heads else []
     return replace(definition_of(experiment, backbone, detector, classes, (side, side)), heads=heads)
+
+
+def backbone_widths(experiment: Experiment, backbone: str, detector: str, file: Path) -> Widths:
+    """Return the widths of a backbone's groups from a file, which may be of a whole detector.
+
+    Raises:
+        UserError: the file cannot be read, or is of another network.
+    """
+    network = definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
+    widths, (_, reference) = read_widths(file, network), reference_groups(network.backbone, (network.size[0],) * 2)
+    return {group: widths.get(group, width) for group, width in reference.items()}
 
 
 def classifier_of(experiment: Experiment, backbone: str, classes: list[str]) -> Definition:

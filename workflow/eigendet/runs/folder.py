@@ -215,10 +215,9 @@ class RunFolder:
     def _read(self) -> Plain:
         content: Plain = read_json(self.record, "the record of a complete run, written when training ends")
         run = content.get("run") if isinstance(content, dict) else None
-        pretrained = isinstance(run, dict) and "arm" not in run
-        require_version(
-            self.record, content, layout.RUN_VERSION, "eigendet pretrain" if pretrained else "eigendet train"
-        )
+        detector = not isinstance(run, dict) or "arm" in run
+        command = "train" if detector else "fetch" if "source" in content else "pretrain"
+        require_version(self.record, content, layout.RUN_VERSION, f"eigendet {command}")
         return content
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from eigendet import plugins
 from eigendet.channels.groups import Channels, Widths
 from eigendet.config import Experiment, layout
-from eigendet.config.experiment import FROM_SPECTRA
+from eigendet.config.arms import FROM_SPECTRA
 from eigendet.config.sections import DetectorTraining, WidthSettings
 from eigendet.data.batches import as_float
 from eigendet.data.datasets import Detection, open_split

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
+from eigendet.config import Experiment, layout
 from eigendet.config.sections import Optimization
 from eigendet.data.datasets import open_split
 from eigendet.networks.definition import Definition
@@ -116,13 +116,12 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
         _network(experiment, folder, backbone, detector, classes, classifiers, rates)
         for backbone, detector in experiment.networks
     ]
-    resized = [arm for arm in experiment.all_arms if arm not in WITH_REFERENCE_WIDTHS]
+    resized = [arm for arm in experiment.all_arms if arm not in experiment.with_reference_widths]
+    files_of_widths = {experiment.widths_of(arm) for arm in resized}
     tasks = 2 if classifiers else 1
     yield Stage("check_data", jobs=2 * tasks)
     yield Stage("check_network", jobs=len(networks))
-    if "finetune" in experiment.all_arms:
-        for backbone in experiment.backbones:
-            yield _pretraining(experiment, classifiers.get(backbone), networks)
+    yield from _starts(experiment, classifiers, networks)
     for network in networks:
         for arm in experiment.all_arms:
             if arm not in resized:
@@ -131,7 +130,7 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
         for arm in experiment.observed:
             yield from _observation(experiment, network, arm)
     yield Stage("comparison", jobs=len(networks), disk=len(networks) * TABLES)
-    yield Stage("widths", jobs=len(networks) * len(resized))
+    yield Stage("widths", jobs=len(networks) * len(files_of_widths))
     yield Stage("front", jobs=len(networks) if experiment.derived else 0)
     for network in networks:
         for arm in resized:
@@ -152,8 +151,12 @@ def _scored(experiment: Experiment, arm: str) -> int:
 
 def _classifiers(experiment: Experiment) -> dict[str, Definition]:
     """Return what each backbone that is pre-trained here is pre-trained as."""
-    here = [name for name, choice in experiment.backbones.items() if choice.pretrained == "workflow"]
-    if "finetune" not in experiment.arms or not here:
+    here = [
+        name
+        for name in experiment.backbones
+        if any(experiment.init_of(arm, name) == "workflow" for arm in experiment.all_arms)
+    ]
+    if not here:
         return {}
     classes = open_split(experiment, "classification", "train").classes
     return {name: definitions.classifier_of(experiment, name, classes) for name in here}
@@ -184,11 +187,29 @@ def _network(
     return PlannedNetwork(definition, footprints, rates and rates(definition, classifiers.get(backbone)))
 
 
-def _pretraining(experiment: Experiment, classifier: Definition | None, networks: Sequence[PlannedNetwork]) -> Stage:
-    """Return the pre-training of one backbone, or only its weights from elsewhere."""
+def _starts(
+    experiment: Experiment, classifiers: dict[str, Definition], networks: Sequence[PlannedNetwork]
+) -> Iterator[Stage]:
+    """Yield every backbone that runs start from: pre-trained, also with other widths, or fetched."""
+    first: dict[str, layout.Run] = {}
+    for run in layout.runs(experiment, experiment.all_arms):
+        folder = layout.start(experiment, run)
+        if folder is not None:
+            first.setdefault(folder, run)
+    for run in first.values():
+        if experiment.init_of(run.arm, run.backbone) != "workflow":
+            yield Stage("fetch", jobs=1)
+        elif experiment.widths_of(run.arm) is None:
+            yield _pretraining(experiment, classifiers[run.backbone], networks)
+        else:
+            whole = _pretraining(experiment, classifiers[run.backbone], networks)
+            yield replace(whole, rule="pretrain_resized", after_widths=True)
+
+
+def _pretraining(experiment: Experiment, classifier: Definition, networks: Sequence[PlannedNetwork]) -> Stage:
+    """Return the pre-training of one backbone with one seed."""
     settings = experiment.pretraining
-    if classifier is None or settings is None:
-        return Stage("pretrain", jobs=1)
+    assert settings is not None  # or there would be no classifier
     files = Footprint.of(classifier, experiment.covariance)
     rate = next(network.rate for network in networks if network.definition.backbone == classifier.backbone)
     images = settings.steps * settings.batch_size

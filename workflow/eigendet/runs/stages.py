@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from eigendet import plugins, processes
-from eigendet.config import WITH_REFERENCE_WIDTHS, Experiment, layout
-from eigendet.config.sections import IMMATERIAL, BackboneChoice, Optimization
+from eigendet.channels.groups import Widths
+from eigendet.config import Experiment, layout
+from eigendet.config.sections import IMMATERIAL, Optimization
 from eigendet.data.batches import evaluation_crop, stream_seed
 from eigendet.data.datasets import Detection, Task, open_split, require_same_classes
 from eigendet.errors import UserError, unknown
@@ -22,51 +23,54 @@ from eigendet.networks.definition import Definition
 from eigendet.networks.snapshots import read_snapshot
 from eigendet.networks.widths_file import read_widths
 from eigendet.runs import parallel, training
-from eigendet.runs.definitions import choose, classifier_of, costs_of, definition_of
+from eigendet.runs.definitions import backbone_widths, choose, classifier_of, costs_of, definition_of
 from eigendet.runs.evaluation import Evaluation, SnapshotScores, average_precision, top1
 from eigendet.runs.folder import FetchedBackbone, Identity, RunFolder, RunNames, RunRecord, code_versions, job_name
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(experiment: Experiment, name: str, folder: Path) -> None:
-    """Fill `folder` with a pre-trained backbone, `backbone.pt`: trained here, or taken from where the choice says."""
-    choice = choose(experiment.backbones, name, "backbones")
-    if choice.pretrained == "workflow":
-        _pretrain_here(experiment, name, RunFolder(folder))
-    else:
-        _fetch(choice, name, RunFolder(folder))
+def pretrain(experiment: Experiment, name: str, seed: int, path: Path, widths: Widths | None = None) -> None:
+    """Train a classifier, and keep its backbone as `backbone.pt` in the folder `path`.
 
-
-def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None:
-    """Train a classifier and keep its backbone."""
+    Args:
+        experiment: says how.
+        name: the backbone's key.
+        seed: of weights, order and augmentation.
+        path: of the run; a complete run there is kept, an interrupted one goes on.
+        widths: channels of the backbone's groups; None: those of the reference.
+    """
+    folder = RunFolder(path)
     data = {split: open_split(experiment, "classification", split) for split in ("train", "val")}
     require_same_classes(data["train"].classes, data["val"].classes, "data.classification: train and val")
-    definition = classifier_of(experiment, name, data["train"].classes)
+    definition = replace(classifier_of(experiment, name, data["train"].classes), widths=widths)
     settings = experiment.pretraining
     assert settings is not None  # or there would be no definition
     identity = {
         "pretraining": _material(settings),
-        "backbone": definition.backbone.model_dump(mode="json"),
+        "seed": seed,
+        "backbone": definition.backbone.model_dump(mode="json", exclude={"pretrained"}),
+        "widths": widths,
         "plugins": plugins.versions(backbone=experiment.backbones[name]),
         "data": data["train"].digest,
     }
     if _is_complete(folder, identity):
         return
-    training.seed_everything(stream_seed(settings.seed, "weights", 0))
+    training.seed_everything(stream_seed(seed, "weights", 0))
     model = definition.build()
     device = parallel.device_of(experiment.device)
-    task = training.classification_task(data["train"], settings, settings.seed, device)
+    task = training.classification_task(data["train"], settings, seed, device)
     costs = costs_of(definition, model)
-    job = job_name(experiment, "pretrain", {"backbone": name})
-    outcome = training.fit(folder, model, definition, task, settings, settings.seed, identity, device, job)
+    names: RunNames = {"backbone": name, "seed": seed}
+    job = job_name(experiment, "pretrain", names if len(settings.seeds) > 1 else {"backbone": name})
+    outcome = training.fit(folder, model, definition, task, settings, seed, identity, device, job)
     if processes.rank() > 0:
         return
     accuracy = top1(model, data["val"], evaluation_crop(settings), device, job)
     logger.info("top-1 accuracy %.4f on %d images", accuracy, len(data["val"]))
     _save_backbone(folder, backbone_of(model))
     record = RunRecord(
-        run={"backbone": name, "seed": settings.seed},
+        run=names,
         costs=costs,
         identity=identity,
         definition=definition,
@@ -77,12 +81,22 @@ def _pretrain_here(experiment: Experiment, name: str, folder: RunFolder) -> None
     folder.complete(record)
 
 
-def _fetch(choice: BackboneChoice, name: str, folder: RunFolder) -> None:
-    """Take a backbone's weights from a file, or from those who published them."""
-    backbone = build_backbone(choice)
-    logger.info(weights.load_backbone(backbone, weights.read_weights(choice.pretrained), choice.pretrained))
+def fetch(experiment: Experiment, arm: str, name: str, path: Path) -> None:
+    """Fill the folder `path` with an arm's backbone, `backbone.pt`, from a file or from those who published it.
+
+    Raises:
+        UserError: the arm starts from no such weights, or they do not fit.
+    """
+    choice, folder = choose(experiment.backbones, name, "backbones"), RunFolder(path)
+    source, file = experiment.init_of(arm, name), experiment.arms[arm].widths if arm in experiment.arms else None
+    if source in (None, "workflow"):
+        there = [own for own in experiment.all_arms if experiment.init_of(own, name) not in (None, "workflow")]
+        raise UserError(f"--arm: {unknown('arm whose weights come from elsewhere', arm, there)}")
+    detector = next(iter(experiment.detectors))
+    backbone = build_backbone(choice, backbone_widths(experiment, name, detector, Path(file)) if file else None)
+    logger.info(weights.load_backbone(backbone, weights.read_weights(source), source))
     _save_backbone(folder, backbone)
-    record: FetchedBackbone = {"run": {"backbone": name}, "source": choice.pretrained, **code_versions()}
+    record: FetchedBackbone = {"run": {"backbone": name}, "source": source, **code_versions()}
     folder.complete(record)
 
 
@@ -105,13 +119,13 @@ def train(
         detector: its key in the experiment.
         seed: fixes weights, order and augmentation.
         folder: of the run; a complete run there is kept, an interrupted one goes on.
-        init: weights that the backbone starts from (arm finetune, and no other).
-        widths: file of the backbone's widths (not for the arms finetune and scratch, but for every other).
+        init: weights that the backbone starts from (of the arms that have some, and no other).
+        widths: file of the backbone's widths (of the arms that have not the reference's, and no other).
 
     Raises:
         UserError: the arm lacks a file or takes none, or the folder holds another run.
     """
-    _check_arm(experiment, arm, init, widths)
+    _check_arm(experiment, arm, backbone, init, widths)
     settings = experiment.training_of(arm)
     data = open_split(experiment, "detection", "train")
     definition = definition_of(experiment, backbone, detector, data.classes, (settings.min_size, settings.max_size))
@@ -144,17 +158,19 @@ def train(
     run.complete(record)
 
 
-def _check_arm(experiment: Experiment, arm: str, init: Path | None, widths: Path | None) -> None:
+def _check_arm(experiment: Experiment, arm: str, backbone: str, init: Path | None, widths: Path | None) -> None:
     """Raise UserError unless the experiment has the arm, and the arm has just the files that it takes."""
     if arm not in experiment.all_arms:
         raise UserError(f"--arm: {unknown('arm', arm, experiment.all_arms)} Others can be added to `arms`.")
-    if init is None and arm == "finetune":
-        raise UserError("arm finetune starts from pre-trained weights: give --init FILE.")
-    if init is not None and arm != "finetune":
+    choose(experiment.backbones, backbone, "backbones")
+    starts_from, own_widths = experiment.init_of(arm, backbone), experiment.widths_of(arm) is not None
+    if init is None and starts_from is not None:
+        raise UserError(f"arm {arm} starts from pre-trained weights: give --init FILE.")
+    if init is not None and starts_from is None:
         raise UserError(f"arm {arm} starts from random weights: leave --init out, or use --arm finetune.")
-    if widths is None and arm not in WITH_REFERENCE_WIDTHS:
+    if widths is None and own_widths:
         raise UserError(f"arm {arm} has widths of its own: give --widths FILE.")
-    if widths is not None and arm in WITH_REFERENCE_WIDTHS:
+    if widths is not None and not own_widths:
         raise UserError(f"arm {arm} has the reference's widths: leave --widths out, or use --arm derived.")
 
 
