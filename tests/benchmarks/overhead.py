@@ -27,7 +27,7 @@ NETWORKS = "eigendet.runs.stages, eigendet.runs.covariances, torchvision.models.
 STAGES = {
     "checks": {"check_data": "eigendet.data.datasets", "check_network": NETWORKS},
     "training": dict.fromkeys(("pretrain", "train"), NETWORKS + ", torch._dynamo"),
-    "observing": {"covariance": NETWORKS},
+    "observing": {"covariance": NETWORKS, "readings": NETWORKS},
     "analysis": {
         "spectra": "eigendet.spectra.spectrum", "comparison": "eigendet.spectra.comparison",
         "report": "eigendet.report.page",

@@ -16,6 +16,8 @@ NETWORK = ["--backbone", "tiny", "--detector", "rcnn"]
 RUN = "scratch/tiny/rcnn/seed_0"
 FOLDER, COVARIANCE = f"{RESULTS}/runs/{RUN}", f"{RESULTS}/covariance/{RUN}.h5"
 SPECTRA = [f"{RESULTS}/spectra/{arm}/tiny/rcnn/seed_{seed}" for arm in ("finetune", "scratch") for seed in (0, 1)]
+RUNS = [f"{RESULTS}/runs/scratch/tiny/rcnn/seed_{seed}" for seed in (0, 1)]
+COVARIANCES = [part for run in RUNS for part in ("--covariance", f"{run.replace('/runs/', '/covariance/')}.h5")]
 TRAIN = ["train", *CONFIG, *NETWORK, "--arm", "scratch", "--seed", "0"]
 SHARDS = [COVARIANCE.replace(".h5", f".{number}_of_2.h5") for number in (1, 2)]
 WIDTHS = f"{RESULTS}/widths/tiny/rcnn"
@@ -33,6 +35,9 @@ STAGES: dict[str, tuple[list[str], list[str]]] = {
     "comparison": (["comparison", *SPECTRA, "--output"], [f"{RESULTS}/comparison/tiny/rcnn"]),
     "widths": (["widths", "derived", *SPECTRA[2:], *CONFIG, *NETWORK, "--output"], [f"{WIDTHS}/derived.json"]),
     "front": (["front", *SPECTRA[2:], *CONFIG, *NETWORK, "--output"], [f"{WIDTHS}/front.csv"]),
+    "readings": (
+        ["readings", *RUNS, *COVARIANCES, *CONFIG, *NETWORK, "--output"], [f"{WIDTHS}/readings.csv"]
+    ),
     "report": (["report", RESULTS], [f"{RESULTS}/report.html", f"{RESULTS}/summary.csv", f"{RESULTS}/figures"]),
     "train on two devices": ([*TRAIN, "--devices", "2", "--output"], [FOLDER]),
     "covariance on two devices": (["covariance", FOLDER, *CONFIG, "--devices", "2", "--output"], [COVARIANCE]),

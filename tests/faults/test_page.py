@@ -96,6 +96,7 @@ SHOWN: dict[str, Callable[[Path], None]] = {
     "an arm without scores": of_file(f"evaluation/mine/{NETWORK}/*.json", None),
     "no latency": of_file(f"latency/{NETWORK}.json", None),
     "no front": of_file(f"widths/{NETWORK}/front.csv", None),
+    "no readings": of_file(f"widths/{NETWORK}/readings.csv", None),
     "no widths": of_file(f"widths/{NETWORK}/*.json", None),
     "no comparison": of_file(f"comparison/{NETWORK}/*", None),
     "no losses": of_file("runs/*/*/*/*/log.csv", None),
@@ -125,6 +126,7 @@ TEXTS = {
     "nothing in it": lambda content: b"{}",
 }
 FILES = [EVALUATIONS, f"widths/{NETWORK}/derived.json", f"latency/{NETWORK}.json", "runs/scratch/*/*/seed_0/run.json",
+         f"widths/{NETWORK}/readings.csv",
          "data/detection_*.json", "config.yaml", f"comparison/{NETWORK}/*"]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ VERBS = [
     "channels",
     "widths",
     "front",
+    "readings",
     "report",
     "figures",
     "tensorboard",
@@ -110,6 +111,8 @@ def test_the_stages_run_by_hand_one_after_the_other(
     derived = results / "widths/derived.json"
     assert "of the parameters" in run("widths", "-c", configuration, "derived", results / "spectra", "-o", derived)
     assert "dof at scale" in run("front", "-c", configuration, results / "spectra", "-o", results / "front.csv")
+    observed = [results / "scratch", "--covariance", results / "c.h5", "-o", results / "readings.csv"]
+    assert re.search(r"dof at scale 0.1 +True +positions +True ", run("readings", "-c", configuration, *observed))
     for runs in (["tuned"], ["scratch", "scratch"]):
         given = [argument for name in runs for argument in ("--run", str(results / name))]
         arguments = ["widths", "-c", str(configuration), "derived", str(results / "spectra"), *given, "-o", "x"]
@@ -126,7 +129,8 @@ def test_the_stages_run_by_hand_one_after_the_other(
         "train scratch seed 0: step 4", *(f"evaluate finetune seed 0 step {step}: image 4" for step in (0, 1, 4)),
         "evaluate seed 0: image 16",
         "latency: round 28", "covariance scratch seed 0: snapshot 3", "covariance scratch seed 0 shard 1/3: snapshot 3",
-        "covariance scratch seed 0 shard 3/3: snapshot 3", "train derived seed 0: step 4",
+        "covariance scratch seed 0 shard 3/3: snapshot 3", "covariance scratch seed 0: snapshot 1",
+        "train derived seed 0: step 4",
     ]  # fmt: skip
 
 

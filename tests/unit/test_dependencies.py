@@ -134,10 +134,26 @@ def test_the_page_reads_what_is_made_for_every_run_and_network(values: dict[str,
           for arm in ("finetune", "scratch", "derived", "uniform_parameters", "profile")),
         *(dependencies.checked_data(config.parse(values), "detection", split) for split in ("train", "val")),
         f"{RESULTS}/comparison/tiny/rcnn/notes.json", f"{RESULTS}/latency/tiny/rcnn.json",
-        f"{RESULTS}/widths/tiny/rcnn/front.csv",
+        f"{RESULTS}/widths/tiny/rcnn/front.csv", f"{RESULTS}/widths/tiny/rcnn/readings.csv",
     ]  # fmt: skip
     without = dependencies.report_inputs(config.parse(values | {"arms": {"scratch": {}}}))
-    assert not any("front" in path for path in without)
+    assert not any("front" in path or "readings" in path for path in without)
+
+
+def test_readings_are_of_the_runs_that_widths_are_read_from_by_every_rule(values: dict[str, Any]) -> None:
+    experiment = config.parse(values | {"seeds": [0, 1], "widths": {"arm": "finetune"}})
+    runs = [f"finetune/tiny/rcnn/seed_{seed}" for seed in (0, 1)]
+    files = [f"{RESULTS}/covariance/{run}.h5" for run in runs]
+    assert dependencies.readings_sources(experiment, *NETWORK) == [
+        *(f"{RESULTS}/runs/{run}" for run in runs), "--covariance", files[0], "--covariance", files[1],
+    ]  # fmt: skip
+    watched = dependencies.readings_inputs(experiment, *NETWORK)
+    records = [f"{RESULTS}/runs/{run}/run.json" for run in runs]
+    assert {*files, *records, *dependencies.observed_data(experiment), "plugins/rules.py"} == set(watched)
+    before = dependencies.readings_settings(experiment)
+    wider = experiment.model_copy(update={"widths": experiment.widths.model_copy(update={"macs": 0.5})})
+    assert before != dependencies.readings_settings(wider)
+    assert before != dependencies.readings_settings(experiment.model_copy(update={"preset": "paper"}))
 
 
 def test_pre_training_reads_checked_data_and_perhaps_widths(experiment: config.Experiment) -> None:

@@ -65,6 +65,8 @@ def test_steps_images_and_hours_follow_from_the_settings(values: dict[str, Any],
     # Of two seeds: 6 steps of finetune, 4 of each other arm.
     assert (found["train"].steps, found["train"].images, found["train"].seconds) == (28, 56, 5.6)
     assert (found["covariance"].images, found["covariance"].seconds) == (2 * 3 * 3, 0.9)
+    # Of two seeds the last snapshot, once over the probe images.
+    assert (found["readings"].jobs, found["readings"].images, found["readings"].seconds) == (1, 2 * 3, 0.3)
     # The three snapshots of the observed arm, and the last of the two others.
     assert (found["evaluate"].images, found["evaluate"].seconds) == (2 * (3 + 1 + 1) * 4, 1.0)
     # Of an arm that is not observed there is one snapshot, of the others three.

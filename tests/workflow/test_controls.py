@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from eigendet.plugins.discovery import discover
 from tests.conftest import minimal_experiment
 from tests.workflow.conftest import ARMS, Finished
 from tests.workflow.running import planned, said, snakemake
@@ -47,6 +48,20 @@ def test_widths_say_where_they_come_from(finished: Finished) -> None:
         assert 0 < low <= high <= found["derived"]["reference"][group]
     front = pd.read_csv(widths / "front.csv")
     assert front["on_front"].any() and (front["mac_share"] <= front["cap"]).all()
+
+
+def test_readings_of_the_same_spectra_are_in_a_table_and_the_experiments_own_is_what_it_derives(
+    finished: Finished,
+) -> None:
+    table = pd.read_csv(finished.results / "widths/tiny/rcnn/readings.csv", keep_default_na=False)
+    assert len(table) == 4 * len(discover("rule")) and not table["reason"].any()
+    assert not table.duplicated(["rule", "centered", "weighting"]).any() and (table["mac_share"] <= 1).all()
+    (own,) = table[table["own"]].to_dict("records")
+    derived = json.loads((finished.results / "widths/tiny/rcnn/derived.json").read_text())
+    assert (own["rule"], own["centered"], own["weighting"]) == ("dof at scale 0.1", True, "positions")
+    assert (own["parameters"], own["macs"]) == (derived["parameters"]["result"], derived["macs"]["result"])
+    assert "The same spectra under each reading" in (finished.results / "report.html").read_text()
+    assert not list((finished.results / "widths/tiny/rcnn").glob("*.observed"))
 
 
 def test_the_page_answers_what_moved_what_bound_it_and_whether_widths_settle(finished: Finished) -> None:

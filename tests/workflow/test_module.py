@@ -112,7 +112,7 @@ def test_below_a_prefix_a_change_redoes_what_depends_on_it(below: Path) -> None:
     values["widths"]["round_to"] = 8
     write(below, values, PREFIX, "below/")
     plan = jobs(said(run(below, "--dry-run")))
-    stages = {"widths", "front", "train", "evaluate", "latency", "report"}
+    stages = {"widths", "front", "readings", "train", "evaluate", "latency", "report"}
     assert plan.keys() == {f"eigendet_{stage}" for stage in stages} | {"laboratory"} and plan["eigendet_train"] == 1
     assert contents(below / "below") == before
 
@@ -120,7 +120,7 @@ def test_below_a_prefix_a_change_redoes_what_depends_on_it(below: Path) -> None:
 def test_jobs_are_those_of_the_workflow_by_itself(tmp_path: Path) -> None:
     write(tmp_path, experiment())
     itself = commands(said(snakemake(tmp_path, experiment(), "--dry-run", "--printshellcmds")))
-    assert len(itself) == 17
+    assert len(itself) == 18
     elsewhere = '    pathvars:\n        results="there/results/minimal"'
     for below, more in [("", ""), ("below/", PREFIX), ("there/", elsewhere)]:
         write(tmp_path, experiment(), more, below)

@@ -24,7 +24,7 @@ from tests.conftest import ROOT, minimal_experiment
 from tests.workflow.conftest import ARMS, Finished
 from tests.workflow.running import command, contents, planned, said, snakemake
 
-WIDTHS_AND_AFTER = {"widths", "front", "train", "evaluate", "latency", "report"}
+WIDTHS_AND_AFTER = {"widths", "front", "readings", "train", "evaluate", "latency", "report"}
 # In a second round of widths, spectra are of a network with the widths of the first.
 SECOND_ROUND = {"covariance", "spectra", "comparison"}
 

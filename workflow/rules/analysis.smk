@@ -140,3 +140,29 @@ rule front:
     shell:
         "eigendet front {params.sources:q} --config {params.config:q} --backbone {wildcards.backbone}"
         " --detector {wildcards.detector} --output {output:q} > {log:q} 2>&1"
+
+
+# Every rule, moment and weighting, of the same spectra. Covariances hold one weighting, so the last snapshots are
+# observed once more for the other.
+rule readings:
+    input:
+        inputs(dependencies.readings_inputs),
+    output:
+        f"<results>/{layout.READINGS}",
+    log:
+        f"<logs>/readings/{layout.NETWORK}.log",
+    benchmark:
+        f"<benchmarks>/readings/{layout.NETWORK}.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    resources:
+        gpu=gpus(),
+        nodes=1,
+    params:
+        config=configuration_copy,
+        sources=of(dependencies.readings_sources),
+        settings=of(dependencies.readings_settings),
+    shell:
+        "eigendet readings {params.sources:q} --config {params.config:q} --backbone {wildcards.backbone}"
+        " --detector {wildcards.detector} --devices {resources.gpu} --nodes {resources.nodes}"
+        " --output {output:q} --log {log:q}"

@@ -13,11 +13,14 @@ from eigendet.cli.options import (  # fmt: skip
     backbone_option,
     config_option,
     detector_option,
+    devices_option,
+    nodes_option,
     only,
     optional_config_option,
     output_option,
     read_experiment,
 )
+from eigendet.cli.reports import log_option
 from eigendet.errors import UserError, printable, some, unknown
 from eigendet.plugins import discovery
 
@@ -252,6 +255,46 @@ def front(
 
 
 @click.command()
+@config_option
+@backbone_option
+@detector_option
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@click.option("--covariance", "covariances", type=EXISTING, multiple=True, required=True,
+              help="Covariance file of one of the runs; one for each.")  # fmt: skip
+@devices_option
+@nodes_option
+@output_option("CSV file for the table.")
+@log_option
+def readings(
+    configs: tuple[Path, ...],
+    backbone: str | None,
+    detector: str | None,
+    runs: tuple[Path, ...],
+    covariances: tuple[Path, ...],
+    devices: int,
+    nodes: int,
+    output: Path,
+) -> None:
+    """Compare what each definition makes of the same spectra: every rule, raw or centered, positions or images alike.
+
+    RUNS are folders of complete runs, one for each seed, of the arm that `widths.arm` names. Their covariance files
+    hold one weighting; for the other, the probe images pass the last snapshot of each run once. Nothing is trained.
+    """
+    from eigendet.runs import parallel
+    from eigendet.runs import readings as stage
+
+    experiment = read_experiment(configs)
+    network = _network(experiment, backbone, detector)
+
+    def work() -> None:
+        table = stage.write_readings(experiment, network, runs, covariances, output)
+        if table is not None:
+            click.echo(table.to_string(index=False, float_format="{:.3f}".format))
+
+    parallel.run(work, experiment.device, devices, nodes)
+
+
+@click.command()
 @click.argument("results", type=FOLDER)
 def report(results: Path) -> None:
     """Write summary.csv and report.html, one self-contained page, from an experiment's results.
@@ -331,4 +374,4 @@ def _network(experiment: Experiment, backbone: str | None, detector: str | None)
     return definitions.definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
 
 
-COMMANDS = (inspect, merge, spectra, comparison, channels, widths, front, report, figures, tensorboard)
+COMMANDS = (inspect, merge, spectra, comparison, channels, widths, front, readings, report, figures, tensorboard)

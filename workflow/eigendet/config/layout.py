@@ -39,6 +39,7 @@ MATCHED, PLACES = f"{COMPARISON}/matched.parquet", f"{COMPARISON}/places.parquet
 COMPARISON_FILES = (METRICS, DISTANCES, TESTS, MATCHED, PLACES, COMPARISON_NOTES)
 WIDTHS = f"widths/{NETWORK}/{{arm}}.json"
 FRONT = f"widths/{NETWORK}/front.csv"
+READINGS = f"widths/{NETWORK}/readings.csv"
 EVALUATION = f"evaluation/{RUN}.json"
 LATENCY = f"latency/{NETWORK}.json"
 # Versions of the formats of JSON files; an older file is refused, and the message says what makes it anew.

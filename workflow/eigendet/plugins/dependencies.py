@@ -145,7 +145,7 @@ def comparison_inputs(experiment: Experiment, backbone: str, detector: str) -> l
     patterns = layout.EIGENVALUES, layout.SIMILARITY
     tables = _of_runs(experiment, experiment.observed, backbone, detector, *patterns)
     scores = _of_runs(experiment, experiment.observed, backbone, detector, layout.EVALUATION)
-    return [*tables, *scores, *files("rule", [PluginChoice(plugin=name) for name in discover("rule")])]
+    return [*tables, *scores, *rule_files()]
 
 
 def observed_evaluations(experiment: Experiment, backbone: str, detector: str) -> list[str]:
@@ -174,6 +174,32 @@ def front_inputs(experiment: Experiment, backbone: str, detector: str) -> list[s
     """Return the tables and the plugin that the front is made from."""
     tables = _of_runs(experiment, _sources(experiment, "derived"), backbone, detector, layout.EIGENVALUES)
     return [*tables, *_seen(experiment, backbone, detector, "derived").values(), *width_plugins(experiment)]
+
+
+def readings_inputs(experiment: Experiment, backbone: str, detector: str) -> list[str]:
+    """Return the runs and covariances that every rule is applied to, what they saw, and the files of all rules."""
+    patterns = layout.RUN_RECORD, layout.COVARIANCE
+    runs = _of_runs(experiment, _sources(experiment, "derived"), backbone, detector, *patterns)
+    return [*runs, *observed_data(experiment), *rule_files()]
+
+
+def readings_sources(experiment: Experiment, backbone: str, detector: str) -> list[str]:
+    """Return the arguments of `eigendet readings` that name runs and their covariances."""
+    sources = _sources(experiment, "derived")
+    files_of_runs = _of_runs(experiment, sources, backbone, detector, layout.COVARIANCE)
+    named = chain(*(("--covariance", file) for file in files_of_runs))
+    return [*_of_runs(experiment, sources, backbone, detector, layout.RUNS), *named]
+
+
+def readings_settings(experiment: Experiment) -> Settings:
+    """Return what changes the table of readings, besides what changes covariances."""
+    versions = [package_versions(rule=PluginChoice(plugin=name)) for name in discover("rule")]
+    return [*width_settings(experiment), experiment.preset, versions]
+
+
+def rule_files() -> list[str]:
+    """Return the files of all width rules."""
+    return files("rule", [PluginChoice(plugin=name) for name in discover("rule")])
 
 
 def width_plugins(experiment: Experiment) -> list[str]:
@@ -227,7 +253,7 @@ def report_inputs(experiment: Experiment) -> list[str]:
     """Return everything that the page shows."""
     of_networks = [layout.COMPARISON_NOTES, layout.LATENCY]
     if experiment.derived:
-        of_networks.append(layout.FRONT)
+        of_networks += [layout.FRONT, layout.READINGS]
     return [
         *(_path(layout.EVALUATION, **run._asdict()) for run in layout.runs(experiment, experiment.all_arms)),
         *(checked_data(experiment, "detection", split) for split in ("train", "val")),

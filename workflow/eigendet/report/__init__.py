@@ -2,6 +2,7 @@
 
 results     what an experiment's folder holds, as tables
 records     what other stages leave as JSON, as far as the page reads it
+readings    the table of readings, and what it says
 accuracy    how accurate arms are beside one another, in sentences
 differences whether arms differ in their spectra, in sentences
 equal_accuracy  the same where they are equally accurate

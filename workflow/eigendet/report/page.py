@@ -18,7 +18,17 @@ from eigendet import config as configuration
 from eigendet.config import ARMS, Experiment, layout
 from eigendet.errors import UserError, unknown
 from eigendet.files import write_text
-from eigendet.report import accuracy, differences, equal_accuracy, figures, findings, results, views, wording
+from eigendet.report import (  # fmt: skip
+    accuracy,
+    differences,
+    equal_accuracy,
+    figures,
+    findings,
+    readings,
+    results,
+    views,
+    wording,
+)
 from eigendet.report.figures import file_name
 from eigendet.report.results import Network, Results
 
@@ -166,6 +176,8 @@ def _page(shown: Results) -> str:
         },
         has_spectra=bool(content["spectra"]),
         widths=shown.widths,
+        readings=readings.read_readings(folder, experiment),
+        on_readings=readings.on_readings,
         settled=findings.settled,
         on_budget=findings.on_budget,
         on_steps=findings.on_steps,

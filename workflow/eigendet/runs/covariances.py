@@ -50,7 +50,9 @@ logger = logging.getLogger(__name__)
 LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of torch; of CUDA's libraries; of a CPU
 
 
-def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard: tuple[int, int] = (1, 1)) -> None:
+def compute_covariance(
+    experiment: Experiment, folder: Path, output: Path, shard: tuple[int, int] = (1, 1), *, last_alone: bool = False
+) -> None:
     """Write the covariance of every tap at every snapshot of the run in `folder` to `output`.
 
     Args:
@@ -58,6 +60,7 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
         folder: of a complete run of a detector.
         output: the HDF5 file.
         shard: (k, n): the k-th of n parts of the probe images. `merging.merge` makes one file of all n.
+        last_alone: observe the last snapshot and no other.
 
     Raises:
         UserError: the run is not complete or of a classifier, there are too few images, a value is not finite, a
@@ -65,6 +68,8 @@ def compute_covariance(experiment: Experiment, folder: Path, output: Path, shard
     """
     run = RunFolder(folder)
     record = run.read_detector_run()
+    if last_alone:
+        record = replace(record, snapshots=[record.last_step])
     settings = experiment.covariance
     dataset = open_split(experiment, "detection", settings.split)
     name = f"data.detection.{settings.split}"

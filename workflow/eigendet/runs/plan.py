@@ -133,6 +133,9 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
     yield Stage("widths", jobs=len(networks) * len(files_of_widths))
     yield Stage("front", jobs=len(networks) if experiment.derived else 0)
     for network in networks:
+        if experiment.derived:
+            yield _readings(experiment, network)
+    for network in networks:
         for arm in resized:
             yield replace(_training(experiment, network, arm), after_widths=True)
     for network in networks:
@@ -265,6 +268,20 @@ def _observation(experiment: Experiment, network: PlannedNetwork, arm: str) -> I
         yield replace(observing, rule="covariance_shard", disk=0)
         yield Stage("merge", jobs=seeds, disk=seeds * whole, meanwhile=whole + shards * shard)
     yield Stage("spectra", jobs=seeds, disk=seeds * files.spectra(snapshots))
+
+
+def _readings(experiment: Experiment, network: PlannedNetwork) -> Stage:
+    """Return what observes the last snapshot of each run of `widths.arm` with the other weighting, for one table."""
+    settings = experiment.covariance.model_copy(update={"jackknife": None, "gradients": False})
+    files = replace(network.footprints[experiment.widths.arm], settings=settings)
+    images, whole = len(experiment.seeds) * settings.images, files.covariance(1, settings.images)
+    return Stage(
+        "readings",
+        jobs=1,
+        images=images,
+        meanwhile=len(experiment.seeds) * whole + files.unfinished_covariance(whole),
+        seconds=network.rate and images / network.rate.observing,
+    )
 
 
 def lines(stages: Sequence[Stage], jobs: int, unit: str) -> Iterator[str]:

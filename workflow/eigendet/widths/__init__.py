@@ -16,4 +16,5 @@ matching        a factor and a ratio that bring widths to two costs
 stages          the stage of every group
 suggestion      the same in one call for a classifier of one's own
 front           parameters against operations over a rule's option
+readings        the same spectra read by every rule, moment and weighting
 """

@@ -102,11 +102,16 @@ def _read_checked(
         raise UserError(
             f"{file}: does not say of which network it is ({error}); run 'eigendet spectra' again."
         ) from None
+    require_network(file, definition, network)
+    return table
+
+
+def require_network(path: Path, definition: Definition, network: Definition) -> None:
+    """Raise UserError unless what a path holds is of the backbone and the detector whose widths are chosen."""
     expected = replace(network, heads=True).identity()
     for kind, own in replace(definition, heads=True).identity().items():
         if own != expected[kind]:
-            raise UserError(f"{file}: of the {kind} {own}; this one is {expected[kind]}.")
-    return table
+            raise UserError(f"{path}: of the {kind} {own}; this one is {expected[kind]}.")
 
 
 def group_spectra(
