@@ -92,7 +92,7 @@ def test_every_row_is_the_rules_formula_spent_within_the_budget(files: dict[Weig
     assert len(table) == 4 * len(FORMULAS) and not table["reason"].any()
     assert table["parameters"].nunique() > 12  # or else rows could be exchanged unseen
     budget = Budget.of(channels, reference, experiment.widths)
-    spectra = {
+    spectra: dict[tuple[str, bool], list[dict[str, list[np.ndarray]]]] = {
         (weighting, centered): [_spectra(file, channels, centered) for file in of_seeds.values()]
         for weighting, of_seeds in files.items()
         for centered in (True, False)

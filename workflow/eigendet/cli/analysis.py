@@ -289,7 +289,7 @@ def readings(
     def work() -> None:
         table = stage.write_readings(experiment, network, runs, covariances, output)
         if table is not None:
-            click.echo(table.to_string(index=False, float_format="{:.3f}".format))
+            click.echo(printable(table.to_string(index=False, float_format="{:.3f}".format)))
 
     parallel.run(work, experiment.device, devices, nodes)
 
