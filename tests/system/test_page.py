@@ -52,7 +52,7 @@ def test_the_page_draws_every_figure_and_says_what_holds(page: Page) -> None:
     )
     assert dict(drawn) == {
         "scores-parameters": 1, "scores-macs": 1, "course-a": 1, "course-b": 1, "course-c": 1, "spread-rcnn-on-tiny": 1,
-        "spectrum": 1, "accuracy-steps": 1, "equal-rcnn-on-tiny": 1,
+        "spectrum": 1, "losses-loss": 1, "accuracy-steps": 1, "equal-rcnn-on-tiny": 1,
     }  # fmt: skip
     assert "no difference can be established (p = 0.1" in page.inner_text(".findings")
     assert len(lines(page)) == 6
@@ -174,7 +174,7 @@ def test_figures_are_written_as_files(results: Path, tmp_path: Path, suffix: str
     files = sorted(tmp_path.iterdir())
     assert [file.stem for file in files] == [
         "accuracy-over-training", "course-cka-own-start-finetune-rcnn-tiny", "course-cka-own-start-scratch-rcnn-tiny",
-        "equal-accuracy-rcnn-tiny",
+        "equal-accuracy-rcnn-tiny", "losses-loss",
         "scores-backbone_macs", "scores-backbone_parameters", "spectra-layer3-relu-rcnn-tiny", "spread-rcnn-tiny",
     ]  # fmt: skip
     for file in files:

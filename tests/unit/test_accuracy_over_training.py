@@ -42,6 +42,9 @@ def test_snapshots_of_observed_runs_are_scored_and_of_others_the_last(
     found = stages.evaluate(experiment, tmp_path / "run")
     assert [scored["step"] for scored in found["snapshots"]] == expected
     assert found["step"] == 4 and found["boxes"] == found["snapshots"][-1]["boxes"]
+    means = {name: sum(curve) / 101 for name, curve in found["curves"]["boxes"].items()}
+    assert means == {name: pytest.approx(found["boxes"][name], abs=5e-5) for name in ("AP", "AP50", "AP75")}
+    assert [example["index"] for example in found["examples"]] == [0, 1, 2, 3]
     other = config.parse(values | {"covariance": {"images": 3, "arms": ["finetune"]}})
     alone = stages.evaluate(other, tmp_path / "run")
     assert [scored["step"] for scored in alone["snapshots"]] == [4] and alone["boxes"] == found["boxes"]

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from eigendet.data.coco import CocoDetection
-from eigendet.runs import evaluation
+from eigendet.runs import detections, evaluation
 from tests.conftest import SHARED, real_data
 from tests.questions import Questions
 
@@ -149,7 +149,7 @@ def made_up(seed: int) -> tuple[list[tuple[int, int]], list[Any], list[Any]]:
 def test_scores_are_those_of_pycocotools(seed: int, kind: Literal["bbox", "segm"]) -> None:
     sizes, annotations, detections = made_up(seed)
     objects = evaluation._ground_truth(list("abcd"), sizes, copy.deepcopy(annotations))
-    own, classes = evaluation._scores(objects, detections, kind)
+    own, classes, curves = evaluation._scores(objects, detections, kind)
     truth = COCO()
     truth.dataset = {
         "info": {}, "images": [{"id": image, "height": h, "width": w} for image, (h, w) in enumerate(sizes)],
@@ -163,6 +163,10 @@ def test_scores_are_those_of_pycocotools(seed: int, kind: Literal["bbox", "segm"
     evaluator.summarize()
     exact = [None if value < 0 else pytest.approx(float(value), abs=1e-12) for value in evaluator.stats]
     assert list(own.values()) == exact and 0.1 < evaluator.stats[0] < 0.9
+    precision = evaluator.eval["precision"][:, :, :3, 0, -1]  # of the fourth class there is no object
+    for name, rows in {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}.items():
+        assert curves[name] == pytest.approx(precision[rows].mean(axis=(0, 2)).tolist(), abs=1e-12)
+        assert np.mean(curves[name]) == pytest.approx(own[name], abs=1e-12) and len(curves[name]) == 101
     for number, score in enumerate(classes, start=1):
         evaluator.params.catIds = [number]
         evaluator.evaluate()
@@ -188,9 +192,8 @@ def test_detections_leave_the_device_as_a_whole(coco: Callable[..., tuple[Path, 
     """Not number by number, each of which a GPU would be waited for."""
     answer = Noisy(CocoDetection(*coco()), 0, masks=True).answers[0]
     with Questions() as questions:
-        detections = evaluation._detections(answer, 7)
+        first = detections._detections(answer, 7)[0]
     assert questions.asked == []
-    first = detections[0]
     assert (first["image_id"], first["category_id"]) == (7, int(answer["labels"][0]))
     assert first["score"] == float(answer["scores"][0])
     assert (coco_mask.decode(first["segmentation"]) == (answer["masks"][0, 0] > 0.5).numpy()).all()

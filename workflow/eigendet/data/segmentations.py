@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
 from eigendet.data.datasets import RLE
@@ -54,6 +56,16 @@ def rle(segmentation: Any, height: int, width: int) -> RLE:
         whole: RLE = coco_mask.frPyObjects(segmentation, height, width)
         return whole
     return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
+
+
+def decoded(counts: str, size: Sequence[int]) -> np.ndarray:
+    """Return the pixels (height, width) of compressed run lengths that fill a size, see `is_segmentation`.
+
+    >>> decoded("1", [1, 1]), decoded("01", [1, 1])
+    (array([[False]]), array([[ True]]))
+    """
+    pixels: np.ndarray = coco_mask.decode({"size": list(size), "counts": counts.encode()}) > 0
+    return pixels
 
 
 def _is_near(polygon: array[float], height: int, width: int) -> bool:

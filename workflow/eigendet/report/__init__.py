@@ -9,6 +9,9 @@ equal_accuracy  the same where they are equally accurate
 findings    what widths were found, in sentences
 wording     numbers in words, so that rounding says nothing that they do not
 layers      what layers are called, and which stand together
+curves      losses over training, precision over recall, as tables
+examples    a few images with objects and what each arm detects there
+outlines    masks as outlines that a page can draw
 views       tables of comparisons and spectra as the figures show them
 figures     the figures
 page        one self-contained page with all of it

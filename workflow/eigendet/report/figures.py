@@ -67,7 +67,7 @@ def draw_scores(runs: pd.DataFrame, cost: str, colors: Colors) -> Chart:
 
 
 def draw_accuracy(table: pd.DataFrame, colors: Colors) -> Chart:
-    """Draw AP over training, a line for each run.
+    """Draw AP over training: every run, their mean over seeds, and their standard deviation where there are several.
 
     Args:
         table: columns arm, backbone, detector, seed, step, AP.
@@ -75,20 +75,73 @@ def draw_accuracy(table: pd.DataFrame, colors: Colors) -> Chart:
     """
     table = table[["arm", "backbone", "detector", "seed", "step"]].assign(AP=100 * table["AP"].astype(float))
     table["run"] = table[["arm", "backbone", "detector", "seed"]].astype(str).agg(" ".join, axis=1)
-    several = table.groupby(["backbone", "detector"]).ngroups > 1
-    table["network"] = table["detector"] + " on " + table["backbone"]
+    table, dash = _of_networks(table)
+    base = alt.Chart().encode(x=alt.X("step:Q").title("step"), color=_arms(table["arm"], colors), detail="network:N")
+    y = alt.Y("AP:Q").title("box AP, percent").scale(domainMin=0)
+    of_runs = base.mark_line(strokeWidth=0.8, opacity=0.45).encode(y=y, detail="run:N", strokeDash=dash)
+    band = base.mark_errorband(extent="stdev", opacity=0.15, borders=False, clip=True).encode(y=y)
+    mean = base.mark_line(strokeWidth=2.2, point=alt.OverlayMarkDef(size=36)).encode(
+        y=y.aggregate("mean"),
+        strokeDash=dash,
+        tooltip=[
+            "arm:N",
+            "network:N",
+            "step:Q",
+            alt.Tooltip("mean(AP):Q").format(".2f"),
+            alt.Tooltip("count():Q").title("seeds"),
+        ],
+    )
+    layers = [band, of_runs, mean] if len(set(table["seed"])) > 1 else [mean]
+    return alt.layer(*layers, data=_data(table)).properties(height=300)
+
+
+def draw_losses(table: pd.DataFrame, term: str, colors: Colors) -> Chart:
+    """Draw a loss over the steps of training: the mean over seeds, and their standard deviation as a band.
+
+    Args:
+        table: as `curves.losses` returns it.
+        term: one of its terms.
+        colors: of arms.
+    """
+    table, dash = _of_networks(table[table["term"] == term].drop(columns="term"))
+    base = alt.Chart().encode(x=alt.X("step:Q").title("step"), color=_arms(table["arm"], colors), detail="network:N")
+    title = "loss, all terms" if term == "loss" else term.replace("_", " ")
+    band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q").title(title).scale(zero=False), y2="high:Q")
+    mean = base.mark_line(strokeWidth=1.6).encode(
+        y=alt.Y("loss:Q").title(title).scale(zero=False),
+        strokeDash=dash,
+        tooltip=[
+            *("arm:N", "network:N", "step:Q", "seeds:Q"),
+            *(alt.Tooltip(f"{name}:Q").format(".4~g") for name in ("loss", "low", "high")),
+        ],
+    )
+    layers = [band, mean] if table["low"].notna().any() else [mean]
+    return alt.layer(*layers, data=_data(_to_digits(table))).properties(height=220)
+
+
+def draw_precision(table: pd.DataFrame, title: str, colors: Colors) -> Chart:
+    """Draw precision over recall, a line for each arm.
+
+    Args:
+        table: columns arm, backbone, detector, recall, precision.
+        title: of the axis of precision.
+        colors: of arms.
+    """
+    table, dash = _of_networks(table[["arm", "backbone", "detector", "recall", "precision"]])
+    axis = alt.Scale(domain=[0, 1])
+    tips = [alt.Tooltip(f"{name}:Q").format(".3f") for name in ("recall", "precision")]
     return (
-        _chart(table)
-        .mark_line(strokeWidth=1.5, opacity=0.8, point=alt.OverlayMarkDef(size=30))
+        _chart(_to_digits(table))
+        .mark_line(strokeWidth=1.8)
         .encode(
-            x=alt.X("step:Q").title("step"),
-            y=alt.Y("AP:Q").title("box AP, percent"),
+            x=alt.X("recall:Q").scale(axis),
+            y=alt.Y("precision:Q").title(title).scale(axis),
             color=_arms(table["arm"], colors),
-            detail="run:N",
-            tooltip=["arm:N", "seed:N", "network:N", "step:Q", alt.Tooltip("AP:Q").format(".2f")],
-            strokeDash=alt.StrokeDash("network:N").title(None) if several else alt.Undefined,
+            detail="network:N",
+            strokeDash=dash,
+            tooltip=["arm:N", "network:N", *tips],
         )
-        .properties(height=300)
+        .properties(height=260)
     )
 
 
@@ -297,6 +350,21 @@ def _relation() -> alt.Color:
     return alt.Color("relation:N").scale(scale).title("Jensen-Shannon distance between spectra")
 
 
+def _to_digits(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its numbers to four digits, in a third of the letters."""
+    numbers = table.select_dtypes("float").columns
+    return table.assign(**{name: table[name].map(lambda value: float(f"{value:.4g}")) for name in numbers})
+
+
+def _of_networks(table: pd.DataFrame) -> tuple[pd.DataFrame, alt.StrokeDash]:
+    """Return a table with a column `network` for detector and backbone, and the dashes that tell several apart."""
+    networks = table["detector"] + " on " + table["backbone"]
+    dash = alt.StrokeDash("network:N").title(None)
+    table = table.drop(columns=["detector", "backbone"]).assign(network=networks)
+    return table, dash if len(set(networks)) > 1 else dash.legend(None)
+
+
 def _arms(present: Sequence[str] | pd.Series, colors: Colors) -> alt.Color:
     shown = [arm for arm in colors if arm in set(present)]
-    return alt.Color("arm:N").scale(domain=shown, range=[colors[arm] for arm in shown]).title(None)
+    color = alt.Color("arm:N").scale(domain=shown, range=[colors[arm] for arm in shown]).title(None)
+    return color.legend(symbolOpacity=1)  # of a band too

@@ -18,10 +18,12 @@ from eigendet import config as configuration
 from eigendet.config import ARMS, Experiment, layout
 from eigendet.errors import UserError, unknown
 from eigendet.files import write_text
-from eigendet.report import (  # fmt: skip
+from eigendet.report import (
     accuracy,
+    curves,
     differences,
     equal_accuracy,
+    examples,
     figures,
     findings,
     readings,
@@ -30,6 +32,7 @@ from eigendet.report import (  # fmt: skip
     wording,
 )
 from eigendet.report.figures import file_name
+from eigendet.report.records import CONFIDENT, FEW, MOST
 from eigendet.report.results import Network, Results
 
 QUANTITY = "effective_rank"  # drawn first, and in files
@@ -117,6 +120,12 @@ def _figures(shown: Results) -> Iterator[Figure]:
     scored = results.accuracy_over_training(shown.folder, shown.experiment)
     if not scored.empty and scored.groupby(list(layout.Run._fields)).size().max() > 1:
         yield Figure("accuracy-steps", "accuracy-over-training", figures.draw_accuracy(scored, colors))
+    if not shown.precision.empty:
+        for (kind, overlap), rows in shown.precision.groupby(["kind", "overlap"], sort=False):
+            name = f"precision-{kind}-{overlap}"
+            yield Figure(name, name, figures.draw_precision(rows, f"precision, {overlap}", colors))
+    for term, name in _names_of_losses(shown).items():
+        yield Figure(name, name, figures.draw_losses(shown.losses.table, term, colors))
     for network, comparison in shown.comparisons.items():
         if not comparison.distances.empty:
             chart = figures.draw_spread(views.spread_of_spectra(comparison.distances))
@@ -131,6 +140,15 @@ def _figures(shown: Results) -> Iterator[Figure]:
         if entry.front is not None and not entry.front.empty:
             name = _file_name("front", entry.network)
             yield Figure(name, name, figures.draw_front(entry.front, entry.files, colors))
+
+
+def _names_of_losses(shown: Results) -> dict[str, str]:
+    """Return the name of each loss's figure; terms that differ in signs alone have theirs too."""
+    names: dict[str, str] = {}
+    for term in shown.losses.table["term"].unique() if not shown.losses.table.empty else ():
+        name = file_name("losses", term[:60])
+        names[term] = f"{name}-{len(names)}" if name in names.values() else name
+    return names
 
 
 def _choices(shown: Results, quantity: str) -> Iterator[tuple[str, figures.Chart]]:
@@ -153,6 +171,7 @@ def _file_name(kind: str, network: Network) -> str:
 def _page(shown: Results) -> str:
     folder, experiment, runs = shown.folder, shown.experiment, shown.runs
     content, settings = _content(shown), _settings(folder, experiment, runs)
+    pictures = examples.read(folder, experiment)
     return _template().render(
         experiment=experiment,
         arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
@@ -166,6 +185,13 @@ def _page(shown: Results) -> str:
         has_latency="detector_ms" in runs,
         has_masks="mask_AP" in runs,
         charts=list(content["figures"]),
+        overlaps=curves.OVERLAPS,
+        losses={"terms": _names_of_losses(shown), "notes": shown.losses.notes, "points": curves.POINTS},
+        pictures=pictures,
+        jpegs=examples.numbered(pictures),
+        confident=CONFIDENT,
+        few=FEW,
+        most=MOST,
         file_name=file_name,
         compared=shown.comparisons,
         tests={network: views.tested(compared.tests) for network, compared in shown.comparisons.items()},

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from eigendet.config import layout
 from eigendet.config.layout import Run
+from eigendet.data.segmentations import is_segmentation
 from eigendet.errors import UserError
 from eigendet.files import read_json, require_version
 
 Scores = dict[str, Annotated[float, Field(ge=0, le=1)] | None]  # None where the data has no object to score
+Curve = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2)]
+CONFIDENT = 0.5  # score from which on detections are shown in an example
+FEW, MOST = 3, 30  # detections of one where none has such a score, and where many have
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels of a small picture
 
 
 class Record(BaseModel):
@@ -38,14 +52,63 @@ class SnapshotScores(Record):
     masks: Scores = {}
 
 
+class Curves(Record):
+    """Precision at COCO's recalls, by what counts as right."""
+
+    AP: Curve
+    AP50: Curve
+    AP75: Curve
+
+
+class Mask(Record):
+    """A mask as COCO's compressed run lengths."""
+
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)]  # height, width
+    counts: str
+
+    @model_validator(mode="after")
+    def _fills_its_size(self) -> Self:
+        if not is_segmentation(self.model_dump(), *self.size):
+            raise ValueError("expected run lengths that fill it")
+        return self
+
+
+class Thing(Record):
+    """An object, or a detection, which has a score; its box is left, top, width, height in pixels of a picture."""
+
+    name: str
+    box: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    score: FiniteFloat | None = None
+    mask: Mask | None = None
+
+
+class Example(Record):
+    """An image, by its number, with its objects and what was detected there; the picture is JPEG in base64."""
+
+    index: NonNegativeInt
+    picture: Annotated[str, Field(pattern=r"\A[A-Za-z0-9+/]+={0,2}\z")]
+    width: Side
+    height: Side
+    objects: NonNegativeInt  # of which the largest are `truth`
+    truth: list[Thing]
+    detections: list[Thing]
+
+
 class Evaluation(Record):
-    """The scores of a run at its last snapshot, and at all that were scored."""
+    """The scores of a run at its last snapshot, and at all that were scored; precision over recall; a few images.
+
+    Earlier versions kept neither curves nor examples.
+    """
 
     run: RunNames
     boxes: Scores
     masks: Scores = {}
     classes: Scores = {}  # AP of boxes of each alone
     snapshots: list[SnapshotScores] = []
+    curves: dict[Literal["boxes", "masks"], Curves] = {}
+    examples: list[Example] = []
+    data: str = ""  # digest of the images and annotations
+    images: NonNegativeInt = 0
 
 
 class TrainedOn(Record):

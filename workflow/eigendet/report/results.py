@@ -15,7 +15,7 @@ from eigendet.config.layout import Run
 from eigendet.errors import UserError
 from eigendet.networks import widths_file
 from eigendet.networks.widths_file import ChosenWidths
-from eigendet.report import records
+from eigendet.report import curves, records
 from eigendet.report.records import Checked, Evaluation, Latency, Pretrained, Trained
 from eigendet.report.wording import told_apart
 from eigendet.spectra.matching import Curve
@@ -89,13 +89,15 @@ class Average:
 
 @dataclass(frozen=True)
 class Results:
-    """What the page shows of an experiment: the summary, and what there is of each network."""
+    """What the page shows of an experiment: the summary, what there is of each network, and curves (see `curves`)."""
 
     folder: Path
     experiment: Experiment
     runs: pd.DataFrame
     comparisons: dict[Network, Comparison]
     widths: list[NetworkWidths]
+    losses: curves.Losses
+    precision: pd.DataFrame
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -127,7 +129,8 @@ def read_results(folder: Path) -> Results:
         compared = read_comparison(folder, *network)
         if compared:
             comparisons[network] = compared
-    return Results(folder, experiment, runs, comparisons, read_widths_files(folder, experiment))
+    widths, losses = read_widths_files(folder, experiment), curves.losses(folder, experiment)
+    return Results(folder, experiment, runs, comparisons, widths, losses, curves.precision(folder, experiment))
 
 
 def read_spectra(folder: Path | str) -> Spectra:

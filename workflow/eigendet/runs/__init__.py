@@ -5,7 +5,9 @@ parallel        several processes that work together, each with a device of its 
 losses          the losses of a step, read without keeping a GPU idle
 training        one loop for both kinds of training
 resuming        what an interrupted run goes on from
+detections      what a detector says of a data set, beside what is there
 evaluation      average precision, top-1 accuracy
+examples        a few images with objects and detections, small enough for a page
 definitions     the networks that an experiment names, and what they cost
 stages          a run of each kind, from an experiment to a folder
 images          images decoded once and ahead of the device

@@ -9,31 +9,35 @@ module adds:
 - A mask is where the detector's probability is above one half.
 - Masks are scored if every object and every detection has one; then COCO's small, medium and large go by the mask.
 - A detector that detects nothing at all scores 0, for which COCO's evaluator has no answer.
+- Precision is kept over recall, as the mean over classes: the mean of such a curve is the average of its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor, nn
 
-from eigendet.data.batches import as_float
-from eigendet.data.datasets import RLE, Classification, Detection, Target
+from eigendet.data.datasets import Classification, Detection
 from eigendet.progress import Reporter
+from eigendet.runs.detections import Annotation, Detected, Seen, detect
+from eigendet.runs.examples import Example
 from eigendet.runs.folder import RunNames
 from eigendet.runs.images import ahead, pinned_for
 
 SIZES = ["small", "medium", "large"]
 NAMES = ["AP", "AP50", "AP75", *(f"AP_{size}" for size in SIZES)]  # average precision
 NAMES += ["AR1", "AR10", "AR100", *(f"AR_{size}" for size in SIZES)]  # average recall, of so many detections an image
+RECALLS = 101  # at which COCO takes precision
 BATCH = 64
 
 Scores = dict[str, float | None]  # by NAMES, between 0 and 1; None where the data has no object of that size
+OVERLAPS: dict[str, list[float]] = {"AP": [], "AP50": [0.5], "AP75": [0.75]}  # that count as right; AP: the mean of all
+Curves = dict[str, list[float]]  # by these names: precision at COCO's 101 recalls, 0 to 1
 
 
 class AveragePrecision(TypedDict):
@@ -54,6 +58,7 @@ class Evaluation(TypedDict):
     """What an evaluation's JSON file holds: `top1` of a classifier, or `boxes` and perhaps `masks` of a detector.
 
     Those are of the last snapshot; `snapshots` holds the averages of all that were scored, the last among them.
+    `curves` are of `boxes` and perhaps `masks`.
     """
 
     version: int
@@ -66,28 +71,15 @@ class Evaluation(TypedDict):
     masks: NotRequired[Scores]
     classes: NotRequired[Scores]
     snapshots: NotRequired[list[SnapshotScores]]
+    curves: NotRequired[dict[str, Curves]]
+    examples: NotRequired[list[Example]]
 
 
-class Annotation(TypedDict):
-    """A true object, as a COCO file has it; boxes are left, top, width, height."""
+class Scored(NamedTuple):
+    """The averages of what was detected, and precision over recall of boxes and perhaps masks, to four digits."""
 
-    id: int
-    image_id: int
-    category_id: int
-    bbox: list[float]
-    area: float
-    iscrowd: int
-    segmentation: NotRequired[RLE]
-
-
-class Detected(TypedDict):
-    """A detection, as a file of COCO results has it."""
-
-    image_id: int
-    category_id: int
-    bbox: NotRequired[list[float]]
-    score: float
-    segmentation: NotRequired[RLE]
+    averages: AveragePrecision
+    curves: dict[str, Curves]
 
 
 @torch.inference_mode()
@@ -118,65 +110,23 @@ def top1(
     return int(right) / len(dataset)
 
 
-@torch.inference_mode()
 def average_precision(
     model: nn.Module, dataset: Detection, device: torch.device, job: str = "evaluate"
 ) -> AveragePrecision:
     """Return COCO's averages of a detector over a data set; `job` opens the reports of progress."""
-    model.to(device).eval()
-    sizes: list[tuple[int, int]] = []
-    annotations: list[Annotation] = []
-    detections: list[Detected] = []
-
-    def read(index: int) -> tuple[Tensor, Target]:
-        image, target = dataset[index]
-        return pinned_for(device, as_float(image)), target
-
-    with Reporter(job, "image", len(dataset)) as reporter:
-        for index, (image, target) in enumerate(ahead(read, range(len(dataset)))):
-            output = model([image.to(device, non_blocking=True)])[0]
-            sizes.append((image.shape[1], image.shape[2]))
-            annotations += _annotations(target, index, len(annotations) + 1)
-            detections += _detections(output, index)
-            reporter.reach(index + 1, images=1)
-    truth = _ground_truth(dataset.classes, sizes, annotations)
-    boxes, classes = _scores(truth, detections, "bbox")
-    averages: AveragePrecision = {"boxes": boxes, "classes": dict(zip(dataset.classes, classes, strict=True))}
-    if detections and all("segmentation" in entry for entry in [*annotations, *detections]):
-        averages["masks"], _ = _scores(truth, detections, "segm")
-    return averages
+    return score(detect(model, dataset, device, job)).averages
 
 
-def _annotations(target: Target, image: int, first: int) -> list[Annotation]:
-    """Return the objects of an image, numbered from `first`."""
-    annotations: list[Annotation] = []
-    for number, box in enumerate(_xywh(target["boxes"])):
-        annotation: Annotation = {
-            "id": first + number,
-            "image_id": image,
-            "category_id": int(target["labels"][number]),
-            "bbox": box,
-            "area": float(target["area"][number]),
-            "iscrowd": int(target["crowd"][number]),
-        }
-        if target["masks"] is not None:
-            annotation["segmentation"] = target["masks"][number]
-        annotations.append(annotation)
-    return annotations
-
-
-def _detections(output: dict[str, Tensor], image: int) -> list[Detected]:
-    """Return what a detector said of an image; what is read of it crosses from a GPU as a whole."""
-    labels, scores = output["labels"].tolist(), output["scores"].tolist()
-    detections: list[Detected] = [
-        {"image_id": image, "category_id": int(label), "bbox": box, "score": float(score)}
-        for box, label, score in zip(_xywh(output["boxes"].cpu()), labels, scores, strict=True)
-    ]
-    if "masks" in output:
-        for detection, mask in zip(detections, (output["masks"] > 0.5).cpu(), strict=True):
-            pixels = np.asfortranarray(mask[0].numpy().astype(np.uint8))
-            detection["segmentation"] = coco_mask.encode(pixels)
-    return detections
+def score(seen: Seen) -> Scored:
+    """Return COCO's averages of what was detected, and precision over recall."""
+    truth = _ground_truth(seen.classes, seen.sizes, seen.annotations)
+    boxes, of_classes, curves = _scores(truth, seen.detections, "bbox")
+    averages: AveragePrecision = {"boxes": boxes, "classes": dict(zip(seen.classes, of_classes, strict=True))}
+    of_kinds = {"boxes": _rounded(curves)}
+    if seen.detections and all("segmentation" in entry for entry in [*seen.annotations, *seen.detections]):
+        averages["masks"], _, curves = _scores(truth, seen.detections, "segm")
+        of_kinds["masks"] = _rounded(curves)
+    return Scored(averages, {kind: curves for kind, curves in of_kinds.items() if curves})
 
 
 def _ground_truth(classes: list[str], sizes: list[tuple[int, int]], annotations: list[Annotation]) -> COCO:
@@ -194,10 +144,10 @@ def _ground_truth(classes: list[str], sizes: list[tuple[int, int]], annotations:
 
 def _scores(
     truth: COCO, detections: list[Detected], kind: Literal["bbox", "segm"]
-) -> tuple[Scores, list[float | None]]:
-    """Return COCO's averages of detections, and AP of each class alone."""
+) -> tuple[Scores, list[float | None], Curves]:
+    """Return COCO's averages of detections, AP of each class alone, and precision over recall."""
     if not detections:
-        return dict.fromkeys(NAMES, 0.0), [0.0] * len(truth.cats)
+        return dict.fromkeys(NAMES, 0.0), [0.0] * len(truth.cats), dict.fromkeys(OVERLAPS, [0.0] * RECALLS)
     scored = [detection.copy() for detection in detections]
     if kind == "segm":  # with a box at hand the evaluator would take the area of a mask's box for the mask's
         for detection in scored:
@@ -207,17 +157,28 @@ def _scores(
     evaluator.accumulate()
     evaluator.summarize()
     averages = [_defined(float(value)) for value in evaluator.stats[: len(NAMES)]]
-    of_classes = np.moveaxis(evaluator.eval["precision"][..., 0, -1], 2, 0)  # over overlaps and recalls; of all sizes
-    classes = [_defined(float(own[own > -1].mean()) if (own > -1).any() else -1.0) for own in of_classes]
-    return dict(zip(NAMES, averages, strict=True)), classes
+    precision = evaluator.eval["precision"][..., 0, -1]  # (overlaps, recalls, classes), of objects of all sizes
+    classes = [_defined(float(own[own > -1].mean()) if (own > -1).any() else -1.0) for own in precision.T]
+    return dict(zip(NAMES, averages, strict=True)), classes, _curves(precision, evaluator.params.iouThrs)
+
+
+def _curves(precision: np.ndarray, overlaps: np.ndarray) -> Curves:
+    """Return the means of a precision (overlaps, recalls, classes) over the classes that have objects; empty if none.
+
+    >>> _curves(np.array([[[1.0, 0.5, -1]], [[0.5, 0.5, -1]]]), np.array([0.5, 0.75]))
+    {'AP': [0.625], 'AP50': [0.75], 'AP75': [0.5]}
+    """
+    scored = precision[..., (precision > -1).any(axis=(0, 1))]
+    if not scored.size:
+        return {}
+    rows = {name: [np.abs(overlaps - least).argmin() for least in of] or slice(None) for name, of in OVERLAPS.items()}
+    return {name: scored[row].mean(axis=(0, 2)).tolist() for name, row in rows.items()}
+
+
+def _rounded(curves: Curves) -> Curves:
+    return {name: [round(value, 4) for value in curve] for name, curve in curves.items()}
 
 
 def _defined(average: float) -> float | None:
     """Return an average, or None where the evaluator says by -1 that there is nothing to average."""
     return average if average >= 0 else None
-
-
-def _xywh(boxes: Tensor) -> list[list[float]]:
-    """Return boxes (N, 4) of left, top, right, bottom as lists of left, top, width, height."""
-    left, top, right, bottom = boxes.unbind(1)
-    return [[float(v) for v in box] for box in torch.stack([left, top, right - left, bottom - top], 1).tolist()]

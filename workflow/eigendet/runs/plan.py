@@ -24,7 +24,8 @@ from eigendet.runs.training import snapshot_steps
 Rates = Callable[[Definition, Definition | None], Throughput]  # of a detector, and of the classifier it starts as
 
 RECORDS = 7 * BLOCK  # that every job leaves: its log, how long it took, a summary, and folders for these
-PAGE, FIGURES, TABLES = 1_000_000, 250_000, 100_000  # of the page alone; and of every network
+PAGE, FIGURES, TABLES = 1_100_000, 450_000, 100_000  # of the page alone; and of every network
+SCORES = 30_000  # of a run's evaluation: averages, curves, a few small pictures
 
 
 @dataclass
@@ -141,7 +142,8 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
     for network in networks:
         runs = len(experiment.seeds) * len(experiment.all_arms)
         images = len(experiment.seeds) * evaluated * sum(_scored(experiment, arm) for arm in experiment.all_arms)
-        yield Stage("evaluate", jobs=runs, images=images, seconds=network.rate and images / network.rate.looking)
+        seconds = network.rate and images / network.rate.looking
+        yield Stage("evaluate", jobs=runs, images=images, disk=runs * SCORES, seconds=seconds)
     yield Stage("latency", jobs=len(networks))
     yield Stage("report", jobs=1, disk=PAGE + len(networks) * FIGURES)
 

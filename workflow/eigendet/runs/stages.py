@@ -24,7 +24,9 @@ from eigendet.networks.snapshots import read_snapshot
 from eigendet.networks.widths_file import read_widths
 from eigendet.runs import parallel, training
 from eigendet.runs.definitions import backbone_widths, choose, classifier_of, costs_of, definition_of
-from eigendet.runs.evaluation import Evaluation, SnapshotScores, average_precision, top1
+from eigendet.runs.detections import detect
+from eigendet.runs.evaluation import Evaluation, SnapshotScores, score, top1
+from eigendet.runs.examples import examples
 from eigendet.runs.folder import FetchedBackbone, Identity, RunFolder, RunNames, RunRecord, code_versions, job_name
 
 logger = logging.getLogger(__name__)
@@ -235,9 +237,10 @@ def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
         scored: list[SnapshotScores] = []
         for step in steps:
             _, model, _ = read_snapshot(run.snapshot(step))
-            scored.append({"step": step, **average_precision(model, dataset, device, named(step))})
-        averages = {name: value for name, value in scored[-1].items() if name != "step"}
-        return Evaluation(**result, **averages, snapshots=scored)  # type: ignore[typeddict-item]
+            seen = detect(model, dataset, device, named(step))
+            averages, curves = score(seen)
+            scored.append({"step": step, **averages})
+        return {**result, **averages, "snapshots": scored, "curves": curves, "examples": examples(dataset, seen)}
     _, model, _ = read_snapshot(run.snapshot(record.last_step))
     if experiment.pretraining is None:
         raise UserError("pretraining: missing; it says how images are cropped for a classifier.")

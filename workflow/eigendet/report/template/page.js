@@ -5,11 +5,11 @@ const element = id => document.getElementById(id);
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 const views = new Map();  // id of a figure -> {spec, view}
 
-function look() {
+function look(width) {
   const print = matchMedia("print").matches;
   const text = darkness.matches && !print ? "#d8d8d8" : "#333", faint = darkness.matches && !print ? "#444" : "#ddd";
   const axis = {labelColor: text, titleColor: text, gridColor: faint, domainColor: faint, tickColor: faint};
-  const columns = Math.max(1, Math.floor(innerWidth / 170));  // of entries in a legend
+  const columns = Math.max(1, Math.floor((width || innerWidth) / 150));  // of entries in a legend
   return {
     background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis,
     legend: {labelColor: text, titleColor: text, orient: "top", labelLimit: 320, titleLimit: 400, columns}, title: {color: text},
@@ -21,7 +21,7 @@ async function draw(id, spec) {
   views.get(id)?.view.finalize();
   const target = element(id).querySelector(".plot");
   const options = {actions: false, renderer: "svg", tooltip: {theme: darkness.matches ? "dark" : "light"}};
-  const {view} = await vegaEmbed(target, {...spec, config: look()}, options);
+  const {view} = await vegaEmbed(target, {...spec, config: look(target.clientWidth)}, options);
   views.set(id, {spec, view});
   return view;
 }
