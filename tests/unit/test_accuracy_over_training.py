@@ -68,6 +68,8 @@ def test_the_page_has_a_table_of_classes(tmp_path: Path) -> None:
 
 def test_the_page_draws_them(tmp_path: Path) -> None:
     experiment = simulate(tmp_path, ("scratch", "mine"), seeds=(0, 1), layers=1, channels=4)
+    for file in (tmp_path / "evaluation").rglob("*.json"):
+        files.write_json(file, json.loads(file.read_text()) | {"snapshots": []})
     assert results.accuracy_over_training(tmp_path, experiment).empty
     write_page(tmp_path)
     assert 'id="accuracy-steps"' not in (tmp_path / "report.html").read_text()
@@ -81,6 +83,9 @@ def test_the_page_draws_them(tmp_path: Path) -> None:
     ]
     drawn = figures.specification(figures.draw_accuracy(table, figures.colors(experiment)))
     assert {row["AP"] for row in drawn["data"]["values"]} == {0.0, 10.0, 40.0}
+    assert [layer["mark"]["type"] for layer in drawn["layer"]] == ["errorband", "line", "line"]
+    alone = figures.specification(figures.draw_accuracy(table[table["seed"] == 1], figures.colors(experiment)))
+    assert [layer["mark"]["type"] for layer in alone["layer"]] == ["line"]
     write_page(tmp_path)
     assert 'id="accuracy-steps"' in (tmp_path / "report.html").read_text()
     assert (tmp_path / "figures/accuracy-over-training.svg").is_file()
