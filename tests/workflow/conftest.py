@@ -58,7 +58,7 @@ def _configuration() -> dict[str, Any]:
     configuration = minimal_experiment() | {"seeds": [0, 1], "rounds": 2}
     configuration["detectors"]["rcnn"] = {"plugin": "my_rcnn", "fpn_channels": 16, "head_channels": 32, "proposals": 20}
     configuration["arms"] = {arm: {} for arm in ("finetune", "scratch", "derived", "profile")}
-    configuration["arms"]["mine"] = {"widths": "mine.json"}
+    configuration["arms"]["mine"] = {"widths": "mine.json", "init": "workflow"}
     configuration["covariance"] |= {"jackknife": 2, "heads": True, "points": ["act", "conv", "linear"]}
     configuration["widths"] |= {"heads": True}
     return configuration

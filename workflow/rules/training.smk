@@ -59,6 +59,7 @@ rule fetch:
         "<logs>/fetch/{arm}/{backbone}.log",
     benchmark:
         "<benchmarks>/fetch/{arm}/{backbone}.tsv"
+    priority: 1  # what does not fit stops no run half way
     localrule: True  # nodes of a cluster may have no way to who published them
     conda:
         "../../envs/eigendet.yaml"
