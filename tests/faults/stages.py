@@ -33,6 +33,7 @@ STAGES: dict[str, tuple[list[str], list[str]]] = {
     "merge": (["merge", *SHARDS, "--output"], [COVARIANCE]),
     "spectra": (["spectra", COVARIANCE, "--output"], [f"{RESULTS}/spectra/{RUN}"]),
     "comparison": (["comparison", *SPECTRA, "--output"], [f"{RESULTS}/comparison/tiny/rcnn"]),
+    "forecast": (["forecast", COVARIANCE, *CONFIG, "--output"], [f"{RESULTS}/forecast/tiny/rcnn.json"]),
     "widths": (["widths", "derived", *SPECTRA[2:], *CONFIG, *NETWORK, "--output"], [f"{WIDTHS}/derived.json"]),
     "front": (["front", *SPECTRA[2:], *CONFIG, *NETWORK, "--output"], [f"{WIDTHS}/front.csv"]),
     "readings": (

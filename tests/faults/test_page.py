@@ -95,6 +95,11 @@ SHOWN: dict[str, Callable[[Path], None]] = {
     "no score of large objects": in_json(EVALUATIONS, lambda content: content["boxes"].update(AP_large=None)),
     "an arm without scores": of_file(f"evaluation/mine/{NETWORK}/*.json", None),
     "no latency": of_file(f"latency/{NETWORK}.json", None),
+    "no forecast": of_file(f"forecast/{NETWORK}.json", None),
+    "a forecast without scores": in_json(f"forecast/{NETWORK}.json", lambda content: content | {"scores": []}),
+    "a forecast of one arm": in_json(
+        f"forecast/{NETWORK}.json", lambda content: content | {"scores": content["scores"][:1]}
+    ),
     "no front": of_file(f"widths/{NETWORK}/front.csv", None),
     "no readings": of_file(f"widths/{NETWORK}/readings.csv", None),
     "no widths": of_file(f"widths/{NETWORK}/*.json", None),
@@ -131,8 +136,8 @@ TEXTS = {
     "another document": lambda content: b"[1, 2, 3]",
     "nothing in it": lambda content: b"{}",
 }
-FILES = [EVALUATIONS, f"widths/{NETWORK}/derived.json", f"latency/{NETWORK}.json", "runs/scratch/*/*/seed_0/run.json",
-         f"widths/{NETWORK}/readings.csv",
+FILES = [EVALUATIONS, f"widths/{NETWORK}/derived.json", f"latency/{NETWORK}.json", f"forecast/{NETWORK}.json",
+         "runs/scratch/*/*/seed_0/run.json", f"widths/{NETWORK}/readings.csv",
          "data/detection_*.json", "config.yaml", f"comparison/{NETWORK}/*"]  # fmt: skip
 
 
@@ -164,6 +169,7 @@ VALUES: dict[str, Callable[[Path], None]] = {
     "no widths": in_json(f"widths/{NETWORK}/derived.json", drop("widths")),
     "costs that are no object": in_json(f"widths/{NETWORK}/derived.json", put("macs", 3)),
     "times of text": in_json(f"latency/{NETWORK}.json", put("times", "x")),
+    "scores of a forecast that are text": in_json(f"forecast/{NETWORK}.json", put("scores", "x")),
     "a record without costs": in_json("runs/scratch/*/*/*/run.json", drop("costs")),
     "a record with costs of text": in_json("runs/scratch/*/*/*/run.json", put("costs", "x")),
     "a table without a column": in_table(f"comparison/{NETWORK}/metrics.parquet", lambda table: table.iloc[:, 1:]),

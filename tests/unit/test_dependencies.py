@@ -106,6 +106,16 @@ def test_all_observed_runs_are_compared_by_every_rule(experiment: config.Experim
     ]
 
 
+def test_initializations_of_reference_widths_are_scored_on_checked_data(values: dict[str, Any]) -> None:
+    values |= {"covariance": {"images": 3, "arms": ["scratch", "finetune", "derived"]}}
+    experiment = config.parse(values)
+    files = [f"{RESULTS}/covariance/{arm}/tiny/rcnn/seed_0.h5" for arm in ("finetune", "scratch")]
+    assert dependencies.forecast_covariances(experiment, *NETWORK) == files
+    assert dependencies.forecast_inputs(experiment, *NETWORK) == [*files, *dependencies.observed_data(experiment)]
+    values |= {"covariance": {"images": 3, "arms": ["reference"]}, "arms": {"reference": {}}}
+    assert not any("forecast" in path for path in dependencies.report_inputs(config.parse(values)))
+
+
 def test_shards_are_merged_to_a_run(values: dict[str, Any]) -> None:
     experiment = config.parse(values | {"covariance": {"images": 3, "shards": 2}})
     assert dependencies.covariance_shards(experiment, "scratch", *NETWORK, "0") == [
@@ -134,7 +144,8 @@ def test_the_page_reads_what_is_made_for_every_run_and_network(values: dict[str,
           for arm in ("finetune", "scratch", "derived", "uniform_parameters", "profile")),
         *(dependencies.checked_data(config.parse(values), "detection", split) for split in ("train", "val")),
         f"{RESULTS}/comparison/tiny/rcnn/notes.json", f"{RESULTS}/latency/tiny/rcnn.json",
-        f"{RESULTS}/widths/tiny/rcnn/front.csv", f"{RESULTS}/widths/tiny/rcnn/readings.csv",
+        f"{RESULTS}/forecast/tiny/rcnn.json", f"{RESULTS}/widths/tiny/rcnn/front.csv",
+        f"{RESULTS}/widths/tiny/rcnn/readings.csv",
     ]  # fmt: skip
     without = dependencies.report_inputs(config.parse(values | {"arms": {"scratch": {}}}))
     assert not any("front" in path or "readings" in path for path in without)

@@ -40,6 +40,7 @@ def test_everything_from_data_to_report_is_there(finished: Finished) -> None:
     for words in (
         "minimal",
         "Accuracy and cost",
+        "Forecast before training",
         "Over training",
         "Arms and seeds",
         "Widths before and after",
@@ -127,7 +128,7 @@ def test_a_second_run_finds_nothing_to_do(copied: Finished) -> None:
         ({"widths": {"round_to": 4, "heads": True, "rule": "energy"}}, SECOND_ROUND | WIDTHS_AND_AFTER, 8),
         (
             {"arms": {arm: {"steps": 5} if arm == "finetune" else {} for arm in ("finetune", "scratch", "derived")}},
-            {"train", "covariance", "spectra", "comparison", "evaluate", "latency", "report"},
+            {"train", "covariance", "spectra", "comparison", "forecast", "evaluate", "latency", "report"},
             2,
         ),
     ],
@@ -144,7 +145,7 @@ def test_other_probe_images_redo_every_spectrum(copied: Finished) -> None:
     change = {"covariance": copied.configuration["covariance"] | {"images": 2}}
     found = planned(copied.folder, copied.configuration | change)
     assert found["covariance"] == found["spectra"] == 6
-    assert found.keys() - {"all"} == SECOND_ROUND | WIDTHS_AND_AFTER
+    assert found.keys() - {"all"} == SECOND_ROUND | WIDTHS_AND_AFTER | {"forecast"}
 
 
 def test_a_wrong_configuration_is_one_message_and_touches_nothing(copied: Finished) -> None:

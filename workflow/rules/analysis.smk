@@ -100,6 +100,25 @@ rule comparison:
         " --output {params.folder:q} > {log:q} 2>&1"
 
 
+# Initializations by what is said to forecast how well they transfer.
+rule forecast:
+    input:
+        inputs(dependencies.forecast_inputs),
+    output:
+        f"<results>/{layout.FORECAST}",
+    log:
+        f"<logs>/forecast/{layout.NETWORK}.log",
+    benchmark:
+        f"<benchmarks>/forecast/{layout.NETWORK}.tsv"
+    conda:
+        "../../envs/eigendet.yaml"
+    params:
+        config=configuration_copy,
+        covariances=of(dependencies.forecast_covariances),
+    shell:
+        "eigendet forecast {params.covariances:q} --config {params.config:q} --output {output:q} > {log:q} 2>&1"
+
+
 rule widths:
     input:
         inputs(dependencies.width_inputs),

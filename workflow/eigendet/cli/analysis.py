@@ -112,6 +112,29 @@ def comparison(
 
 
 @click.command()
+@config_option
+@click.argument("covariances", type=EXISTING, nargs=-1, required=True)
+@output_option("JSON file for the scores.")
+def forecast(configs: tuple[Path, ...], covariances: tuple[Path, ...], output: Path) -> None:
+    """Score the initializations of runs by what is said to forecast how well they transfer.
+
+    COVARIANCES are files that `eigendet covariance` wrote, of one detector over one backbone with the reference's
+    widths. Scored is their snapshot at step 0, by RankMe, α-ReQ and LogME; nothing is trained.
+    """
+    from eigendet import files
+    from eigendet.runs import forecast as stage
+
+    result = stage.forecast(read_experiment(configs), covariances)
+    files.write_json(output, result)
+    for score in result["scores"]:
+        numbers = ((name, score[name]) for name in ("rankme", "alpha", "logme"))
+        texts = [f"{name} {number:.4g}" for name, number in numbers if number is not None]
+        click.echo(f"{score['arm']}, seed {score['seed']}, {score['module']}: {', '.join(texts) or 'no scores'}")
+    for note in result["notes"]:
+        click.echo(printable(note))
+
+
+@click.command()
 @optional_config_option
 @click.option("--detector", help="Include the pyramid and heads of this entry of the configuration's `detectors`.")
 @click.option("--size", help="HEIGHTxWIDTH of the image for which costs count, or CHANNELSxHEIGHTxWIDTH, for a network "
@@ -374,4 +397,6 @@ def _network(experiment: Experiment, backbone: str | None, detector: str | None)
     return definitions.definition_for_widths(experiment, backbone, detector, experiment.widths.heads)
 
 
-COMMANDS = (inspect, merge, spectra, comparison, channels, widths, front, readings, report, figures, tensorboard)
+COMMANDS = (
+    inspect, merge, spectra, comparison, forecast, channels, widths, front, readings, report, figures, tensorboard
+)  # fmt: skip

@@ -42,8 +42,9 @@ FRONT = f"widths/{NETWORK}/front.csv"
 READINGS = f"widths/{NETWORK}/readings.csv"
 EVALUATION = f"evaluation/{RUN}.json"
 LATENCY = f"latency/{NETWORK}.json"
+FORECAST = f"forecast/{NETWORK}.json"
 # Versions of the formats of JSON files; an older file is refused, and the message says what makes it anew.
-DATA_VERSION = NETWORK_CHECK_VERSION = RUN_VERSION = EVALUATION_VERSION = LATENCY_VERSION = 1
+DATA_VERSION = NETWORK_CHECK_VERSION = RUN_VERSION = EVALUATION_VERSION = LATENCY_VERSION = FORECAST_VERSION = 1
 
 SUMMARY, PAGE, FIGURES = "summary.csv", "report.html", "figures"
 

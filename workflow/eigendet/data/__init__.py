@@ -8,6 +8,7 @@ coco           annotations in COCO's format
 segmentations  their polygons and run lengths
 batches        augmentation, and an order that depends on nothing but the seed
 folders        COCO files, their images and class folders, below a user's folder
+presence       which classes the objects of images are of
 survey         figures of these, quickly
 samples        two tiny data sets on which plugins are tried
 """

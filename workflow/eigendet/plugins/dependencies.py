@@ -154,6 +154,16 @@ def observed_evaluations(experiment: Experiment, backbone: str, detector: str) -
     return [*chain(*(("--evaluation", file) for file in scores))]
 
 
+def forecast_inputs(experiment: Experiment, backbone: str, detector: str) -> list[str]:
+    """Return the covariances of the initializations that are scored, and the data set of their images."""
+    return [*forecast_covariances(experiment, backbone, detector), *observed_data(experiment)]
+
+
+def forecast_covariances(experiment: Experiment, backbone: str, detector: str) -> list[str]:
+    """Return the covariances of a network's observed runs that have the reference's widths."""
+    return _of_runs(experiment, _with_reference_widths(experiment), backbone, detector, layout.COVARIANCE)
+
+
 def width_spectra(experiment: Experiment, backbone: str, detector: str, arm: str = "derived") -> list[str]:
     """Return the folders of the spectra that an arm's widths, or the front, are read from."""
     return _of_runs(experiment, _sources(experiment, arm), backbone, detector, layout.SPECTRA)
@@ -252,6 +262,8 @@ def latency_records(experiment: Experiment, backbone: str, detector: str) -> lis
 def report_inputs(experiment: Experiment) -> list[str]:
     """Return everything that the page shows."""
     of_networks = [layout.COMPARISON_NOTES, layout.LATENCY]
+    if _with_reference_widths(experiment):
+        of_networks.append(layout.FORECAST)
     if experiment.derived:
         of_networks += [layout.FRONT, layout.READINGS]
     return [
@@ -281,6 +293,11 @@ def _sources(experiment: Experiment, arm: str) -> list[str]:
     """Return the arm whose spectra an arm's widths are read from, if any."""
     source = experiment.spectra_for(arm)
     return [source] if source else []
+
+
+def _with_reference_widths(experiment: Experiment) -> list[str]:
+    """Return the observed arms with the reference's widths."""
+    return [arm for arm in experiment.observed if arm in experiment.with_reference_widths]
 
 
 def _derived(experiment: Experiment, backbone: str, detector: str, arm: str) -> list[str]:

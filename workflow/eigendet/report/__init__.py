@@ -7,6 +7,7 @@ accuracy    how accurate arms are beside one another, in sentences
 differences whether arms differ in their spectra, in sentences
 equal_accuracy  the same where they are equally accurate
 findings    what widths were found, in sentences
+forecast    what initializations promised beside what came of them
 wording     numbers in words, so that rounding says nothing that they do not
 layers      what layers are called, and which stand together
 curves      losses over training, precision over recall, as tables

@@ -26,6 +26,7 @@ from eigendet.report import (
     examples,
     figures,
     findings,
+    forecast,
     readings,
     results,
     views,
@@ -180,6 +181,8 @@ def _page(shown: Results) -> str:
         missing=results.missing(folder, experiment),
         averages=results.averages(runs, experiment.with_reference_widths),
         classes=results.accuracy_of_classes(folder, experiment),
+        forecasts=_forecasts(shown),
+        scores=forecast.SCORES,
         runs=settings,
         has_whole="macs" in runs,
         has_latency="detector_ms" in runs,
@@ -291,6 +294,15 @@ def _findings(shown: Results) -> list[tuple[Network, list[str]]]:
         sentences += [findings.on_widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]
         answers.append((network, [sentence for sentence in sentences if sentence]))
     return answers
+
+
+def _forecasts(shown: Results) -> dict[Network, forecast.Shown]:
+    """Return what initializations promised, and what came of it, for each network."""
+    runs = shown.runs
+    return {
+        network: forecast.shown(scored, runs[(runs["backbone"] == network[0]) & (runs["detector"] == network[1])])
+        for network, scored in results.forecasts(shown.folder, shown.experiment).items()
+    }
 
 
 def _text(arm: str, experiment: Experiment) -> str:

@@ -174,6 +174,28 @@ class Latency(Record):
     device: str | None = None
 
 
+class MapScores(Record):
+    """The scores of a map of an initialization; None where there is none."""
+
+    arm: str
+    seed: NonNegativeInt
+    module: str
+    call: NonNegativeInt
+    channels: PositiveInt
+    rankme: FiniteFloat | None
+    alpha: FiniteFloat | None
+    logme: FiniteFloat | None
+
+
+class Forecast(Record):
+    """The scores of a network's initializations, the maps of each in order of execution."""
+
+    images: NonNegativeInt
+    classes: NonNegativeInt
+    scores: list[MapScores]
+    notes: list[str]
+
+
 class Checked(Record):
     """The summary of a data set that was found usable."""
 
@@ -189,6 +211,7 @@ VERSIONS: dict[type[Record], tuple[int, str]] = {
     Trained: (layout.RUN_VERSION, "eigendet train"),
     Pretrained: (layout.RUN_VERSION, "eigendet pretrain"),
     Latency: (layout.LATENCY_VERSION, "eigendet latency"),
+    Forecast: (layout.FORECAST_VERSION, "eigendet forecast"),
     Checked: (layout.DATA_VERSION, "eigendet check-data"),
 }
 

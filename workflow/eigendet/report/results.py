@@ -16,7 +16,7 @@ from eigendet.errors import UserError
 from eigendet.networks import widths_file
 from eigendet.networks.widths_file import ChosenWidths
 from eigendet.report import curves, records
-from eigendet.report.records import Checked, Evaluation, Latency, Pretrained, Trained
+from eigendet.report.records import Checked, Evaluation, Forecast, Latency, Pretrained, Trained
 from eigendet.report.wording import told_apart
 from eigendet.spectra.matching import Curve
 from eigendet.spectra.tables import Comparison, joined, read_run
@@ -256,6 +256,13 @@ def _latency(folder: Path, backbone: str, detector: str) -> Latency | None:
     return records.read(Latency, file) if file.is_file() else None
 
 
+def forecasts(folder: Path, experiment: Experiment) -> dict[Network, Forecast]:
+    """Read the scores of the initializations of every network that has them."""
+    networks = map(Network._make, experiment.networks)
+    files = {network: layout.path(folder, layout.FORECAST, **network._asdict()) for network in networks}
+    return {network: records.read(Forecast, file) for network, file in files.items() if file.is_file()}
+
+
 def averages(runs: pd.DataFrame, references: Sequence[str] = ("finetune", "scratch")) -> list[Average]:
     """Average over the seeds of each arm of each network, and relate costs to those of the reference widths.
 
@@ -356,7 +363,7 @@ def _not_compared(folder: Path, experiment: Experiment, network: Network, compar
 
 def missing(folder: Path, experiment: Experiment) -> list[str]:
     """Say in sentences what the experiment asks for and its folder does not hold yet."""
-    sentences = []
+    sentences, scored = [], forecasts(folder, experiment)
     for lack, arms, pattern in (
         ("Not evaluated yet, and so without a score", experiment.all_arms, layout.EVALUATION),
         ("Not observed yet, and so without spectra", experiment.observed, layout.EIGENVALUES),
@@ -365,6 +372,9 @@ def missing(folder: Path, experiment: Experiment) -> list[str]:
         absent = [run for run in runs if not layout.path(folder, pattern, **run._asdict()).is_file()]
         if absent:
             sentences.append(f"{lack}: {', '.join(map(str, absent))}.")
+    if any(arm in experiment.with_reference_widths for arm in experiment.observed):
+        unscored = [network for network in map(Network._make, experiment.networks) if network not in scored]
+        sentences += [f"The initializations of {network} have not been scored yet." for network in unscored]
     for network in map(Network._make, experiment.networks):
         compared = read_comparison(folder, *network)
         if experiment.observed and compared is None:

@@ -131,6 +131,8 @@ def _stages(experiment: Experiment, folder: Path, rates: Rates | None) -> Iterat
         for arm in experiment.observed:
             yield from _observation(experiment, network, arm)
     yield Stage("comparison", jobs=len(networks), disk=len(networks) * TABLES)
+    scored = any(arm in experiment.with_reference_widths for arm in experiment.observed)
+    yield Stage("forecast", jobs=len(networks) if scored else 0)
     yield Stage("widths", jobs=len(networks) * len(files_of_widths))
     yield Stage("front", jobs=len(networks) if experiment.derived else 0)
     for network in networks:

@@ -2,6 +2,7 @@
 
 spectrum        eigenvalues and leading eigenvectors; the spectra of a run
 metrics         metrics of one spectrum
+transfer        scores by which others forecast how well features transfer
 tails           the power law of the largest eigenvalues, and whether it fits
 similarity      distances and similarities of two feature maps
 references      what the statistic of two arms is compared with

@@ -12,3 +12,6 @@ from .similarity import subspace_overlap as subspace_overlap
 from .spectrum import eigenvalues as eigenvalues
 from .tails import power_law as power_law
 from .tails import power_law_metrics as power_law_metrics
+from .transfer import alpha_req as alpha_req
+from .transfer import logme as logme
+from .transfer import rankme as rankme
