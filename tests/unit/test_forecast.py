@@ -185,8 +185,9 @@ def test_files_of_several_networks_or_twice_the_same_run_are_refused(
         forecast.forecast(experiment, [one, one])
 
 
-def test_a_file_of_no_run_is_refused(experiment: config.Experiment, tmp_path: Path) -> None:
-    store.write_covariances(tmp_path / "own.h5", [], {"model": "mine"})
+@pytest.mark.parametrize("provenance", [{"model": "mine"}, {"run": "mine"}, {"run": {"arm": "scratch", "seed": 0}}])
+def test_a_file_of_no_run_is_refused(experiment: config.Experiment, tmp_path: Path, provenance: dict[str, Any]) -> None:
+    store.write_covariances(tmp_path / "own.h5", [], provenance)
     with pytest.raises(UserError, match="names no run; expected a file written by 'eigendet covariance'"):
         forecast.forecast(experiment, [tmp_path / "own.h5"])
 

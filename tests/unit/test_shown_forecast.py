@@ -46,16 +46,16 @@ def test_what_each_score_prefers_is_said_and_whether_it_came_so() -> None:
     """Near 1 is what α promises most by, and above is no better than below."""
     sentences = forecast.shown(scored(SCORES), runs(finetune=[0.4, 0.42], scratch=[0.3, 0.31])).sentences
     assert sentences == [
-        "Ahead before training is by RankMe finetune (31.0 beside 10.0), by α finetune (1.20 beside 2.50), by LogME "
-        "scratch (-0.400 beside -0.500).",
+        "Before training more was promised of finetune by RankMe (31.0 beside 10.0), of finetune by α (1.20 beside "
+        "2.50), of scratch by LogME (-0.400 beside -0.500).",
         "After training finetune is ahead in AP (41.0 beside 30.5), as forecast by RankMe and α, against LogME. "
         + ONE_PAIR,
     ]
     below: Scores = {"finetune": [(1.0, 0.2, 1.0)], "scratch": [(1.0, 1.5, 1.0)]}
     first, last = forecast.shown(scored(below), runs(finetune=[0.1], scratch=[0.2])).sentences
     assert first == (
-        "Ahead before training is by RankMe neither (1.0 beside 1.0), by α scratch (1.50 beside 0.20), by LogME "
-        "neither (1.000 beside 1.000)."
+        "Before training more was promised of neither by RankMe (1.0 beside 1.0), of scratch by α (1.50 beside 0.20), "
+        "of neither by LogME (1.000 beside 1.000)."
     )
     assert last == (
         f"After training scratch is ahead in AP (20.0 beside 10.0), as forecast by α. {ONE_PAIR} Each has a single "
@@ -95,7 +95,7 @@ def test_a_score_that_a_seed_lacks_is_neither_averaged_nor_judged() -> None:
     scores: Any = {"finetune": [(3.0, None, 5.0), (3.0, 1.0, 5.0)], "scratch": [(1.0, 1.0, None)]}
     shown = forecast.shown(scored(scores), runs(finetune=[0.3], scratch=[0.1]))
     assert shown.deepest[0].scores["alpha"] == shown.deepest[1].scores["logme"] == ""
-    assert shown.sentences[0] == "Ahead before training is by RankMe finetune (3.0 beside 1.0)."
+    assert shown.sentences[0] == "Before training more was promised of finetune by RankMe (3.0 beside 1.0)."
     nothing: Any = {"finetune": [(None, None, None)], "scratch": [(None, None, None)]}
     assert forecast.shown(scored(nothing), runs(finetune=[0.3], scratch=[0.1])).sentences == [
         "No score is there for every initialization, so that none is ahead before training."

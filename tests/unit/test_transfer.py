@@ -69,6 +69,15 @@ def test_rankme_has_bounds_and_no_unit() -> None:
     assert rankme(np.append(values, -1e-12)) == rankme(np.append(values, 0.0))
 
 
+def test_zeros_with_the_errors_of_float32_count_as_zeros() -> None:
+    """As of 12 positions of 64 channels: eleven directions, and beside them errors on both sides of zero."""
+    values = np.arange(1.0, 12.0) ** -1.0
+    errors = np.random.default_rng(0).uniform(-1e-8, 1e-8, 53)
+    assert rankme(np.append(values, errors)) == rankme(values)
+    assert math.isnan(alpha_req(np.append(values, errors)))
+    assert rankme(np.append(values, np.abs(errors))) > 1.005 * rankme(values)  # they would not be nothing
+
+
 def test_rankme_is_another_number_than_the_entropy_of_eigenvalues() -> None:
     values = np.array([9.0, 4.0, 1.0])
     assert rankme(values) == pytest.approx(math.exp(metrics.entropy(np.sqrt(values))))

@@ -112,8 +112,8 @@ def _on_promise(promises: dict[str, dict[str, float]], ahead: dict[str, str]) ->
         best = ahead[name] or next(iter(means))
         other = next(arm for arm in means if arm != best)
         own, beside = told_apart(means[best], means[other], SCORES[name].digits)
-        clauses.append(f"by {SCORES[name].title} {ahead[name] or 'neither'} ({own} beside {beside})")
-    return f"Ahead before training is {', '.join(clauses)}."
+        clauses.append(f"{ahead[name] or 'neither'} by {SCORES[name].title} ({own} beside {beside})")
+    return f"Before training more was promised of {', of '.join(clauses)}."
 
 
 def _on_outcome(ahead: dict[str, str], precision: dict[str, pd.Series]) -> str:

@@ -28,6 +28,7 @@ from eigendet.observe.keys import TapKey
 from eigendet.observe.records import TapRecord, read_key, read_tap
 from eigendet.spectra import transfer
 from eigendet.spectra.spectrum import eigenvalues
+from eigendet.spectra.tables import RUN_COLUMNS
 
 
 class MapScores(TypedDict):
@@ -111,20 +112,20 @@ def forecast(experiment: Experiment, files: Sequence[Path]) -> Forecast:
 def _read(file: Path) -> _Initialization:
     """Read what a file says of itself."""
     content = store.provenance(file)
-    if "run" not in content:
+    run, definition = content.get("run"), content.get("definition")
+    if not isinstance(run, dict) or not run.keys() >= set(RUN_COLUMNS) or not isinstance(run["seed"], int):
         raise UserError(f"{file}: names no run; expected a file written by 'eigendet covariance'.")
-    run = content["run"]
     with store.open_checked(file) as opened:
         is_kept = 0 in map(store.step_number, store.steps(opened))
     return _Initialization(
         file=file,
         arm=str(run["arm"]),
-        seed=int(run["seed"]),
+        seed=run["seed"],
         network=(str(run["backbone"]), str(run["detector"])),
         probe=content.get("probe"),
         images=store.images(file) or [],
         backbone=content.get("backbone") or [],
-        is_resized=(content.get("definition") or {}).get("widths") is not None,
+        is_resized=isinstance(definition, dict) and definition.get("widths") is not None,
         is_kept=is_kept,
     )
 

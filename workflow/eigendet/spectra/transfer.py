@@ -27,8 +27,8 @@ def rankme(moments: np.ndarray) -> float:
     instead, which of 2,048 channels changes 0.4 % at most.
 
     Args:
-        moments: eigenvalues of the raw second moment, not of the covariance, (C,), in any order and unit. Negative
-            ones, which are rounding noise, count as zero.
+        moments: eigenvalues of the raw second moment, not of the covariance, (C,), in any order and unit; see
+            `above_rounding`.
 
     Returns:
         1 if a single one is not zero, C if all are equal; nan for features that are all zero, or not finite.
@@ -38,10 +38,10 @@ def rankme(moments: np.ndarray) -> float:
     >>> round(rankme(np.array([9.0, 4.0, 1.0])), 3)  # of the singular values 3, 2 and 1
     2.749
     """
-    values = np.clip(np.asarray(moments, dtype=np.float64), 0.0, None)
-    if not (np.isfinite(values).all() and values.any()):
+    values = above_rounding(moments)
+    if not len(values):
         return math.nan
-    singular = np.sqrt(values / values.max())
+    singular = np.sqrt(values / values[0])
     return float(np.exp(scipy.special.entr(singular / singular.sum()).sum()))
 
 
@@ -51,13 +51,13 @@ def alpha_req(values: np.ndarray) -> float:
     Agrawal et al. (NeurIPS 2022, "α-ReQ"): features are said to transfer the better the nearer α is to 1. The line
     through log μ over log n is fitted by least squares with the weights 1/n, so that every interval of log n counts
     alike. Where it is fitted is a choice: without the first ten, as by Stringer et al. (Nature 2019), and up to the
-    50th, which few widths lack. Zeros, up to rounding, are left out.
+    50th, which few widths lack.
 
     It is another exponent than `tails.power_law`'s: that is a of the density μ^-a of the eigenvalues themselves, over
     the range where it holds best; of eigenvalues that fall as n^-α everywhere, a is 1 + 1/α.
 
     Args:
-        values: eigenvalues of the covariance, (C,), in any order and unit.
+        values: eigenvalues of the covariance, (C,), in any order and unit; see `above_rounding`.
 
     Returns:
         The exponent; nan where fewer than ten of these eigenvalues are there, or one is not finite.
@@ -65,16 +65,34 @@ def alpha_req(values: np.ndarray) -> float:
     >>> round(alpha_req(np.arange(1.0, 101.0) ** -1.5), 6)
     1.5
     """
-    descending = np.sort(np.asarray(values, dtype=np.float64))[::-1]
-    if not np.isfinite(descending).all():
-        return math.nan
-    used = descending[FIRST - 1 : LAST]
-    used = used[used > len(descending) * np.finfo(np.float64).eps * descending[0]]
+    used = above_rounding(values)[FIRST - 1 : LAST]
     if len(used) < FEWEST:
         return math.nan
     places = np.arange(FIRST, FIRST + len(used))
     slope, _ = np.polyfit(np.log(places), np.log(used / used[0]), 1, w=places**-0.5)  # w multiplies residuals
     return float(-slope)
+
+
+def above_rounding(values: np.ndarray) -> np.ndarray:
+    """Return those eigenvalues of a positive semi-definite matrix that are more than rounding errors, descending.
+
+    Errors of zeros lie on both sides of zero, so that what is below shows their size: up to twice that an eigenvalue
+    is none. It matters: a hundred eigenvalues of 1e-8 are a hundred singular values of 1e-4.
+
+    Args:
+        values: eigenvalues, (C,), in any order.
+
+    Returns:
+        At most (C,); none if one is not finite.
+
+    >>> above_rounding(np.array([1e-9, 4.0, -1e-9, 1.0, -2e-9])).tolist()
+    [4.0, 1.0]
+    """
+    descending = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    if not len(descending) or not np.isfinite(descending).all():
+        return descending[:0]
+    errors = max(-2 * descending[-1], len(descending) * np.finfo(np.float64).eps * descending[0], 0.0)
+    return descending[descending > errors]
 
 
 def logme(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
