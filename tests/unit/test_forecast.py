@@ -87,6 +87,8 @@ def test_scores_are_those_of_the_maps_positions_and_image_means(experiment: conf
     assert deepest["logme"] == pytest.approx(np.nanmean(evidence), abs=1e-5)
     assert result["classes"] == varied.sum() == np.isfinite(evidence).sum()
     assert result["images"] == IMAGES
+    constant = transfer.logme(np.ones((IMAGES, 1)), labels)
+    assert result["constant"] == pytest.approx(np.nanmean(constant))
 
 
 def test_images_are_matched_by_name_not_by_place(experiment: config.Experiment, write: Write) -> None:
@@ -121,7 +123,7 @@ def test_without_any_snapshot_at_step_0_there_is_a_note_and_no_score(
     experiment: config.Experiment, write: Write
 ) -> None:
     result = forecast.forecast(experiment, [write(seed=0, step=1), write(seed=1, step=1)])
-    assert not result["scores"] and not result["images"]
+    assert not result["scores"] and not result["images"] and result["constant"] is None
     assert result["notes"] == [
         "No forecast without a snapshot at step 0, which 0 in training.snapshots keeps: scratch (seed 0, 1)."
     ]

@@ -26,7 +26,7 @@ def scored(scores: Scores, notes: tuple[str, ...] = ()) -> Forecast:
         for seed, last in enumerate(seeds)
         for module, own in (("layer1", (1.0, 1.0, 1.0)), ("layer4", last))
     ]
-    return Forecast(images=100, classes=4, scores=maps, notes=list(notes))
+    return Forecast(images=100, classes=4, constant=-0.6, scores=maps, notes=list(notes))
 
 
 def runs(**precision: list[float]) -> pd.DataFrame:
@@ -36,8 +36,8 @@ def runs(**precision: list[float]) -> pd.DataFrame:
 def test_rows_are_of_the_deepest_map_and_of_all() -> None:
     shown = forecast.shown(scored(SCORES), runs(finetune=[0.4, 0.42], scratch=[0.3, 0.31]))
     assert [(row.arm, row.layer, row.scores) for row in shown.deepest] == [
-        ("finetune", "layer4#1", {"rankme": "31.0 ± 1.4", "alpha": "1.20 ± 0.00", "logme": "-0.500 ± 0.000"}),
-        ("scratch", "layer4#1", {"rankme": "10.0 ± 0.0", "alpha": "2.50 ± 0.00", "logme": "-0.400 ± 0.000"}),
+        ("finetune", "layer4#1", {"rankme": "31.0 ± 1.4", "alpha": "1.20 ± 0.00", "logme": "-0.5000 ± 0.0000"}),
+        ("scratch", "layer4#1", {"rankme": "10.0 ± 0.0", "alpha": "2.50 ± 0.00", "logme": "-0.4000 ± 0.0000"}),
     ]
     assert [row.layer for row in shown.rows] == ["layer1#1", "layer4#1"] * 2
 
@@ -47,7 +47,7 @@ def test_what_each_score_prefers_is_said_and_whether_it_came_so() -> None:
     sentences = forecast.shown(scored(SCORES), runs(finetune=[0.4, 0.42], scratch=[0.3, 0.31])).sentences
     assert sentences == [
         "Before training more was promised of finetune by RankMe (31.0 beside 10.0), of finetune by α (1.20 beside "
-        "2.50), of scratch by LogME (-0.400 beside -0.500).",
+        "2.50), of scratch by LogME (-0.4000 beside -0.5000).",
         "After training finetune is ahead in AP (41.0 beside 30.5), as forecast by RankMe and α, against LogME. "
         + ONE_PAIR,
     ]
@@ -55,7 +55,7 @@ def test_what_each_score_prefers_is_said_and_whether_it_came_so() -> None:
     first, last = forecast.shown(scored(below), runs(finetune=[0.1], scratch=[0.2])).sentences
     assert first == (
         "Before training more was promised of neither by RankMe (1.0 beside 1.0), of scratch by α (1.50 beside 0.20), "
-        "of neither by LogME (1.000 beside 1.000)."
+        "of neither by LogME (1.0000 beside 1.0000)."
     )
     assert last == (
         f"After training scratch is ahead in AP (20.0 beside 10.0), as forecast by α. {ONE_PAIR} Each has a single "

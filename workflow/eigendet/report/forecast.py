@@ -25,7 +25,7 @@ class Score(NamedTuple):
 SCORES = {
     "rankme": Score("RankMe", 1, lambda value: value),
     "alpha": Score("α", 2, lambda value: -abs(value - 1)),
-    "logme": Score("LogME", 3, lambda value: value),
+    "logme": Score("LogME", 4, lambda value: value),
 }
 
 

@@ -192,6 +192,7 @@ class Forecast(Record):
 
     images: NonNegativeInt
     classes: NonNegativeInt
+    constant: FiniteFloat | None
     scores: list[MapScores]
     notes: list[str]
 

@@ -51,6 +51,7 @@ class Forecast(TypedDict):
     version: int
     images: int  # on which they were observed
     classes: int  # that LogME is the mean of
+    constant: float | None  # LogME of one feature that is the same for all images, and tells nothing
     scores: list[MapScores]  # of every run, its maps in order of execution
     notes: list[str]
 
@@ -104,6 +105,9 @@ def forecast(experiment: Experiment, files: Sequence[Path]) -> Forecast:
         "version": layout.FORECAST_VERSION,
         "images": len(usable[0].images) if usable else 0,
         "classes": labels.present.shape[1] if labels else 0,
+        "constant": _finite(float(np.mean(transfer.logme(np.ones((len(labels.present), 1)), labels.present))))
+        if labels
+        else None,
         "scores": [one.scores for one in scored],
         "notes": [*notes, *lack, *_notes_on_maps(scored, labels)],
     }
