@@ -110,7 +110,7 @@ def test_the_stages_run_by_hand_one_after_the_other(
     assert not pd.read_parquet(results / "comparison/metrics.parquet").empty
     said = run("forecast", "-c", configuration, results / "c.h5", "-o", results / "forecast.json")
     assert re.search(
-        r"^scratch, seed 0, layer4.1.relu: rankme [\d.]+, alpha [\d.]+, logme -?[\d.]+$", said, re.MULTILINE
+        r"^scratch, seed 0, layer3.1.relu#1:act: rankme [\d.]+, alpha [\d.]+, logme -?[\d.]+$", said, re.MULTILINE
     )
     derived = results / "widths/derived.json"
     assert "of the parameters" in run("widths", "-c", configuration, "derived", results / "spectra", "-o", derived)

@@ -122,6 +122,7 @@ def forecast(configs: tuple[Path, ...], covariances: tuple[Path, ...], output: P
     widths. Scored is their snapshot at step 0, by RankMe, α-ReQ and LogME; nothing is trained.
     """
     from eigendet import files
+    from eigendet.observe.keys import TapKey
     from eigendet.runs import forecast as stage
 
     result = stage.forecast(read_experiment(configs), covariances)
@@ -129,7 +130,8 @@ def forecast(configs: tuple[Path, ...], covariances: tuple[Path, ...], output: P
     for score in result["scores"]:
         numbers = ((name, score[name]) for name in ("rankme", "alpha", "logme"))
         texts = [f"{name} {number:.4g}" for name, number in numbers if number is not None]
-        click.echo(f"{score['arm']}, seed {score['seed']}, {score['module']}: {', '.join(texts) or 'no scores'}")
+        key = TapKey(score["module"], score["call"], score["point"])
+        click.echo(printable(f"{score['arm']}, seed {score['seed']}, {key}: {', '.join(texts) or 'no scores'}"))
     for note in result["notes"]:
         click.echo(printable(note))
 
