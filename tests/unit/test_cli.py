@@ -30,6 +30,7 @@ VERBS = [
     "merge",
     "spectra",
     "comparison",
+    "forecast",
     "channels",
     "widths",
     "front",

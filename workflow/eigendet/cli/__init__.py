@@ -1,7 +1,8 @@
 """Run each stage by a command, with or without Snakemake.
 
 commands            the command line itself, and what runs networks
-analysis            from covariance files on: spectra, their comparison, widths, the report
+analysis            from covariance files on: spectra, their comparison, forecasts, the report
+widths_commands     channel groups, widths, the front, readings
 init_command        `eigendet init`
 plugin_commands     `eigendet plugins`
 options             what several commands share

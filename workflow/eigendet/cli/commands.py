@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 from eigendet import __version__
-from eigendet.cli.analysis import COMMANDS
+from eigendet.cli import analysis, widths_commands
 from eigendet.cli.init_command import init
 from eigendet.cli.options import (  # fmt: skip
     EXISTING,
@@ -311,7 +311,7 @@ def covariance(configs: tuple[Path, ...], run: Path, shard: str, devices: int, n
     parallel.run(work, experiment.device, devices, nodes)
 
 
-for command in (*COMMANDS, plugins):
+for command in (*analysis.COMMANDS, *widths_commands.COMMANDS, *analysis.REPORTS, plugins):
     main.add_command(command)
 
 
