@@ -16,6 +16,7 @@ from eigendet import files, plugins
 from eigendet.errors import UserError
 from eigendet.observe.keys import TapKey
 from eigendet.report import equal_accuracy
+from eigendet.report.page import write_page
 from eigendet.report.results import read_curve
 from eigendet.spectra import comparison, matching, similarity, tables
 from eigendet.spectra.matching import Curve, Place
@@ -245,3 +246,20 @@ def test_the_place_of_an_accuracy_is_the_first(scores: list[float], score: float
 def test_an_accuracy_that_is_not_reached_from_below_has_no_place(score: float) -> None:
     with pytest.raises(ValueError, match="from below"):
         matching.place_of(Curve("a", "b", "d", 0, [0, 1], [0.1, 0.3]), score)
+
+
+def test_of_many_arms_the_page_unfolds_what_is_not_read_at_once(tmp_path: Path) -> None:
+    arms = ("finetune", "scratch", "a", "b", "c")
+    simulate(tmp_path, arms, seeds=(0,), steps=STEPS, layers=1, progress=dict.fromkeys(arms, SOONER["scratch"]))
+    compare(tmp_path)
+    write_page(tmp_path)
+    findings = (tmp_path / "report.html").read_text().split('<section class="findings"')[1].split("</section>")[0]
+    at_once, unfolded = findings.split("<details>")
+    assert at_once.count("<li>") == 12 and f"<summary>{unfolded.count('<li>')} more sentences</summary>" in unfolded
+    first, second = (f"Spectra of {arms} at equal accuracy" for arms in ("finetune and scratch", "a and b"))
+    assert at_once.index(first) < at_once.index(second)
+    few = tmp_path / "few"
+    simulate(few, seeds=(0,), layers=1)
+    compare(few)
+    write_page(few)
+    assert "more sentence" not in (few / "report.html").read_text()

@@ -37,6 +37,7 @@ from eigendet.report.records import CONFIDENT, FEW, MOST
 from eigendet.report.results import Network, Results
 
 QUANTITY = "effective_rank"  # drawn first, and in files
+SENTENCES = 12  # on a network that are read at once; of many arms the rest unfolds
 
 BOUNDS = {
     "macs": "the cap on MACs",
@@ -178,6 +179,7 @@ def _page(shown: Results) -> str:
         arms={arm: _text(arm, experiment) for arm in runs["arm"].unique()},
         differences=_differences(experiment),
         findings=_findings(shown),
+        at_once=SENTENCES,
         missing=results.missing(folder, experiment),
         averages=results.averages(runs, experiment.with_reference_widths),
         classes=results.accuracy_of_classes(folder, experiment),
@@ -289,9 +291,9 @@ def _findings(shown: Results) -> list[tuple[Network, list[str]]]:
         sentences = equal_accuracy.on_equal_accuracy(compared) if compared else []
         starts = [arm for arm in shown.experiment.with_reference_widths if arm not in ("finetune", "scratch")]
         sentences += accuracy.on_accuracy(runs, next(reversed(shown.experiment.derived), None), starts)
+        sentences += [findings.on_widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]
         if compared:
             sentences += differences.on_spectra(compared.tests)
-        sentences += [findings.on_widths(entry.derived[-1]) for entry in shown.widths if entry.network == network]
         answers.append((network, [sentence for sentence in sentences if sentence]))
     return answers
 
