@@ -99,3 +99,11 @@ def test_an_arm_that_was_pre_trained_with_derived_widths_is_compared_with_those_
     assert text.startswith("Average precision is 42.0 of derived_finetune, 32.0 of derived and 43.0 of finetune.")
     single = on_accuracy(widths(seeds=1, derived=0.3, derived_finetune=0.4), "derived")[-1]
     assert "There is no test, which takes two seeds of each" in single
+
+
+def test_that_seeds_are_too_few_is_said_once() -> None:
+    (text,) = on_accuracy(widths(seeds=2, finetune=0.3, dino=0.4, scratch=0.1), starts=["dino"])
+    assert text.endswith(
+        "and 10.5 of scratch: with so few seeds for 3 pairs of arms no difference can be established (the smallest p "
+        "that they allow is 1, and 0.05 is asked)."
+    )

@@ -258,6 +258,7 @@ def test_of_many_arms_the_page_unfolds_what_is_not_read_at_once(tmp_path: Path) 
     assert at_once.count("<li>") == 12 and f"<summary>{unfolded.count('<li>')} more sentences</summary>" in unfolded
     first, second = (f"Spectra of {arms} at equal accuracy" for arms in ("finetune and scratch", "a and b"))
     assert at_once.index(first) < at_once.index(second)
+    assert "at 4 levels of the range" in (tmp_path / "report.html").read_text()
     few = tmp_path / "few"
     simulate(few, seeds=(0,), layers=1)
     compare(few)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from eigendet.report.wording import told_apart, verdict
+from eigendet.report.wording import LEVEL, told_apart, too_few, verdict
 from eigendet.spectra import significance
 from eigendet.spectra.significance import PermutationTest
 
@@ -74,6 +74,8 @@ def _on_starts(runs: pd.DataFrame, score: str, name: str, arms: Sequence[str]) -
     if not pairs:
         return f"{text}. There is no test, which takes two seeds of each: nothing says how much others would differ."
     tests = significance.over_pairs([_test(runs, score, pair) for pair in pairs])
+    if min(test.smallest for test in tests) > LEVEL:  # said once
+        return f"{text}: {too_few(min(test.smallest for test in tests), len(pairs))}."
     clauses = [
         f"{first} and {other}: "
         + verdict(test.overall, test.smallest, "a difference", "a difference is not shown", len(pairs))

@@ -35,6 +35,7 @@ from eigendet.report import (
 from eigendet.report.figures import file_name
 from eigendet.report.records import CONFIDENT, FEW, MOST
 from eigendet.report.results import Network, Results
+from eigendet.spectra.matching import LEVELS
 
 QUANTITY = "effective_rank"  # drawn first, and in files
 SENTENCES = 12  # on a network that are read at once; of many arms the rest unfolds
@@ -201,6 +202,7 @@ def _page(shown: Results) -> str:
         compared=shown.comparisons,
         tests={network: views.tested(compared.tests) for network, compared in shown.comparisons.items()},
         levels={network: equal_accuracy.level_rows(compared) for network, compared in shown.comparisons.items()},
+        levels_of_pair=LEVELS,
         at_equal={
             network: equal_accuracy.layers_at_equal_accuracy(compared).to_dict("records")
             for network, compared in shown.comparisons.items()

@@ -90,11 +90,22 @@ def verdict(p: float, smallest: float, different: str, not_different: str, pairs
     'a difference (test over runs, p = 0.01)'
     """
     if smallest > LEVEL:
-        beside = f" for {pairs} pairs of arms" if pairs > 1 else ""
-        return (
-            f"with so few seeds{beside} no difference can be established (p = {as_p(p)}; the smallest that they allow "
-            f"is {as_p(smallest)}, and {LEVEL} is asked)"
-        )
+        return too_few(smallest, pairs, p)
     if p <= LEVEL:
         return f"{different} (test over runs, p = {as_p(p)})"
     return f"{not_different} (p = {as_p(p)})"
+
+
+def too_few(smallest: float, pairs: int = 1, p: float | None = None) -> str:
+    """Say that runs are too few for a test to find anything, and what they allow.
+
+    >>> too_few(1 / 3)
+    'with so few seeds no difference can be established (the smallest p that they allow is 0.33, and 0.05 is asked)'
+    """
+    beside = f" for {pairs} pairs of arms" if pairs > 1 else ""
+    allowed = (
+        f"the smallest p that they allow is {as_p(smallest)}"
+        if p is None
+        else (f"p = {as_p(p)}; the smallest that they allow is {as_p(smallest)}")
+    )
+    return f"with so few seeds{beside} no difference can be established ({allowed}, and {LEVEL} is asked)"
