@@ -10,6 +10,7 @@ import click
 
 from eigendet import __version__
 from eigendet.cli import analysis, widths_commands
+from eigendet.cli.export_command import export
 from eigendet.cli.init_command import init
 from eigendet.cli.options import (  # fmt: skip
     EXISTING,
@@ -311,7 +312,7 @@ def covariance(configs: tuple[Path, ...], run: Path, shard: str, devices: int, n
     parallel.run(work, experiment.device, devices, nodes)
 
 
-for command in (*analysis.COMMANDS, *widths_commands.COMMANDS, *analysis.REPORTS, plugins):
+for command in (*analysis.COMMANDS, *widths_commands.COMMANDS, *analysis.REPORTS, export, plugins):
     main.add_command(command)
 
 

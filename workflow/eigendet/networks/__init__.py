@@ -7,6 +7,9 @@ classifier      the classifier as which a backbone is pre-trained
 detector        what a detector may say of itself
 checkpoints     files of tensors with a digest beside each
 snapshots       a network's definition and weights in one file
+standalone      a network's own code, to run without this package
+sources         the source of functions with all that it uses
+program         a detector as a program of torch.export or ONNX
 widths_file     files of widths, by hand or by `eigendet widths`
 weights         weights of a backbone, from wherever they come
 matching        which entries of a file are the backbone's

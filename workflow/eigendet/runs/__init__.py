@@ -17,6 +17,7 @@ gradients       the gradient of a detector's loss at them
 covariances     the covariances of a run's feature maps, at every snapshot
 readings        the last of these with the other weighting too, read by every rule
 forecast        scores of initializations, before any of their training
+export          a run's detector in files that need nothing of this package
 latency         how long networks take for one image
 network_check   every network built and tried before any run
 footprint       bytes of the files that a run leaves
