@@ -38,6 +38,7 @@ VERBS = [
     "report",
     "figures",
     "tensorboard",
+    "export",
     "plugins",
 ]
 

@@ -32,7 +32,7 @@ class Sources:
     >>> sources = Sources()
     >>> sources.add(group_norm)
     >>> list(sources.definitions), sorted(sources.imports)
-    (['HeadNorm', 'group_norm'], ['import math', 'import torch', 'from torch import nn'])
+    (['HeadNorm', 'group_norm'], ['from torch import nn', 'import math', 'import torch'])
     """
 
     def __init__(self, taken: Collection[str] = ()) -> None:

@@ -17,7 +17,6 @@ from eigendet.config import validate_options
 from eigendet.config.sections import PluginChoice
 from eigendet.errors import UserError, first_line, some
 from eigendet.files import Plain
-from eigendet.networks.backbones import plain_backbone
 from eigendet.networks.definition import Definition
 from eigendet.networks.sources import Sources, import_lines
 from eigendet.plugins.discovery import Kind
@@ -94,7 +93,7 @@ def standalone_code(model: nn.Module, definition: Definition, origin: str, weigh
         function, options, takes_class = _chosen(kind, choice)  # type: ignore[arg-type]
         sources.add(function)
         calls[kind] = function.__name__, options, takes_class
-    change = difference(definition._detector(plain_backbone(definition.backbone), definition.size), model)
+    change = difference(definition._at_full_width(definition.size), model)
     code = _written(definition, sources, calls, change, origin, weights)
     _try(code, model, definition)
     return code

@@ -102,7 +102,7 @@ def _write_python(output: Path, record: RunRecord, step: int, model: torch.nn.Mo
     arm, seed = record.run.get("arm"), record.run.get("seed")
     origin = f"Written by eigendet {__version__}: the arm {arm}, seed {seed}, after {step} steps of training."
     with replacing(output) as temporary:
-        temporary.write_text(standalone_code(model, record.definition, origin, weights.name))
+        temporary.write_text(standalone_code(model, record.definition, origin, weights.name), encoding="utf-8")
         with replacing(weights) as beside, beside.open("wb") as file:
             torch.save(model.state_dict(), file)
     return [output, weights]
