@@ -317,7 +317,10 @@ def test_accuracy_is_said_with_its_uncertainty(tmp_path: Path) -> None:
 
 def test_experiments_without_results_have_no_tables(tmp_path: Path) -> None:
     experiment = simulate(tmp_path, seeds=(0,))
-    assert results.missing(tmp_path, experiment) == ["The spectra of rcnn on tiny have not been compared yet."]
+    assert results.missing(tmp_path, experiment) == [
+        "The initializations of rcnn on tiny have not been scored yet.",
+        "The spectra of rcnn on tiny have not been compared yet.",
+    ]
     shutil.rmtree(tmp_path / "evaluation/scratch")
     assert results.missing(tmp_path, experiment)[0].endswith("so without a score: scratch/tiny/rcnn/seed_0.")
     assert isinstance(experiment, config.Experiment)

@@ -147,12 +147,14 @@ def test_runs_that_were_not_compared_are_no_gap(made: tuple[Path, config.Experim
 def test_what_a_comparison_was_made_without_is_said(made: tuple[Path, config.Experiment], tmp_path: Path) -> None:
     folder, experiment = made
     shutil.copytree(folder, tmp_path / "copy")
-    assert results.missing(tmp_path / "copy", experiment) == []
+    unscored = "The initializations of rcnn on tiny have not been scored yet."
+    assert results.missing(tmp_path / "copy", experiment) == [unscored]
     spectra = sorted((tmp_path / "copy/spectra").glob("*/tiny/rcnn/seed_0"))
     comparison.write_comparison(spectra, tmp_path / "copy/comparison/tiny/rcnn", {})
     assert results.missing(tmp_path / "copy", experiment) == [
+        unscored,
         "The comparison of rcnn on tiny was made without finetune/tiny/rcnn/seed_1, scratch/tiny/rcnn/seed_1, "
-        "mine/tiny/rcnn/seed_1."
+        "mine/tiny/rcnn/seed_1.",
     ]
 
 
@@ -198,7 +200,10 @@ def test_the_page_says_of_widths_what_their_files_hold(tmp_path: Path) -> None:
         )  # fmt: skip
         path = layout.path(tmp_path, layout.WIDTHS, arm=arm, backbone="tiny", detector="rcnn")
         widths_file.write_chosen(path, chosen)
-    assert results.missing(tmp_path, experiment) == ["The spectra of rcnn on tiny have not been compared yet."]
+    assert results.missing(tmp_path, experiment) == [
+        "The initializations of rcnn on tiny have not been scored yet.",
+        "The spectra of rcnn on tiny have not been compared yet.",
+    ]
     write_page(tmp_path)
     page = (tmp_path / "report.html").read_text().partition("<script")[0]
     assert "0.9999 of the backbone's parameters at\n  0.900 of its MACs" in page

@@ -120,7 +120,7 @@ def test_below_a_prefix_a_change_redoes_what_depends_on_it(below: Path) -> None:
 def test_jobs_are_those_of_the_workflow_by_itself(tmp_path: Path) -> None:
     write(tmp_path, experiment())
     itself = commands(said(snakemake(tmp_path, experiment(), "--dry-run", "--printshellcmds")))
-    assert len(itself) == 18
+    assert len(itself) == 19
     elsewhere = '    pathvars:\n        results="there/results/minimal"'
     for below, more in [("", ""), ("below/", PREFIX), ("there/", elsewhere)]:
         write(tmp_path, experiment(), more, below)

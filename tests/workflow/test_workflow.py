@@ -125,7 +125,11 @@ def test_a_second_run_finds_nothing_to_do(copied: Finished) -> None:
             set(),
             0,
         ),
-        ({"widths": {"round_to": 4, "heads": True, "rule": "energy"}}, SECOND_ROUND | WIDTHS_AND_AFTER, 8),
+        (
+            {"widths": {"round_to": 4, "heads": True, "rule": "energy"}},
+            SECOND_ROUND | WIDTHS_AND_AFTER | {"pretrain_resized"},
+            8,
+        ),
         (
             {"arms": {arm: {"steps": 5} if arm == "finetune" else {} for arm in ("finetune", "scratch", "derived")}},
             {"train", "covariance", "spectra", "comparison", "forecast", "evaluate", "latency", "report"},
