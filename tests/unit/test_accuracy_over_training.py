@@ -10,6 +10,7 @@ import pytest
 
 from eigendet import config, files
 from eigendet.config.sections import EvaluationSettings
+from eigendet.errors import UserError
 from eigendet.report import figures, results
 from eigendet.report.page import write_page
 from eigendet.runs import stages
@@ -89,3 +90,22 @@ def test_the_page_draws_them(tmp_path: Path) -> None:
     write_page(tmp_path)
     assert 'id="accuracy-steps"' in (tmp_path / "report.html").read_text()
     assert (tmp_path / "figures/accuracy-over-training.svg").is_file()
+
+
+def test_a_snapshot_that_is_missing_is_left_out_and_said(
+    values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values |= {"arms": {"scratch": {}}, "covariance": {"images": 3, "arms": ["scratch"]}}
+    experiment = config.parse(values)
+    run = tmp_path / "runs/scratch/tiny/rcnn/seed_0"
+    stages.train(experiment, "scratch", "tiny", "rcnn", 0, run)
+    (run / "checkpoints/step_0000001.pt").unlink()
+    scores = stages.evaluate(experiment, run)
+    assert [scored["step"] for scored in scores["snapshots"]] == [0, 4]
+    assert "step_0000001.pt: no such file, so step 1 is not scored" in caplog.text
+    files.write_json(tmp_path / "evaluation/scratch/tiny/rcnn/seed_0.json", dict(scores))
+    text = "Not scored, since the snapshot was missing: scratch/tiny/rcnn/seed_0 at 1."
+    assert text in results.missing(tmp_path, experiment)
+    (run / "checkpoints/step_0000004.pt").unlink()
+    with pytest.raises(UserError, match=r"step_0000004\.pt: no such file"):
+        stages.evaluate(experiment, run)

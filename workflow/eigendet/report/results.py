@@ -361,6 +361,15 @@ def _not_compared(folder: Path, experiment: Experiment, network: Network, compar
     ]
 
 
+def _unscored(folder: Path, experiment: Experiment, run: Run) -> str:
+    """Name the steps of an evaluated run at which it should have scores and has none."""
+    file = layout.path(folder, layout.EVALUATION, **run._asdict())
+    scored = {own.step for own in records.read_evaluation(file, run).snapshots} if file.is_file() else set()
+    expected = experiment.evaluation.chosen(run_record(folder, run).snapshots) if scored else []
+    steps = [str(step) for step in expected if step not in scored]
+    return f"{run} at {' and '.join(steps)}" if steps else ""
+
+
 def missing(folder: Path, experiment: Experiment) -> list[str]:
     """Say in sentences what the experiment asks for and its folder does not hold yet."""
     sentences, scored = [], forecasts(folder, experiment)
@@ -372,6 +381,11 @@ def missing(folder: Path, experiment: Experiment) -> list[str]:
         absent = [run for run in runs if not layout.path(folder, pattern, **run._asdict()).is_file()]
         if absent:
             sentences.append(f"{lack}: {', '.join(map(str, absent))}.")
+    lost = [
+        text for run in layout.runs(experiment, experiment.observed) if (text := _unscored(folder, experiment, run))
+    ]
+    if lost:
+        sentences.append(f"Not scored, since the snapshot was missing: {', '.join(lost)}.")
     if any(arm in experiment.with_reference_widths for arm in experiment.observed):
         unscored = [network for network in map(Network._make, experiment.networks) if network not in scored]
         sentences += [f"The initializations of {network} have not been scored yet." for network in unscored]

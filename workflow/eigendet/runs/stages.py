@@ -209,6 +209,8 @@ def _initial_detector(definition: Definition, seed: int, init: Path | None) -> t
 def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
     """Return the accuracy of a complete run on the validation split: at its last snapshot, and if observed at others.
 
+    One that is missing, but not the last, is left out, with a warning.
+
     Raises:
         UserError: the run is not complete, or was trained on other classes.
     """
@@ -236,6 +238,9 @@ def evaluate(experiment: Experiment, folder: Path) -> Evaluation:
         named = f"{job} step {{}}".format if len(steps) > 1 else lambda step: job
         scored: list[SnapshotScores] = []
         for step in steps:
+            if step != record.last_step and not run.snapshot(step).is_file():
+                logger.warning("%s: no such file, so step %d is not scored", run.snapshot(step), step)
+                continue
             _, model, _ = read_snapshot(run.snapshot(step))
             seen = detect(model, dataset, device, named(step))
             averages, curves = score(seen)
