@@ -74,6 +74,17 @@ def test_channel_groups_are_printed_with_what_they_cost(
     assert re.search(r"in all [\d,]+ parameters, [\d,]+ MACs", result.output)
 
 
+# What each of the stages below reports when it ends.
+ENDS = [
+    "check-data detection val: image 4", "pretrain: step 4", "pretrain: image 16", "train finetune seed 0: step 4",
+    "train scratch seed 0: step 4", *(f"evaluate finetune seed 0 step {step}: image 4" for step in (0, 1, 4)),
+    "evaluate seed 0: image 16",
+    "latency: round 28", "covariance scratch seed 0: snapshot 3", "covariance scratch seed 0 shard 1/3: snapshot 3",
+    "covariance scratch seed 0 shard 3/3: snapshot 3", "covariance scratch seed 0: snapshot 1",
+    "train derived seed 0: step 4",
+]  # fmt: skip
+
+
 def test_the_stages_run_by_hand_one_after_the_other(
     values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -130,14 +141,7 @@ def test_the_stages_run_by_hand_one_after_the_other(
     assert "of the MACs" in run("widths", "-c", configuration, "profile", "--derived", derived, "-o", control)
     run("train", "-c", configuration, "--arm", "derived", "--widths", derived, "-o", results / "derived")
     ends = [message for name, _, message in caplog.record_tuples if name == progress.logger.name and "took" in message]
-    assert [re.split(r",| of ", line)[0] for line in ends] == [
-        "check-data detection val: image 4", "pretrain: step 4", "pretrain: image 16", "train finetune seed 0: step 4",
-        "train scratch seed 0: step 4", *(f"evaluate finetune seed 0 step {step}: image 4" for step in (0, 1, 4)),
-        "evaluate seed 0: image 16",
-        "latency: round 28", "covariance scratch seed 0: snapshot 3", "covariance scratch seed 0 shard 1/3: snapshot 3",
-        "covariance scratch seed 0 shard 3/3: snapshot 3", "covariance scratch seed 0: snapshot 1",
-        "train derived seed 0: step 4",
-    ]  # fmt: skip
+    assert [re.split(r",| of ", line)[0] for line in ends] == ENDS
 
 
 @pytest.mark.parametrize(
