@@ -86,7 +86,7 @@ def test_arms_with_several_starts_are_compared_with_one_another() -> None:
     runs = widths(finetune=0.3, dino=0.3001, scratch=0.1)
     (text,) = on_accuracy(runs, starts=["dino"])
     means, clauses = text.split(". ", 1)
-    assert means == "Average precision is 32.0 of finetune, 32.0 of dino and 12.0 of scratch"
+    assert means == "Average precision is 32.00 of finetune, 32.01 of dino and 12.00 of scratch"
     pairs = [clause.split(": ")[0] for clause in clauses.split("; ")]
     assert pairs == ["finetune and dino", "finetune and scratch", "dino and scratch"]
     assert "finetune and dino: a difference is not shown" in text

@@ -227,18 +227,11 @@ def _sources(covariances: tuple[Path, ...], runs: tuple[Path, ...], arm: str | N
     Raises:
         UserError: a run is of another arm, or two are of one seed.
     """
-    from eigendet.runs.folder import RunFolder
+    from eigendet.runs.folder import runs_by_seed
     from eigendet.widths.derivation import Sources
 
-    snapshots = {}
-    for run in map(RunFolder, runs):
-        record = run.read_detector_run()
-        seed, own = record.run.get("seed", -1), record.run.get("arm")
-        if own != arm or seed in snapshots:
-            what = f"seed {seed} of the arm {own}, like another --run" if own == arm else f"the arm {own}"
-            raise UserError(f"{run.path}: a run of {what}; expected one of the arm {arm} for each seed.")
-        snapshots[seed] = [run.snapshot(step) for step in record.snapshots]
-    return Sources(covariances, snapshots)
+    by_seed = runs_by_seed(runs, arm, "--run").items()
+    return Sources(covariances, {seed: [run.snapshot(n) for n in record.snapshots] for seed, (run, record) in by_seed})
 
 
 def _network(experiment: Experiment, backbone: str | None, detector: str | None) -> Definition:

@@ -68,7 +68,10 @@ def _on_starts(runs: pd.DataFrame, score: str, name: str, arms: Sequence[str]) -
         return ""
     if any(values.isna().any() for values in scores.values()):
         return f"Not every run has an {_lower(name)}, so {_listed(list(scores))} are not compared."
-    text = f"{name} is " + _listed([f"{values.mean():.1f} of {arm}" for arm, values in scores.items()])
+    means = {arm: values.mean() for arm, values in scores.items()}
+    pairs_of_means = [told_apart(one, other, digits=1)[0] for one, other in itertools.combinations(means.values(), 2)]
+    decimals = max(len(text.partition(".")[2]) for text in pairs_of_means)
+    text = f"{name} is " + _listed([f"{mean:.{decimals}f} of {arm}" for arm, mean in means.items()])
     tested = [arm for arm, values in scores.items() if len(values) >= 2]
     pairs = list(itertools.combinations(tested, 2))
     if not pairs:

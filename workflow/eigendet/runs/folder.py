@@ -13,6 +13,7 @@ Beside each file of tensors stands its SHA-256, FILE.sha256, as `sha256sum --che
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -219,6 +220,28 @@ class RunFolder:
         command = "train" if detector else "fetch" if "source" in content else "pretrain"
         require_version(self.record, content, layout.RUN_VERSION, f"eigendet {command}")
         return content
+
+
+def runs_by_seed(folders: Iterable[Path], arm: str | None, given: str) -> dict[int, tuple[RunFolder, RunRecord]]:
+    """Return complete runs of detectors of one arm, each with its record, by seed.
+
+    Args:
+        folders: of the runs.
+        arm: theirs.
+        given: what a folder is called where it is given, in errors.
+
+    Raises:
+        UserError: a run is not complete, or of another arm, or two are of one seed.
+    """
+    runs: dict[int, tuple[RunFolder, RunRecord]] = {}
+    for run in map(RunFolder, folders):
+        record = run.read_detector_run()
+        seed, own = record.run.get("seed", -1), record.run.get("arm")
+        if own != arm or seed in runs:
+            what = f"seed {seed} of the arm {own}, like another {given}" if own == arm else f"the arm {own}"
+            raise UserError(f"{run.path}: a run of {what}; expected one of the arm {arm} for each seed.")
+        runs[seed] = run, record
+    return runs
 
 
 def require_same(path: Path, there: Identity, now: Identity) -> None:

@@ -22,7 +22,7 @@ from eigendet.moments.weighting import Weighting
 from eigendet.networks.definition import Definition
 from eigendet.observe import store
 from eigendet.runs.covariances import compute_covariance, probe_indices
-from eigendet.runs.folder import RunFolder, RunRecord
+from eigendet.runs.folder import RunFolder, RunRecord, runs_by_seed
 from eigendet.widths import readings
 from eigendet.widths.dimensions import require_network
 
@@ -79,14 +79,8 @@ def _by_seed(
     Raises:
         UserError: one is of another arm or network, or has no file, or one of another snapshot.
     """
-    arm, runs = experiment.widths.arm, {}
-    files = _covariances_by_run(covariances)
-    for folder in map(RunFolder, folders):
-        record = folder.read_detector_run()
-        seed, own = record.run.get("seed", -1), record.run.get("arm")
-        if own != arm or seed in runs:
-            what = f"seed {seed} of the arm {own}, like another RUN" if own == arm else f"the arm {own}"
-            raise UserError(f"{folder.path}: a run of {what}; expected one of the arm {arm} for each seed.")
+    runs, files = {}, _covariances_by_run(covariances)
+    for seed, (folder, record) in runs_by_seed(folders, experiment.widths.arm, "RUN").items():
         require_network(folder.path, record.definition, network)
         if _name(record.run) not in files:
             raise UserError(f"--covariance: of the run {folder.path} there is none; give its covariance file.")
